@@ -1,0 +1,36 @@
+"""Files: a source read by slice, a plan, a streaming run, a manifest; coded checkpoints read, verified, exported."""
+
+from .export import ExportResult, export
+from .inspect import DiffReport, InspectReport, diff, inspect
+from .manifest import Manifest
+from .plan import CodedTensor, KeptTensor, Plan, make_plan
+from .reader import CodedCheckpoint, open_coded
+from .recipe import Recipe, load_recipe
+from .source import Source, open_source
+from .stream import Progress, QuantizeResult, quantize
+from .verify import VerifyReport, verify
+
+__all__ = [
+    "CodedCheckpoint",
+    "CodedTensor",
+    "DiffReport",
+    "ExportResult",
+    "InspectReport",
+    "KeptTensor",
+    "Manifest",
+    "Plan",
+    "Progress",
+    "QuantizeResult",
+    "Recipe",
+    "Source",
+    "VerifyReport",
+    "diff",
+    "export",
+    "inspect",
+    "load_recipe",
+    "make_plan",
+    "open_coded",
+    "open_source",
+    "quantize",
+    "verify",
+]

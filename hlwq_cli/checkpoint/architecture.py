@@ -1,0 +1,133 @@
+"""Which tensor plays which role: read from configs/architectures, or judged by name and shape."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .safetensors_file import TensorInfo
+
+ROLES = (
+    "attention", "mlp", "expert", "vision", "audio", "projector", "linear",
+    "router", "embedding", "head", "norm", "other",
+)  # fmt: skip
+"""What a tensor can be. The first seven are weights of linear layers or experts, which recipes usually code."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors whose name `pattern` is found in have `role`; with `keep`, they are kept for that reason."""
+
+    pattern: re.Pattern[str]
+    role: str
+    keep: str = ""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Per-expert matrices that become one 3-D tensor, in the layout of the model class in memory.
+
+    Attributes:
+        pattern: finds `prefix` (what the stack's name begins with) and `expert` (its number) in a tensor's name.
+        parts: what must fill `{part}` in the pattern, in the order their rows follow one another in an expert.
+        name: last component of the stack's name.
+    """
+
+    pattern: str
+    parts: tuple[str, ...]
+    name: str
+
+    def match(self, name: str, part: str) -> re.Match[str] | None:
+        """Match a tensor's name as expert matrix `part`."""
+        return _compile(self.pattern.replace("{part}", re.escape(part))).fullmatch(name)
+
+
+@lru_cache(maxsize=None)
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The roles of a family's tensors.
+
+    Attributes:
+        name: of its file, or of the general rule.
+        description: how roles were decided, for people.
+        rules: the first that matches decides.
+        stacks: per-expert matrices to stack.
+    """
+
+    name: str
+    description: str
+    rules: tuple[Rule, ...]
+    stacks: tuple[Stack, ...] = ()
+
+    def role(self, info: TensorInfo) -> Rule:
+        """The rule that decides a tensor's role; a tensor that none knows is `other`."""
+        for rule in self.rules:
+            if rule.pattern.search(info.name):
+                return rule
+        return Rule(re.compile(""), "other", "no rule names it")
+
+
+def configs_folder() -> Path:
+    """The folder of configs: inside the installed package, or at the top of a source tree."""
+    installed = Path(str(resources.files("hlwq_cli"))) / "configs"
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+
+
+def load_architecture(config: Mapping[str, Any]) -> Architecture | None:
+    """The architecture file for a model's config, by its `model_type`; None where there is none."""
+    model_type = str(config.get("model_type", ""))
+    for path in sorted((configs_folder() / "architectures").glob("*.yaml")):
+        document = yaml.safe_load(path.read_text())
+        if model_type in document["model_types"]:
+            return _from_document(path.stem, document)
+    return None
+
+
+def _from_document(name: str, document: dict[str, Any]) -> Architecture:
+    rules = [Rule(re.compile(r["match"]), r["role"], r.get("keep", "")) for r in document["rules"]]
+    unknown = {r.role for r in rules} - set(ROLES)
+    if unknown:
+        raise ValueError(f"{name}.yaml names unknown roles: {sorted(unknown)}")
+    stacks = [Stack(s["match"], tuple(s["parts"]), s["name"]) for s in document.get("stacks", [])]
+    return Architecture(name, f"architecture file {name}.yaml", tuple(rules), tuple(stacks))
+
+
+_GENERAL_RULES = (
+    (r"(^|\.)lm_head\.weight$", "head", ""),
+    (r"(embed|wte|wpe|tok_embeddings|word_embeddings|position)[^/]*\.weight$", "embedding", ""),
+    (r"(norm|ln_\d|ln_f|layernorm)[^.]*\.weight$", "norm", ""),
+    (r"(router|(^|\.)gate|shared_expert_gate)(\.\w+)*\.weight$", "router", ""),
+    (r"\.experts\.(gate_up_proj|down_proj)$", "expert", ""),
+    (r"\.experts\.\d+\..*\.weight$", "expert", ""),
+    (r"(vision|visual|image|vit)[^/]*\.weight$", "vision", ""),
+    (r"(audio|speech)[^/]*\.weight$", "audio", ""),
+    (r"\.weight$", "linear", ""),
+)
+
+
+def general_architecture(linear_names: Iterable[str] | None = None) -> Architecture:
+    """The rule for models without an architecture file.
+
+    Args:
+        linear_names: names of the weights that the model's class holds in linear layers or stacked experts, when the
+            class is known; then nothing else is coded.
+    """
+    rules = [Rule(re.compile(pattern), role, keep) for pattern, role, keep in _GENERAL_RULES]
+    if linear_names is None:
+        return Architecture("general", "general rule, by name and shape", tuple(rules))
+    known = "|".join(re.escape(name) for name in sorted(linear_names))
+    others = Rule(re.compile(rf"^(?!(?:{known})$)"), "other", "not a linear layer of the model's class")
+    return Architecture(
+        "model class", "general rule, limited to the linear layers of the model's class", (others, *rules)
+    )

@@ -1,0 +1,306 @@
+"""The plan: for every tensor of a source, coded how or kept and why, decided from headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+from ..codec import Scheme
+from ..errors import CorruptError, UsageError
+from .architecture import Architecture, Stack, general_architecture, load_architecture
+from .recipe import Recipe
+from .safetensors_file import DTYPES, TensorInfo
+from .source import Source
+
+_FLOATS = ("BF16", "F16", "F32")
+SLICE_WEIGHTS = 4_194_304
+"""Weights read, coded and written at a time: 16 MiB in float32."""
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """One coded matrix, or one stack of them.
+
+    Attributes:
+        name: module path, and the parameter's name for stacked experts.
+        role: of its tensors.
+        shape: (out, in), or (experts, out, in).
+        scheme: how it is coded.
+        parts: the source tensors whose rows, one after the other, are the rows of the coded tensor.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    scheme: Scheme
+    parts: tuple[TensorInfo, ...]
+
+    @property
+    def rows(self) -> int:
+        """Product of all dimensions but the last."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices it holds: its experts, or one."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def outputs(self) -> tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]:
+        """(name, dtype, shape) of the tensors it becomes: codes, scales and, with `log8`, base."""
+        padded = self.scheme.padded(self.shape[-1])
+        lead = self.shape[:-1]
+        codes = (stored_name(self.name, "codes", len(self.shape)), torch.uint8, (*lead, padded * self.scheme.bits // 8))
+        log8 = self.scheme.scale == "log8"
+        blocks = (*lead, padded // self.scheme.block_size)
+        scales = (stored_name(self.name, "scales", len(self.shape)), torch.uint8 if log8 else torch.float16, blocks)
+        base = (stored_name(self.name, "base", len(self.shape)), torch.bfloat16, lead)
+        return (codes, scales, base) if log8 else (codes, scales)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.rows * self.scheme.row_bytes(self.shape[-1])
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, padding not counted."""
+        return math.prod(self.shape)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of its source tensors."""
+        return sum(p.nbytes for p in self.parts)
+
+
+@dataclass(frozen=True)
+class KeptTensor:
+    """A tensor that is copied bit for bit."""
+
+    info: TensorInfo
+    role: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        source: of the weights.
+        recipe: that decided.
+        rule: how roles were found, for people.
+        jobs: coded and kept tensors, in the order of the source's files.
+        dropped: tensors that are not written, and why.
+    """
+
+    source: Source
+    recipe: Recipe
+    rule: str
+    jobs: tuple[CodedTensor | KeptTensor, ...]
+    dropped: tuple[KeptTensor, ...]
+
+    @property
+    def coded(self) -> tuple[CodedTensor, ...]:
+        """The tensors to code."""
+        return tuple(j for j in self.jobs if isinstance(j, CodedTensor))
+
+    @property
+    def kept(self) -> tuple[KeptTensor, ...]:
+        """The tensors to copy."""
+        return tuple(j for j in self.jobs if isinstance(j, KeptTensor))
+
+    @property
+    def coded_bytes(self) -> int:
+        """Stored bytes of coded tensors."""
+        return sum(c.nbytes for c in self.coded)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of kept tensors."""
+        return sum(k.info.nbytes for k in self.kept)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all tensors written."""
+        return self.coded_bytes + self.kept_bytes
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all tensors of the source."""
+        return sum(t.nbytes for t in self.source.tensors.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All stored bits of coded tensors over their weights."""
+        weights = sum(c.weights for c in self.coded)
+        return 8 * self.coded_bytes / weights if weights else 0.0
+
+    @property
+    def unquantized_share(self) -> float:
+        """Share of the source's bytes that stays uncoded."""
+        return self.kept_bytes / self.source_bytes if self.source_bytes else 0.0
+
+    def digest(self) -> str:
+        """A hash of every decision, to tell two plans apart."""
+        lines = [
+            f"{j.name} {j.scheme} {[p.name for p in j.parts]}" if isinstance(j, CodedTensor) else j.info.name
+            for j in self.jobs
+        ]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def stored_name(name: str, kind: str, dimensions: int) -> str:
+    """The key of a coded tensor's `codes`, `scales` or `base`.
+
+    `layer` becomes `layer.codes`; a stack `experts.gate_up_proj` becomes `experts.codes_gate_up_proj`, because
+    transformers matches names that START with `gate_up_proj` when it saves.
+    """
+    if dimensions == 2:
+        return f"{name}.{kind}"
+    prefix, _, last = name.rpartition(".")
+    return f"{prefix}.{kind}_{last}"
+
+
+def make_plan(source: Source, recipe: Recipe) -> Plan:
+    """Decide what becomes of every tensor.
+
+    Raises:
+        UsageError: a pattern of the recipe matches no tensor.
+        CorruptError: an expert is missing or has another shape than its neighbours.
+    """
+    architecture = load_architecture(source.config) or _unknown_architecture(source)
+    _check_patterns(source, recipe)
+    stacked = _find_stacks(source, architecture)
+    dropped = _tied_head(source)
+    gone = {k.info.name for k in dropped}
+    jobs: list[CodedTensor | KeptTensor] = []
+    done: set[str] = set()
+    for name, info in source.tensors.items():
+        if name in gone or name in done:
+            continue
+        stack = stacked.get(name)
+        if stack is not None:
+            done.update(p.name for p in stack[1])
+            jobs.extend(_decide_stack(*stack, architecture, recipe))
+        else:
+            jobs.append(_decide(info, architecture, recipe))
+    return Plan(source, recipe, architecture.description, tuple(jobs), dropped)
+
+
+def _unknown_architecture(source: Source) -> Architecture:
+    from .model_class import linear_weight_names
+
+    return general_architecture(linear_weight_names(source.config, source.tensors))
+
+
+def _check_patterns(source: Source, recipe: Recipe) -> None:
+    options = [("--tensor", p) for p, _ in recipe.overrides]
+    options += [("--include", p) for p in recipe.include] + [("--exclude", p) for p in recipe.exclude]
+    for option, pattern in options:
+        if not any(pattern.search(name) for name in source.tensors):
+            raise UsageError(
+                f"{option} {pattern.pattern!r} matches no tensor.", "`hlwq quantize --dry-run` lists them."
+            )
+
+
+def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> CodedTensor | KeptTensor:
+    rule = architecture.role(info)
+    if rule.keep:
+        return KeptTensor(info, rule.role, rule.keep)
+    bits, reason = recipe.width(info.name, rule.role)
+    if bits is None:
+        return KeptTensor(info, rule.role, reason)
+    three = len(info.shape) == 3 and rule.role == "expert"
+    if not (three or (len(info.shape) == 2 and info.name.endswith(".weight"))):
+        return KeptTensor(info, rule.role, f"shape {list(info.shape)} is no matrix")
+    if info.dtype not in _FLOATS:
+        return KeptTensor(info, rule.role, f"{info.dtype} is no weight type")
+    name = info.name if three else info.name.removesuffix(".weight")
+    return _code(name, rule.role, info.shape, bits, recipe, (info,)) or KeptTensor(
+        info, rule.role, "would not get smaller"
+    )
+
+
+def _decide_stack(
+    name: str, parts: tuple[TensorInfo, ...], shape: tuple[int, ...], architecture: Architecture, recipe: Recipe
+) -> list[CodedTensor | KeptTensor]:
+    """A stack is coded whole or not at all."""
+    role = architecture.role(parts[0]).role
+    widths = {recipe.width(p.name, role) for p in parts}
+    bits, reason = next(iter(widths)) if len(widths) == 1 else (None, "its experts were given different widths")
+    coded = None if bits is None else _code(name, role, shape, bits, recipe, parts)
+    if coded is not None:
+        return [coded]
+    return [KeptTensor(p, role, reason if bits is None else "would not get smaller") for p in parts]
+
+
+def _code(
+    name: str, role: str, shape: tuple[int, ...], bits: int, recipe: Recipe, parts: tuple[TensorInfo, ...]
+) -> CodedTensor | None:
+    s = recipe.scheme
+    coded = CodedTensor(name, role, shape, Scheme(bits, s.block_size, s.scale, s.search), parts)
+    return coded if 0 < coded.nbytes < coded.source_bytes else None
+
+
+Stacked = tuple[str, tuple[TensorInfo, ...], tuple[int, ...]]
+
+
+def _find_stacks(source: Source, architecture: Architecture) -> dict[str, Stacked]:
+    """For each per-expert tensor, the stack it belongs to: (name, source tensors in row order, shape)."""
+    found: dict[str, Stacked] = {}
+    for stack in architecture.stacks:
+        experts: dict[str, dict[int, dict[str, TensorInfo]]] = defaultdict(lambda: defaultdict(dict))
+        for part in stack.parts:
+            for name, info in source.tensors.items():
+                match = stack.match(name, part)
+                if match:
+                    experts[f"{match['prefix']}.{stack.name}"][int(match["expert"])][part] = info
+        for name, members in experts.items():
+            entry = _join(name, stack, members)
+            found.update({p.name: entry for p in entry[1]})
+    return found
+
+
+def _join(name: str, stack: Stack, members: dict[int, dict[str, TensorInfo]]) -> Stacked:
+    lacking = [
+        f"{name} expert {e} {p}" for e in range(max(members) + 1) for p in stack.parts if p not in members.get(e, {})
+    ]
+    if lacking:
+        raise CorruptError(f"{lacking[0]} is missing ({len(lacking)} such).", "Fetch the checkpoint again.")
+    parts = tuple(members[e][p] for e in range(len(members)) for p in stack.parts)
+    odd = [p.name for p in parts if len(p.shape) != 2 or (p.shape, p.dtype) != (parts[0].shape, parts[0].dtype)]
+    if odd:
+        raise CorruptError(
+            f"{odd[0]} has another shape or type than its fellow experts.", "Fetch the checkpoint again."
+        )
+    rows, columns = parts[0].shape
+    return name, parts, (len(members), rows * len(stack.parts), columns)
+
+
+def _tied_head(source: Source) -> tuple[KeptTensor, ...]:
+    """A head stored beside the embeddings it is tied to, when the bytes are the same."""
+    text = source.config.get("text_config") or {}
+    tied = source.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+    heads = [t for n, t in source.tensors.items() if re.search(r"(^|\.)lm_head\.weight$", n)]
+    embeddings = [t for n, t in source.tensors.items() if re.search(r"embed_tokens\.weight$", n)]
+    if not (tied and len(heads) == 1 and len(embeddings) == 1):
+        return ()
+    if (heads[0].shape, heads[0].dtype) != (embeddings[0].shape, embeddings[0].dtype):
+        return ()
+    if source.repo is None and not _same_bytes(source, heads[0], embeddings[0]):
+        return ()
+    return (KeptTensor(heads[0], "head", f"tied to {embeddings[0].name}, never written"),)
+
+
+def _same_bytes(source: Source, a: TensorInfo, b: TensorInfo) -> bool:
+    step = SLICE_WEIGHTS * DTYPES[a.dtype].itemsize
+    return all(
+        source.read_bytes(a, at, min(step, a.nbytes - at)) == source.read_bytes(b, at, min(step, b.nbytes - at))
+        for at in range(0, a.nbytes, step)
+    )

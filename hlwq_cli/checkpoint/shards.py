@@ -1,0 +1,199 @@
+"""Output shards: which tensors share a file, and a writer that fills one in any order and renames it when whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import NotAllowedError, OutOfSpaceError
+from .plan import CodedTensor, KeptTensor
+from .safetensors_file import DTYPES, build_header
+from .source import INDEX
+
+FORMAT_VERSION = 1
+_METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
+_HASH_STEP = 8 * 2**20
+
+OutputTensor = tuple[str, torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One output file and what goes into it."""
+
+    file: str
+    jobs: tuple[CodedTensor | KeptTensor, ...]
+
+    @property
+    def tensors(self) -> list[OutputTensor]:
+        """Its tensors as they lie in the file: wide types first, so that each starts aligned."""
+        tensors = [t for job in self.jobs for t in outputs(job)]
+        return sorted(tensors, key=lambda t: -t[1].itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(_job_bytes(job) for job in self.jobs)
+
+
+def outputs(job: CodedTensor | KeptTensor) -> tuple[OutputTensor, ...]:
+    """(name, dtype, shape) of what a job writes."""
+    if isinstance(job, CodedTensor):
+        return job.outputs
+    return ((job.info.name, DTYPES[job.info.dtype], job.info.shape),)
+
+
+def _job_bytes(job: CodedTensor | KeptTensor) -> int:
+    return job.nbytes if isinstance(job, CodedTensor) else job.info.nbytes
+
+
+def divide(jobs: Iterable[CodedTensor | KeptTensor], max_bytes: int) -> tuple[Shard, ...]:
+    """Spread jobs, in order, over files of at most `max_bytes` (a larger job has a file of its own)."""
+    groups: list[list[CodedTensor | KeptTensor]] = [[]]
+    size = 0
+    for job in jobs:
+        n = _job_bytes(job)
+        if groups[-1] and size + n > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(job)
+        size += n
+    if len(groups) == 1:
+        return (Shard("model.safetensors", tuple(groups[0])),)
+    return tuple(
+        Shard(f"model-{i:05d}-of-{len(groups):05d}.safetensors", tuple(group)) for i, group in enumerate(groups, 1)
+    )
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutOfSpaceError(
+                f"The disk of {path.parent} is full.", "Free space and run the same command again; it continues."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise NotAllowedError(f"{path.parent} cannot be written to.", "Choose another output folder.") from error
+        raise
+
+
+class ShardWriter:
+    """Fills one shard by position; several threads may write at once.
+
+    The file has a temporary name until `finish`, which syncs, hashes and renames it.
+    """
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self.path = folder / shard.file
+        self.partial = folder / f".{shard.file}.partial"
+        header = build_header(shard.tensors, _METADATA)
+        self.places: dict[str, tuple[int, int]] = {}
+        at = len(header)
+        for name, dtype, shape in shard.tensors:
+            n = torch.Size(shape).numel() * dtype.itemsize
+            self.places[name] = (at, n)
+            at += n
+        self.size = at
+        with disk_errors(self.path):
+            self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            os.ftruncate(self._fd, at)
+            self._write(header, 0)
+
+    def write(self, name: str, start: int, data: torch.Tensor | bytearray) -> None:
+        """Write part of a tensor's data, `start` bytes into it."""
+        if isinstance(data, torch.Tensor):
+            view = memoryview(data.contiguous().view(torch.uint8).numpy().data).cast("B")
+        else:
+            view = memoryview(data)
+        with disk_errors(self.path):
+            self._write(view, self.places[name][0] + start)
+
+    def _write(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            n = os.pwrite(self._fd, view, offset)
+            view, offset = view[n:], offset + n
+
+    def finish(self) -> str:
+        """Sync, hash and rename the file; returns its sha256."""
+        with disk_errors(self.path):
+            os.fsync(self._fd)
+            digest = self.hash(0, self.size)
+            self._close()
+            os.replace(self.partial, self.path)
+            sync_folder(self.path.parent)
+        return digest
+
+    def hash_tensors(self, names: list[str]) -> str:
+        """sha256 of several tensors' data, one after the other."""
+        digest = hashlib.sha256()
+        for name in names:
+            self._hash_range(digest, *self.places[name])
+        return digest.hexdigest()
+
+    def hash(self, start: int, length: int) -> str:
+        """sha256 of a range of the file."""
+        digest = hashlib.sha256()
+        self._hash_range(digest, start, length)
+        return digest.hexdigest()
+
+    def _hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
+        for at in range(start, start + length, _HASH_STEP):
+            digest.update(os.pread(self._fd, min(_HASH_STEP, start + length - at), at))
+
+    def abandon(self) -> None:
+        """Close and remove the unfinished file."""
+        self._close()
+        self.partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames within a folder last through a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+
+
+def write_index(folder: Path, shards: Sequence[Shard]) -> None:
+    """Write the index that says which shard holds which tensor; a single shard needs none."""
+    if len(shards) == 1:
+        return
+    weight_map = {name: shard.file for shard in shards for name, _, _ in shard.tensors}
+    index = {"metadata": {"total_size": sum(s.nbytes for s in shards)}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / INDEX, index)
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write a JSON file whole or not at all."""
+    write_file(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())

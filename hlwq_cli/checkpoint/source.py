@@ -1,0 +1,237 @@
+"""Where weights come from: a folder or a Hub repository, read by slice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from .hub import HubRepo, is_repo_id
+from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
+
+INDEX = "model.safetensors.index.json"
+_WEIGHT_SUFFIXES = (
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".pkl",
+    ".safetensors.index.json", ".bin.index.json",
+)  # fmt: skip
+
+
+@dataclass
+class Source:
+    """An unquantized checkpoint.
+
+    Attributes:
+        id: as the user named it.
+        revision: the commit, for a Hub repository.
+        config: its config.json.
+        tensors: every tensor, in the order of files and offsets.
+        companions: names of all files that are no weights, relative to the root.
+        root: the folder that files are read from.
+        repo: the Hub repository that fills `root`, or None.
+    """
+
+    id: str
+    revision: str | None
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    companions: tuple[str, ...]
+    root: Path
+    repo: HubRepo | None = None
+    _files: dict[str, int] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def path(self, file: str) -> Path:
+        """The local path of a file, fetched first where it must be."""
+        return self.root / file if self.repo is None else self.repo.fetch(file)
+
+    def read(self, info: TensorInfo, first_row: int = 0, rows: int | None = None) -> torch.Tensor:
+        """Rows of a tensor whose leading dimensions are taken as one: (rows, last dimension), in its dtype."""
+        columns = info.shape[-1] if info.shape else 1
+        rows = info.rows - first_row if rows is None else rows
+        row_bytes = columns * DTYPES[info.dtype].itemsize
+        data = self.read_bytes(info, first_row * row_bytes, rows * row_bytes)
+        return torch.frombuffer(data, dtype=DTYPES[info.dtype]).view(rows, columns)
+
+    def read_bytes(self, info: TensorInfo, start: int, length: int) -> bytearray:
+        """`length` bytes of a tensor's data from `start`."""
+        data = bytearray(length)
+        read_into(self._descriptor(info), memoryview(data), info.offset + start, info.file)
+        return data
+
+    def _descriptor(self, info: TensorInfo) -> int:
+        with self._lock:
+            if info.file not in self._files:
+                path = self.path(info.file)
+                if self.repo is not None:
+                    self._check_fetched(path, info.file)
+                self._files[info.file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return self._files[info.file]
+
+    def _check_fetched(self, path: Path, file: str) -> None:
+        header, _ = read_header(path, file)
+        planned = {t.name: t for t in self.tensors.values() if t.file == file}
+        if header != planned:
+            raise CorruptError(f"{file} as fetched differs from its header on the Hub.", "Delete it and run again.")
+
+    def close(self) -> None:
+        """Close the files."""
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the weights without reading them: id and commit, or size and header hash of each file."""
+        if self.repo is not None:
+            return {"repo": self.id, "revision": self.revision}
+        files = sorted({t.file for t in self.tensors.values()})
+        return {"files": {f: [self.path(f).stat().st_size, _header_hash(self.path(f))] for f in files}}
+
+
+def _header_hash(path: Path) -> str:
+    with path.open("rb") as f:
+        length = f.read(8)
+        return hashlib.sha256(length + f.read(int.from_bytes(length, "little"))).hexdigest()[:16]
+
+
+def open_source(model: str, revision: str | None = None) -> Source:
+    """Open a folder or a Hub repository.
+
+    Args:
+        model: a path, or `owner/name` on the Hub.
+        revision: branch, tag or commit of a Hub repository.
+
+    Raises:
+        NotFoundError: neither exists.
+        CorruptError: its files contradict each other.
+        UnsupportedError: it is quantized already, or has no safetensors weights.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise UsageError(f"--revision needs a Hub id, and {model} is a folder.")
+        source = _open_folder(model, path)
+    elif is_repo_id(model) and not path.exists():
+        source = _open_repo(model, revision)
+    else:
+        raise NotFoundError(f"There is no folder {model}.", "Give a folder with a checkpoint, or a Hub id owner/name.")
+    refuse_quantized(source)
+    return source
+
+
+def _open_folder(model: str, root: Path) -> Source:
+    config = read_json(root / "config.json", "config.json")
+    index = root / INDEX
+    names = sorted(p.name for p in root.glob("*.safetensors"))
+    weight_map = read_weight_map(index) if index.exists() else None
+    tensors = collect_tensors({f: _header(root, f) for f in _weight_files(names, weight_map, model)}, weight_map)
+    files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    return Source(model, None, config, tensors, _companions(files), root)
+
+
+def _open_repo(model: str, revision: str | None) -> Source:
+    repo = HubRepo.find(model, revision)
+    config = read_json(repo.fetch("config.json"), "config.json") if "config.json" in repo.files else {}
+    names = sorted(f for f in repo.files if f.endswith(".safetensors") and "/" not in f)
+    weight_map = read_weight_map(repo.fetch(INDEX)) if INDEX in repo.files else None
+    headers = {f: repo.header(f) for f in _weight_files(names, weight_map, model)}
+    return Source(
+        model, repo.commit, config, collect_tensors(headers, weight_map), _companions(repo.files), repo.root, repo
+    )
+
+
+def read_json(path: Path, name: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise NotFoundError(f"There is no {name} in {path.parent}.", "Is this a checkpoint's folder?") from error
+    except ValueError as error:
+        raise CorruptError(f"{name} is not valid JSON: {error}.", "Fetch it again.") from error
+    if not isinstance(document, dict):
+        raise CorruptError(f"{name} is not a JSON object.", "Fetch it again.")
+    return document
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Which file holds which tensor, by an index; names that leave the folder are an error."""
+    weight_map = read_json(path, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CorruptError(f"{INDEX} has no weight_map.", "Fetch it again.")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
+            raise CorruptError(
+                f"{INDEX} places {name} in {file!r}, outside the folder.", "Do not trust this checkpoint."
+            )
+    return weight_map
+
+
+def _weight_files(names: list[str], weight_map: Mapping[str, str] | None, model: str) -> list[str]:
+    if weight_map is not None:
+        missing = sorted(set(weight_map.values()) - set(names))
+        if missing:
+            raise CorruptError(f"{model} lacks {', '.join(missing)}, which its index names.", "Fetch them.")
+        return sorted(set(weight_map.values()))
+    if not names:
+        raise UnsupportedError(
+            f"{model} has no safetensors weights.", "Convert it first; pickled weights (.bin, .pt) are never read."
+        )
+    return names
+
+
+def _header(root: Path, file: str) -> dict[str, TensorInfo]:
+    return read_header(root / file, file)[0]
+
+
+def collect_tensors(
+    headers: dict[str, dict[str, TensorInfo]], weight_map: Mapping[str, str] | None
+) -> dict[str, TensorInfo]:
+    """All tensors of several files, in order; a tensor listed twice, or an index that disagrees, is an error."""
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers.values():
+        for name, info in sorted(header.items(), key=lambda item: item[1].offset):
+            if name in tensors:
+                raise CorruptError(f"{name} is in both {tensors[name].file} and {info.file}.", "Remove one of them.")
+            tensors[name] = info
+    if weight_map is not None:
+        wrong = sorted(n for n, f in weight_map.items() if n not in tensors or tensors[n].file != f)
+        extra = sorted(set(tensors) - set(weight_map))
+        if wrong or extra:
+            raise CorruptError(
+                f"Index and files disagree: {', '.join((wrong + extra)[:5])} ({len(wrong + extra)} tensors).",
+                "Fetch the checkpoint again.",
+            )
+    return tensors
+
+
+def _companions(files: list[str]) -> tuple[str, ...]:
+    """Files to bring along: all but weights, hidden ones, caches and the model card, which is written anew."""
+    return tuple(
+        f for f in files
+        if not f.endswith(_WEIGHT_SUFFIXES) and not any(part.startswith((".", "__pycache__")) for part in Path(f).parts)
+    )  # fmt: skip
+
+
+def refuse_quantized(source: Source) -> None:
+    """Raise UnsupportedError where weights are coded already."""
+    config = source.config.get("quantization_config") or source.config.get("compression_config")
+    if config:
+        method = str(config.get("quant_method", "unknown"))
+        raise UnsupportedError(
+            f"{source.id} is quantized already ({method}).", "Give the unquantized checkpoint it was made from."
+        )
+    for info in source.tensors.values():
+        if info.dtype.startswith(("F8", "F4")) or info.name.endswith(
+            (".qweight", ".codes", ".qzeros", ".weight_packed")
+        ):
+            raise UnsupportedError(
+                f"{source.id} holds quantized weights ({info.name} is {info.dtype}).",
+                "Give the unquantized checkpoint it was made from.",
+            )

@@ -1,0 +1,89 @@
+"""How a weight is coded, and the container of a coded weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from hlwq_kernels import CodeTables
+from hlwq_kernels.encode import ScaleKind
+
+from ..errors import UsageError
+from .codebook import MAX_BITS, MIN_BITS, lloyd_max
+
+BLOCK_SIZES = (32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The one description of a coding.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        block_size: weights along the input dimension that are rotated together and share a scale.
+        scale: `log8`, one byte a block and a bf16 base a row, or `fp16`, the block's L2 norm.
+        search: try 30 scales a block and keep the best; changes the encoder only, no reader.
+    """
+
+    bits: int
+    block_size: int = 64
+    scale: ScaleKind = "log8"
+    search: bool = True
+
+    def __post_init__(self) -> None:
+        if not MIN_BITS <= self.bits <= MAX_BITS:
+            raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {self.bits}.")
+        if self.block_size not in BLOCK_SIZES:
+            raise UsageError(f"A block has {', '.join(map(str, BLOCK_SIZES))} weights, not {self.block_size}.")
+        if self.scale not in ("log8", "fp16"):
+            raise UsageError(f"Block scales are 'log8' or 'fp16', not {self.scale!r}.")
+
+    @classmethod
+    def classic(cls, bits: int) -> Scheme:
+        """The published method: blocks of 128, raw L2 norms in fp16, no search."""
+        return cls(bits, block_size=128, scale="fp16", search=False)
+
+    @property
+    def tables(self) -> CodeTables:
+        """The codebook and its look-up tables."""
+        return CodeTables.from_centroids(lloyd_max(self.bits))
+
+    def padded(self, columns: int) -> int:
+        """`columns` rounded up to whole blocks."""
+        return -(-columns // self.block_size) * self.block_size
+
+    def row_bytes(self, columns: int) -> int:
+        """Stored bytes of one row: codes, scales and base."""
+        padded = self.padded(columns)
+        scales = padded // self.block_size * (1 if self.scale == "log8" else 2)
+        return padded * self.bits // 8 + scales + (2 if self.scale == "log8" else 0)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A coded weight of shape (..., out, in).
+
+    Attributes:
+        codes: uint8 (..., out, padded_in * bits / 8), packed bit planes.
+        scales: uint8 (`log8`) or float16 (`fp16`), (..., out, padded_in / block_size).
+        base: bfloat16 (..., out) for `log8`, None for `fp16`.
+        shape: of the weight.
+        scheme: how it was coded.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    base: torch.Tensor | None
+    shape: tuple[int, ...]
+    scheme: Scheme
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.base is None else self.base.nbytes)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """All stored bits over the number of weights."""
+        return 8 * self.nbytes / math.prod(self.shape)

@@ -1,0 +1,45 @@
+"""hlwq export: a coded checkpoint back to a plain one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..ui.errors import handled
+from ..ui.options import FormatOption, JsonOption, QuietOption, parse_size
+from ..ui.sink import Format, Sink
+
+
+@handled
+def export(
+    path: Annotated[str, typer.Argument(help="An HLWQ folder, or a Hub id owner/name.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],
+    to: Annotated[
+        str, typer.Option(help="Type of decoded weights: bf16, f16 or f32. Kept tensors keep theirs.")
+    ] = "bf16",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest output file.")] = "4GB",
+    format: FormatOption = Format.auto,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a plain checkpoint, with its source's names and layout, that any tool loads."""
+    sink = Sink(format, json, quiet)
+    from ..checkpoint import export as decode_to
+    from ..ui.progress import bytes_display
+    from ..ui.sink import size
+
+    with bytes_display(sink, 0, "") as (bar, task):
+
+        def show(name: str, done: int, total: int) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, description=name, completed=done, total=total)
+
+        result = decode_to(path, out, to, max_shard_bytes=parse_size(max_shard_size), progress=show)
+    sink.result(
+        "export",
+        result,
+        lambda console: console.print(f"{result.path}: {result.tensors} tensors, {size(result.bytes)}, plain {to}"),
+        str(result.path),
+    )

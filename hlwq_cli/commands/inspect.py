@@ -1,0 +1,73 @@
+"""hlwq inspect: what a coded checkpoint is made of, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..ui.errors import handled
+from ..ui.options import FormatOption, JsonOption, QuietOption
+from ..ui.sink import Format, Sink
+
+
+@handled
+def inspect(
+    path: Annotated[str, typer.Argument(help="An HLWQ folder, or a Hub id owner/name.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file, look at every scale; exit 6 if any is wrong.")
+    ] = False,
+    diff: Annotated[
+        Path | None, typer.Option(metavar="OTHER", help="Compare with another HLWQ folder; exit 6 if they differ.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    format: FormatOption = Format.auto,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show each tensor's role, shape, bits, bytes and error; the histogram of bits; what stayed exact.
+
+    Reads headers and small files only, of a Hub id too, unless --verify is given.
+    """
+    sink = Sink(format, json, quiet)
+    from ..errors import UsageError
+
+    if verify and diff is not None:
+        raise UsageError("--verify and --diff are two questions.", "Ask them one after the other.")
+    if diff is not None:
+        _diff(sink, path, diff)
+    elif verify:
+        _verify(sink, path, revision)
+    else:
+        from ..checkpoint import inspect as describe
+        from ..ui.show import show_inspected
+
+        show_inspected(sink, describe(path, revision))
+
+
+def _diff(sink: Sink, path: str, other: Path) -> None:
+    from ..checkpoint import diff
+    from ..errors import GateMissedError
+    from ..ui.show import show_diff
+
+    report = diff(path, other)
+    show_diff(sink, report)
+    if not report.identical:
+        raise GateMissedError("The checkpoints differ.")
+
+
+def _verify(sink: Sink, path: str, revision: str | None) -> None:
+    from ..checkpoint import open_coded
+    from ..checkpoint import verify as check
+    from ..errors import GateMissedError
+    from ..ui.progress import bytes_display
+    from ..ui.show import show_verified
+
+    checkpoint = open_coded(path, revision)
+    with bytes_display(sink, sum(f.size for f in checkpoint.manifest.files), "hashing") as (bar, task):
+        report = check(checkpoint, lambda n: bar.advance(task, n) if bar is not None and task is not None else None)
+    checkpoint.close()
+    show_verified(sink, report)
+    if report.problems:
+        raise GateMissedError(f"{len(report.problems)} problems: {report.problems[0]}.", "Fetch those files again.")

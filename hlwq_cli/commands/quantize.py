@@ -1,0 +1,88 @@
+"""hlwq quantize: a checkpoint to a smaller one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..ui.errors import handled
+from ..ui.options import FormatOption, JsonOption, QuietOption, parse_share, parse_size
+from ..ui.sink import Format, Sink
+
+if TYPE_CHECKING:
+    from ..checkpoint import Recipe
+
+
+@handled
+def quantize(
+    model: Annotated[str, typer.Argument(help="A folder with a safetensors checkpoint, or a Hub id owner/name.")],
+    out: Annotated[Path | None, typer.Argument(help="Folder to write. By default NAME-HLWQ-Q5, here.")] = None,
+    bits: Annotated[int, typer.Option(help="Width of a code, 2 to 8.")] = 5,
+    recipe: Annotated[str, typer.Option(help="default, classic, attention-plus-one, or a .yaml file.")] = "default",
+    effort: Annotated[
+        str, typer.Option(help="default, or fast: no scale search, 4x quicker, 1.3-1.5x the error.")
+    ] = "default",
+    tensor: Annotated[
+        list[str], typer.Option(metavar="REGEX=BITS", help="Other bits, or 'keep', for matching tensors.")
+    ] = [],  # noqa: B006
+    include: Annotated[list[str], typer.Option(metavar="REGEX", help="Code only tensors that match.")] = [],  # noqa: B006
+    exclude: Annotated[list[str], typer.Option(metavar="REGEX", help="Keep tensors that match.")] = [],  # noqa: B006
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hub id of a local folder's origin, for the card.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, from headers only; write nothing.")
+    ] = False,
+    max_unquantized: Annotated[
+        str | None, typer.Option(metavar="SHARE", help="Fail when more of the bytes would stay uncoded, e.g. 10%.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest output file.")] = "2GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier hlwq result in OUT.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that code. By default one a processor.")] = None,
+    format: FormatOption = Format.auto,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Code a checkpoint's linear layers and experts; keep the rest bit for bit.
+
+    A killed run continues when the same command is given again, and ends with the same bytes.
+    """
+    sink = Sink(format, json, quiet)
+    from ..checkpoint import load_recipe
+
+    settled = load_recipe(
+        recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
+    )
+    share = None if max_unquantized is None else parse_share(max_unquantized)
+    shard_bytes = parse_size(max_shard_size)
+    if dry_run:
+        _show_plan(sink, model, revision, settled, share, threads)
+        return
+    from ..checkpoint import quantize as run
+    from ..ui.progress import run_display
+    from ..ui.show import show_quantized
+
+    folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
+    with run_display(sink) as display:
+        result = run(
+            model, folder, settled, revision=revision, max_shard_bytes=shard_bytes, max_unquantized=share,
+            overwrite=overwrite, base_model=base_model, threads=threads, progress=display,
+        )  # fmt: skip
+    show_quantized(sink, result)
+
+
+def _show_plan(
+    sink: Sink, model: str, revision: str | None, recipe: Recipe, share: float | None, threads: int | None
+) -> None:
+    from ..checkpoint import make_plan, open_source
+    from ..checkpoint.stream import check_unquantized
+    from ..ui.show import show_plan
+
+    source = open_source(model, revision)
+    plan = make_plan(source, recipe)
+    source.close()
+    show_plan(sink, plan, threads)
+    check_unquantized(plan, share)

@@ -1,0 +1,59 @@
+"""The `hlwq` command: names the subcommands, and imports none of them before it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__
+
+COMMANDS = ("quantize", "inspect", "export")
+_EPILOG = "HLWQ_DEBUG=1 shows tracebacks. HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR mean what they mean elsewhere."
+
+
+class _LazyGroup(TyperGroup):
+    """Finds a subcommand in hlwq_cli/commands when it is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"hlwq_cli.commands.{cmd_name}")
+        single = typer.Typer(add_completion=False)
+        single.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(single)
+
+
+app = typer.Typer(
+    name="hlwq", cls=_LazyGroup, no_args_is_help=True, epilog=_EPILOG, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"hlwq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Language models in packed Hadamard-Lloyd codes: smaller on disk, and back."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

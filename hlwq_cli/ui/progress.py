@@ -1,0 +1,77 @@
+"""How far a run is: a bar on a terminal, one line a shard without one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from .sink import Format, Sink, size
+
+if TYPE_CHECKING:
+    from ..checkpoint import Progress as RunProgress
+
+
+class RunDisplay(Protocol):
+    """Is told how far a quantize run is."""
+
+    def __call__(self, event: RunProgress) -> None:
+        """Show `event`."""
+
+
+@contextmanager
+def run_display(sink: Sink) -> Iterator[RunDisplay]:
+    """The display that fits where stderr goes."""
+    if sink.format is Format.quiet:
+        yield lambda event: None
+    elif sink.err.is_terminal:
+        with _bar(sink) as progress:
+            task = progress.add_task("", total=None)
+            yield lambda event: progress.update(
+                task, completed=event.done_bytes, total=event.total_bytes, description=event.tensor or event.shard
+            )
+    else:
+        yield _Lines(sink)
+
+
+@contextmanager
+def bytes_display(sink: Sink, total: int, what: str) -> Iterator[tuple[Progress | None, TaskID | None]]:
+    """A plain bar over `total` bytes on a terminal, and nothing without one."""
+    if sink.format is Format.quiet or not sink.err.is_terminal:
+        yield None, None
+    else:
+        with _bar(sink) as progress:
+            yield progress, progress.add_task(what, total=total)
+
+
+def _bar(sink: Sink) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", style="dim"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=sink.err,
+        transient=True,
+    )
+
+
+class _Lines:
+    """One line for every finished shard."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+        self.started = time.monotonic()
+        self.before: int | None = None
+
+    def __call__(self, event: RunProgress) -> None:
+        if self.before is None:
+            self.before = event.done_bytes
+        if event.shard:
+            seconds = max(time.monotonic() - self.started, 1e-9)
+            speed = size((event.done_bytes - self.before) / seconds)
+            done = f"{event.shards_done}/{event.shards}"
+            self.sink.note(f"{event.shard} ({done}): {event.done_bytes / event.total_bytes:.0%}, {speed}/s")

@@ -1,0 +1,134 @@
+"""Results of quantize and inspect, for people."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from .sink import Sink, size
+
+if TYPE_CHECKING:
+    from ..checkpoint import DiffReport, InspectReport, Plan, QuantizeResult, VerifyReport
+
+
+def show_plan(sink: Sink, plan: Plan, threads: int | None) -> None:
+    """Every tensor, coded how or kept and why; then sizes, disk and memory."""
+    from ..checkpoint.estimate import estimate
+
+    cost = estimate(plan, threads)
+
+    def human(console: Console) -> None:
+        table = Table(box=None, header_style="bold")
+        for column in ("tensor", "role", "shape", "coded", "bytes"):
+            table.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
+        for line in cost.tensors:
+            table.add_row(line.name, line.role, "x".join(map(str, line.shape)), line.decision, f"{line.bytes:,}")
+        console.print(table)
+        _summary(console, cost.roles)
+        console.print(f"Roles by: {plan.rule}.")
+        console.print(
+            f"{size(plan.source_bytes)} become {size(plan.output_bytes)}; coded at {plan.bits_per_weight:.3f} bits per "
+            f"weight; {plan.unquantized_share:.1%} of the bytes stay uncoded."
+        )
+        console.print(f"Needs {size(cost.disk_bytes)} of disk and about {size(cost.memory_bytes)} of memory.")
+
+    sink.result("plan", cost, human, str(plan.output_bytes))
+
+
+def _summary(console: Console, roles: dict[str, dict[str, int]]) -> None:
+    for role, counts in roles.items():
+        coded, kept = counts["coded"], counts["kept"]
+        console.print(f"{role}: {coded} matrices coded, {kept} tensors kept, {size(counts['bytes'])}")
+
+
+def show_quantized(sink: Sink, result: QuantizeResult) -> None:
+    """What a run made."""
+    m = result.manifest
+    total = m.coded_bytes + m.kept_bytes
+
+    def human(console: Console) -> None:
+        if result.already_complete:
+            console.print(f"{result.path} is complete already; nothing was done.")
+        if result.resumed_shards:
+            console.print(f"Continued after {result.resumed_shards} finished shards.")
+        console.print(
+            f"{result.path}: {size(m.source_bytes)} became {size(total)}; {len(m.coded)} tensors coded at "
+            f"{m.bits_per_weight:.3f} bits per weight, {len(m.kept)} kept; {result.unquantized_share:.1%} of the bytes "
+            "stayed uncoded."
+        )
+        if m.coded:
+            worst = max(m.coded, key=lambda t: t.nmse)
+            console.print(f"Largest relative squared error: {worst.nmse:.2e} ({worst.name}).")
+        console.print(f"Next: hlwq inspect {result.path} --verify")
+
+    value = {
+        "path": str(result.path), "source_bytes": m.source_bytes, "bytes": total, "coded": len(m.coded),
+        "kept": len(m.kept), "bits_per_weight": m.bits_per_weight, "unquantized_share": result.unquantized_share,
+        "resumed_shards": result.resumed_shards, "already_complete": result.already_complete,
+    }  # fmt: skip
+    sink.result("quantize", value, human, str(result.path))
+
+
+def show_inspected(sink: Sink, report: InspectReport) -> None:
+    """A checkpoint, tensor by tensor and in all."""
+
+    def human(console: Console) -> None:
+        table = Table(box=None, header_style="bold")
+        for column in ("tensor", "role", "shape", "bits", "bytes", "nmse"):
+            table.add_column(
+                column, justify="right" if column in ("bits", "bytes", "nmse") else "left", overflow="fold"
+            )
+        for t in report.coded:
+            table.add_row(t.name, t.role, "x".join(map(str, t.shape)), str(t.bits), f"{t.bytes:,}", f"{t.nmse:.2e}")
+        for k in report.kept:
+            table.add_row(k.name, k.role, "x".join(map(str, k.shape)), k.dtype, f"{k.bytes:,}", "exact", style="dim")
+        console.print(table)
+        revision = f" at {report.source['revision']}" if report.source["revision"] else ""
+        console.print(f"Made from {report.source['id']}{revision}; roles by {report.rule}.")
+        console.print(f"Coded matrices: {', '.join(f'{n} {role}' for role, n in report.matrices.items())}.")
+        _histogram(console, report.bits)
+        console.print(
+            f"{report.bits_per_weight:.3f} bits per weight in blocks of {report.block_size}, {report.scale} scales; coded "
+            f"{size(report.coded_bytes)}, kept {size(report.kept_bytes)} ({report.kept_share:.1%} of the source's "
+            f"{size(report.source_bytes)})."
+        )
+
+    sink.result("inspect", report, human, f"{report.bits_per_weight}")
+
+
+def _histogram(console: Console, bits: dict[int, int]) -> None:
+    total = sum(bits.values())
+    for width, weights in bits.items():
+        console.print(f"{width} bits  {'#' * max(1, round(40 * weights / total)):<40}  {weights:,} weights")
+
+
+def show_verified(sink: Sink, report: VerifyReport) -> None:
+    """The verdict on hashes and scales."""
+
+    def human(console: Console) -> None:
+        for problem in report.problems:
+            console.print(f"- {problem}")
+        verdict = "all as the manifest states" if not report.problems else f"{len(report.problems)} problems"
+        console.print(f"{report.files} files, {size(report.bytes)}: {verdict}.")
+
+    sink.result("verify", report, human, "ok" if not report.problems else "broken")
+
+
+def show_diff(sink: Sink, report: DiffReport) -> None:
+    """Where two checkpoints differ."""
+
+    def human(console: Console) -> None:
+        groups: dict[str, list[str]] = defaultdict(list)
+        groups["only in the first"] = list(report.only_first)
+        groups["only in the second"] = list(report.only_second)
+        groups["coded otherwise"] = [f"{name}: {how}" for name, how in report.recoded]
+        groups["other bytes"] = list(report.changed)
+        for title, names in groups.items():
+            for name in names:
+                console.print(f"{title}: {name}")
+        console.print(f"{report.same} tensors are the same.")
+
+    sink.result("diff", report, human, "same" if report.identical else "different")

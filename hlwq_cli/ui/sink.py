@@ -1,0 +1,71 @@
+"""Where results go: stdout carries the result and nothing else, in the form that was asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+SCHEMA = 1
+
+
+class Format(StrEnum):
+    """How results are written; `auto` is `human`."""
+
+    auto = "auto"
+    human = "human"
+    json = "json"
+    quiet = "quiet"
+
+
+class Sink:
+    """Writes one result to stdout; everything else a command says goes to `err`, a console on stderr."""
+
+    def __init__(self, format: Format, json_flag: bool = False, quiet_flag: bool = False) -> None:
+        self.format = Format.json if json_flag else Format.quiet if quiet_flag else format
+        wide = 120 if not sys.stdout.isatty() else None
+        self.out = Console(width=wide, highlight=False)
+        self.err = Console(stderr=True, highlight=False, width=wide if not sys.stderr.isatty() else None)
+
+    def result(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
+        """Write a result: as JSON from `value`, for people by `human`, or the one line `quiet`."""
+        if self.format is Format.json:
+            json.dump({"schema": SCHEMA, "command": command, **_plain(value)}, sys.stdout, indent=1)
+            sys.stdout.write("\n")
+        elif self.format is Format.quiet:
+            sys.stdout.write(quiet + "\n")
+        else:
+            human(self.out)
+
+    def note(self, text: str) -> None:
+        """Tell people something beside the result."""
+        if self.format is not Format.quiet:
+            self.err.print(text)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses, paths and tuples to what JSON knows; properties are not carried."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, os.PathLike):
+        return str(Path(value))
+    return value
+
+
+def size(n: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= scale:
+            return f"{n / scale:.2f} {unit}"
+    return f"{n:.0f} B"

@@ -1,0 +1,23 @@
+"""Kernels of HLWQ: they know tensors, nothing of files or models.
+
+Every operation exists as a plain torch function (the twin: the definition, and what runs where nothing faster does)
+and as compiled code with the same bytes as its result. `encode_rows` and `decode_rows` pick one by device.
+"""
+
+from .decode import decode_rows
+from .encode import EncodedRows, encode_rows
+from .hadamard import hadamard
+from .planes import pack_codes, plane_widths, unpack_codes
+from .tables import SCALE_STEPS, CodeTables
+
+__all__ = [
+    "SCALE_STEPS",
+    "CodeTables",
+    "EncodedRows",
+    "decode_rows",
+    "encode_rows",
+    "hadamard",
+    "pack_codes",
+    "plane_widths",
+    "unpack_codes",
+]
