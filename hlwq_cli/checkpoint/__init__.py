@@ -2,8 +2,9 @@
 
 from .export import ExportResult, export
 from .inspect import DiffReport, InspectReport, diff, inspect
+from .jobs import CodedTensor, KeptTensor
 from .manifest import Manifest
-from .plan import CodedTensor, KeptTensor, Plan, make_plan
+from .plan import Plan, make_plan
 from .reader import CodedCheckpoint, open_coded
 from .recipe import Recipe, load_recipe
 from .source import Source, open_source

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from .. import __version__
+from ..sizes import format_size
 from .hub import is_repo_id
 from .manifest import KeptRecord, Manifest, TensorRecord
 from .plan import Plan
@@ -29,7 +30,7 @@ def model_card(plan: Plan, manifest: Manifest, base_model: str | None = None) ->
     base = base_model or _base_model(plan.source)
     title = base.rpartition("/")[2] if base else str(manifest.source["id"]).rpartition("/")[2]
     front = yaml.safe_dump(_front_matter(plan, base), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n" + "\n".join(_body(plan, manifest, title, base)) + "\n"
+    return f"---\n{front}---\n{_body(plan, manifest, title, base)}"
 
 
 def _base_model(source: Source) -> str | None:
@@ -74,72 +75,78 @@ def pipeline_tag(config: dict[str, Any]) -> str:
     return "feature-extraction"
 
 
-def _body(plan: Plan, manifest: Manifest, title: str, base: str | None) -> list[str]:
-    bits, total = plan.recipe.scheme.bits, manifest.coded_bytes + manifest.kept_bytes
-    origin = f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`"
-    revision = f" at revision `{plan.source.revision}`" if plan.source.revision else ""
+_BODY = """
+# {title}, {bits}-bit HLWQ
+
+{origin}, with the weights of its {what} in packed {bits}-bit codes: {after} instead of {before}.
+
+## Load
+
+A safetensors checkpoint; nothing in it needs remote code. With `pip install hlwq`,
+`hlwq export FOLDER PLAIN --to bf16` writes a plain checkpoint that any tool loads.
+
+## What was coded
+
+| role | tensors | matrices | bits | size | relative squared error |
+|---|---|---|---|---|---|
+{coded}
+
+{bpw:.3f} bits per weight, every stored bit of coded tensors counted.
+
+## What stayed exact
+
+| role | tensors | size |
+|---|---|---|
+{kept}
+
+## How it was made
+
+`hlwq quantize --bits {bits} --recipe {recipe}`, version {version}. Each block of {block} weights is rotated by a
+Walsh-Hadamard transform, which makes it nearly Gaussian, and coded with the Lloyd-Max centroids of a normal; scales are
+{scales}. Hashes of every tensor are in `hlwq_manifest.json`; `hlwq inspect FOLDER --verify` checks them.
+
+## References
+
+- HIGGS, of which this is the scalar case: [arXiv 2411.17525](https://arxiv.org/abs/2411.17525).
+- PolarQuant/HLWQ: [arXiv 2603.29078](https://arxiv.org/abs/2603.29078), withdrawn by its author in v2.
+"""
+
+
+def _body(plan: Plan, manifest: Manifest, title: str, base: str | None) -> str:
     scheme = plan.recipe.scheme
-    return [
-        f"# {title}, {bits}-bit HLWQ",
-        "",
-        f"{origin}{revision}, with the weights of its linear layers"
-        f"{' and experts' if any(t.role == 'expert' for t in manifest.coded) else ''} in packed {bits}-bit codes: "
-        f"{_size(total)} instead of {_size(manifest.source_bytes)}.",
-        "",
-        "## Load",
-        "",
-        "This is a safetensors checkpoint. `pip install hlwq`, then `hlwq export FOLDER PLAIN --to bf16` writes a plain "
-        "checkpoint that any tool loads.",
-        "",
-        "## What was coded",
-        "",
-        "| role | tensors | matrices | bits | size | relative squared error |",
-        "|---|---|---|---|---|---|",
-        *_coded_rows(manifest.coded),
-        "",
-        f"{manifest.bits_per_weight:.3f} bits per weight, every stored bit of coded tensors counted.",
-        "",
-        "## What stayed exact",
-        "",
-        "| role | tensors | size |",
-        "|---|---|---|",
-        *_kept_rows(manifest.kept),
-        "",
-        "## How it was made",
-        "",
-        f"`hlwq quantize --bits {bits} --recipe {plan.recipe.name}`, version {__version__}. Each block of {scheme.block_size} "
-        "weights is rotated by a Walsh-Hadamard transform, which makes it nearly Gaussian, and coded with the Lloyd-Max "
-        f"centroids of a normal; scales are {scheme.scale}{', searched' if scheme.search else ''}. "
-        "Hashes of every tensor are in `hlwq_manifest.json`; `hlwq inspect FOLDER --verify` checks them.",
-        "",
-        "## References",
-        "",
-        "- HIGGS, of which this is the scalar case: [arXiv 2411.17525](https://arxiv.org/abs/2411.17525).",
-        "- PolarQuant/HLWQ: [arXiv 2603.29078](https://arxiv.org/abs/2603.29078), withdrawn by its author in v2.",
-    ]
+    origin = f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`"
+    return _BODY.format(
+        title=title,
+        bits=scheme.bits,
+        origin=origin + (f" at revision `{plan.source.revision}`" if plan.source.revision else ""),
+        what="linear layers and experts" if any(t.role == "expert" for t in manifest.coded) else "linear layers",
+        after=format_size(manifest.coded_bytes + manifest.kept_bytes),
+        before=format_size(manifest.source_bytes),
+        coded="\n".join(_coded_rows(manifest.coded)),
+        bpw=manifest.bits_per_weight,
+        kept="\n".join(_kept_rows(manifest.kept)),
+        recipe=plan.recipe.name,
+        version=__version__,
+        block=scheme.block_size,
+        scales=f"{scheme.scale}{', searched' if scheme.search else ''}",
+    )
 
 
 def _coded_rows(records: tuple[TensorRecord, ...]) -> list[str]:
     groups: dict[tuple[str, int], list[TensorRecord]] = defaultdict(list)
     for record in records:
         groups[record.role, record.bits].append(record)
-    return [
-        f"| {role} | {len(group)} | {sum(t.shape[0] if len(t.shape) == 3 else 1 for t in group)} | {bits} "
-        f"| {_size(sum(t.bytes for t in group))} | {min(t.nmse for t in group):.2e} to {max(t.nmse for t in group):.2e} |"
-        for (role, bits), group in groups.items()
-    ]
+    rows = []
+    for (role, bits), group in groups.items():
+        errors = [t.nmse for t in group]
+        size, matrices = format_size(sum(t.bytes for t in group)), sum(t.matrices for t in group)
+        spread = f"{min(errors):.2e} to {max(errors):.2e}"
+        rows.append(f"| {role} | {len(group)} | {matrices} | {bits} | {size} | {spread} |")
+    return rows
 
 
 def _kept_rows(records: tuple[KeptRecord, ...]) -> list[str]:
     groups: dict[str, list[KeptRecord]] = defaultdict(list)
     for record in records:
         groups[record.role].append(record)
-    return [f"| {role} | {len(group)} | {_size(sum(t.bytes for t in group))} |" for role, group in groups.items()]
-
-
-def _size(n: int) -> str:
-    """Decimal units, as disks and the Hub count."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.2f} {unit}"
-    return f"{n} B"
+    return [f"| {role} | {len(group)} | {format_size(sum(t.bytes for t in group))} |" for role, group in groups.items()]

@@ -6,7 +6,9 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 
-from .plan import SLICE_WEIGHTS, CodedTensor, KeptTensor, Plan
+from .jobs import CodedTensor, KeptTensor
+from .plan import Plan
+from .slices import SLICE_WEIGHTS
 
 _IMPORTS_BYTES = 450_000_000
 _WORKER_BYTES = SLICE_WEIGHTS * 24

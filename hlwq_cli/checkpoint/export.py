@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 
 from ..errors import ConflictError, OutOfSpaceError, UsageError
+from ..sizes import format_size
+from .jobs import KeptTensor
 from .manifest import TensorRecord
-from .plan import SLICE_WEIGHTS, KeptTensor
 from .reader import CodedCheckpoint, open_coded
 from .safetensors_file import DTYPES, TensorInfo
 from .shards import Shard, ShardWriter, disk_errors, divide, write_file, write_index, write_json
+from .slices import SLICE_WEIGHTS
 from .source import INDEX
 
 EXPORT_DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
@@ -109,7 +111,7 @@ class _Export:
         stat = os.statvfs(self.out)
         if stat.f_bavail * stat.f_frsize < total:
             raise OutOfSpaceError(
-                f"{self.out} needs {total / 1e9:.1f} GB of disk.", "Free some or choose another folder."
+                f"{self.out} needs {format_size(total)} of disk.", "Free some or choose another folder."
             )
 
     def _data(self, info: TensorInfo) -> Iterator[tuple[int, torch.Tensor | bytearray]]:

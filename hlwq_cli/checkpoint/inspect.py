@@ -48,7 +48,7 @@ class InspectReport:
         """How many matrices of each role are coded; a stack counts its experts."""
         counts: Counter[str] = Counter()
         for t in self.coded:
-            counts[t.role] += t.shape[0] if len(t.shape) == 3 else 1
+            counts[t.role] += t.matrices
         return dict(counts)
 
 

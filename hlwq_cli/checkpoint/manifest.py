@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from .. import __version__
 from ..errors import ConflictError, CorruptError, NotFoundError
-from .plan import CodedTensor, KeptTensor, Plan
+from .jobs import CodedTensor, KeptTensor
+from .plan import Plan
 from .shards import FORMAT_VERSION, disk_errors, write_file
 
 MANIFEST = "hlwq_manifest.json"
@@ -40,6 +42,11 @@ class TensorRecord:
     sha256: str
     nmse: float
     sources: tuple[str, ...]
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices it holds: its experts, or one."""
+        return self.shape[0] if len(self.shape) == 3 else 1
 
 
 @dataclass(frozen=True)
@@ -101,19 +108,12 @@ class Manifest:
     @property
     def bits_per_weight(self) -> float:
         """All stored bits of coded tensors over their weights."""
-        weights = sum(_product(t.shape) for t in self.coded)
+        weights = sum(math.prod(t.shape) for t in self.coded)
         return 8 * self.coded_bytes / weights if weights else 0.0
 
     def dump(self) -> bytes:
         """The file's bytes."""
         return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    n = 1
-    for d in shape:
-        n *= d
-    return n
 
 
 def read_manifest(folder: Path) -> Manifest:

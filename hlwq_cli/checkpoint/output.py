@@ -12,8 +12,9 @@ import numpy as np
 from .. import __version__
 from ..codec import lloyd_max
 from ..errors import ConflictError
+from .jobs import CodedTensor, KeptTensor
 from .manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
-from .plan import CodedTensor, KeptTensor, Plan
+from .plan import Plan
 from .shards import FORMAT_VERSION, disk_errors, write_file
 from .source import Source
 

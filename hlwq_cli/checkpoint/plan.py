@@ -3,88 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
-from collections import defaultdict
 from dataclasses import dataclass
 
-import torch
-
 from ..codec import Scheme
-from ..errors import CorruptError, UsageError
-from .architecture import Architecture, Stack, general_architecture, load_architecture
+from ..errors import UsageError
+from .architecture import Architecture, general_architecture, load_architecture
+from .jobs import CodedTensor, KeptTensor
 from .recipe import Recipe
-from .safetensors_file import DTYPES, TensorInfo
+from .safetensors_file import TensorInfo
 from .source import Source
+from .stacks import find_stacks
 
 _FLOATS = ("BF16", "F16", "F32")
-SLICE_WEIGHTS = 4_194_304
-"""Weights read, coded and written at a time: 16 MiB in float32."""
-
-
-@dataclass(frozen=True)
-class CodedTensor:
-    """One coded matrix, or one stack of them.
-
-    Attributes:
-        name: module path, and the parameter's name for stacked experts.
-        role: of its tensors.
-        shape: (out, in), or (experts, out, in).
-        scheme: how it is coded.
-        parts: the source tensors whose rows, one after the other, are the rows of the coded tensor.
-    """
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    scheme: Scheme
-    parts: tuple[TensorInfo, ...]
-
-    @property
-    def rows(self) -> int:
-        """Product of all dimensions but the last."""
-        return math.prod(self.shape[:-1])
-
-    @property
-    def matrices(self) -> int:
-        """How many matrices it holds: its experts, or one."""
-        return self.shape[0] if len(self.shape) == 3 else 1
-
-    @property
-    def outputs(self) -> tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]:
-        """(name, dtype, shape) of the tensors it becomes: codes, scales and, with `log8`, base."""
-        padded = self.scheme.padded(self.shape[-1])
-        lead = self.shape[:-1]
-        codes = (stored_name(self.name, "codes", len(self.shape)), torch.uint8, (*lead, padded * self.scheme.bits // 8))
-        log8 = self.scheme.scale == "log8"
-        blocks = (*lead, padded // self.scheme.block_size)
-        scales = (stored_name(self.name, "scales", len(self.shape)), torch.uint8 if log8 else torch.float16, blocks)
-        base = (stored_name(self.name, "base", len(self.shape)), torch.bfloat16, lead)
-        return (codes, scales, base) if log8 else (codes, scales)
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes."""
-        return self.rows * self.scheme.row_bytes(self.shape[-1])
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, padding not counted."""
-        return math.prod(self.shape)
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of its source tensors."""
-        return sum(p.nbytes for p in self.parts)
-
-
-@dataclass(frozen=True)
-class KeptTensor:
-    """A tensor that is copied bit for bit."""
-
-    info: TensorInfo
-    role: str
-    reason: str
+_STEP = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -155,18 +87,6 @@ class Plan:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def stored_name(name: str, kind: str, dimensions: int) -> str:
-    """The key of a coded tensor's `codes`, `scales` or `base`.
-
-    `layer` becomes `layer.codes`; a stack `experts.gate_up_proj` becomes `experts.codes_gate_up_proj`, because
-    transformers matches names that START with `gate_up_proj` when it saves.
-    """
-    if dimensions == 2:
-        return f"{name}.{kind}"
-    prefix, _, last = name.rpartition(".")
-    return f"{prefix}.{kind}_{last}"
-
-
 def make_plan(source: Source, recipe: Recipe) -> Plan:
     """Decide what becomes of every tensor.
 
@@ -176,7 +96,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     """
     architecture = load_architecture(source.config) or _unknown_architecture(source)
     _check_patterns(source, recipe)
-    stacked = _find_stacks(source, architecture)
+    stacked = find_stacks(source, architecture)
     dropped = _tied_head(source)
     gone = {k.info.name for k in dropped}
     jobs: list[CodedTensor | KeptTensor] = []
@@ -248,41 +168,6 @@ def _code(
     return coded if 0 < coded.nbytes < coded.source_bytes else None
 
 
-Stacked = tuple[str, tuple[TensorInfo, ...], tuple[int, ...]]
-
-
-def _find_stacks(source: Source, architecture: Architecture) -> dict[str, Stacked]:
-    """For each per-expert tensor, the stack it belongs to: (name, source tensors in row order, shape)."""
-    found: dict[str, Stacked] = {}
-    for stack in architecture.stacks:
-        experts: dict[str, dict[int, dict[str, TensorInfo]]] = defaultdict(lambda: defaultdict(dict))
-        for part in stack.parts:
-            for name, info in source.tensors.items():
-                match = stack.match(name, part)
-                if match:
-                    experts[f"{match['prefix']}.{stack.name}"][int(match["expert"])][part] = info
-        for name, members in experts.items():
-            entry = _join(name, stack, members)
-            found.update({p.name: entry for p in entry[1]})
-    return found
-
-
-def _join(name: str, stack: Stack, members: dict[int, dict[str, TensorInfo]]) -> Stacked:
-    lacking = [
-        f"{name} expert {e} {p}" for e in range(max(members) + 1) for p in stack.parts if p not in members.get(e, {})
-    ]
-    if lacking:
-        raise CorruptError(f"{lacking[0]} is missing ({len(lacking)} such).", "Fetch the checkpoint again.")
-    parts = tuple(members[e][p] for e in range(len(members)) for p in stack.parts)
-    odd = [p.name for p in parts if len(p.shape) != 2 or (p.shape, p.dtype) != (parts[0].shape, parts[0].dtype)]
-    if odd:
-        raise CorruptError(
-            f"{odd[0]} has another shape or type than its fellow experts.", "Fetch the checkpoint again."
-        )
-    rows, columns = parts[0].shape
-    return name, parts, (len(members), rows * len(stack.parts), columns)
-
-
 def _tied_head(source: Source) -> tuple[KeptTensor, ...]:
     """A head stored beside the embeddings it is tied to, when the bytes are the same."""
     text = source.config.get("text_config") or {}
@@ -299,8 +184,7 @@ def _tied_head(source: Source) -> tuple[KeptTensor, ...]:
 
 
 def _same_bytes(source: Source, a: TensorInfo, b: TensorInfo) -> bool:
-    step = SLICE_WEIGHTS * DTYPES[a.dtype].itemsize
     return all(
-        source.read_bytes(a, at, min(step, a.nbytes - at)) == source.read_bytes(b, at, min(step, b.nbytes - at))
-        for at in range(0, a.nbytes, step)
+        source.read_bytes(a, at, min(_STEP, a.nbytes - at)) == source.read_bytes(b, at, min(_STEP, b.nbytes - at))
+        for at in range(0, a.nbytes, _STEP)
     )

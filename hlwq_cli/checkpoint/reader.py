@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 from ..codec import BLOCK_SIZES, Coded, Scheme, decode
 from ..errors import CorruptError, NotFoundError, UnsupportedError
 from .hub import HubRepo, is_repo_id
+from .jobs import stored_name
 from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord, read_manifest
-from .plan import stored_name
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from .shards import FORMAT_VERSION
 from .source import INDEX, collect_tensors, read_json, read_weight_map
@@ -148,7 +149,7 @@ def _check_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             f"config.json in {folder} has an unknown block size or scale.", "Fetch the checkpoint again."
         )
     for bits, centroids in settings.get("codebooks", {}).items():
-        ascending = all(a < b for a, b in zip(centroids, centroids[1:], strict=False))
+        ascending = all(a < b for a, b in pairwise(centroids))
         finite = all(math.isfinite(c) for c in centroids)
         if len(centroids) != 2 ** int(bits) or not ascending or not finite:
             raise CorruptError(

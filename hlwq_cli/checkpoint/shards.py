@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..errors import NotAllowedError, OutOfSpaceError
-from .plan import CodedTensor, KeptTensor
+from .jobs import CodedTensor, KeptTensor
 from .safetensors_file import DTYPES, build_header
 from .source import INDEX
 

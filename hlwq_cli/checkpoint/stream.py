@@ -1,11 +1,14 @@
-"""The run: read a slice, code it, write it, and so on to the end. No model is ever in memory, and a killed run continues."""
+"""The run: read a slice, code it, write it, and so on to the end.
+
+No model is ever in memory, and a killed run continues where its last whole shard ends.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +16,11 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..codec import SquaredError, encode
+from ..codec import SquaredError
 from ..errors import GateMissedError, OutOfSpaceError
+from ..sizes import format_size
 from .card import model_card
+from .jobs import CodedTensor
 from .manifest import (
     JOURNAL,
     MANIFEST,
@@ -28,10 +33,10 @@ from .manifest import (
     kept_record,
 )
 from .output import companion_names, copy_companions, prepare_folder, quantization_config
-from .plan import SLICE_WEIGHTS, CodedTensor, KeptTensor, Plan, make_plan
+from .plan import Plan, make_plan
 from .recipe import Recipe
-from .safetensors_file import TensorInfo
 from .shards import Shard, ShardWriter, divide, outputs, write_file, write_index, write_json
+from .slices import Slice, code_slice, slices
 from .source import INDEX, open_source
 from .verify import file_record
 
@@ -161,7 +166,7 @@ class _Run:
         free = shutil.disk_usage(self.out).free
         if free < needed:
             raise OutOfSpaceError(
-                f"{self.out} needs {needed / 1e9:.1f} GB of disk and has {free / 1e9:.1f} GB.",
+                f"{self.out} needs {format_size(needed)} of disk and has {format_size(free)}.",
                 "Free some or choose another.",
             )
 
@@ -185,7 +190,7 @@ class _Run:
     def _fill(self, shard: Shard, writer: ShardWriter, pool: ThreadPoolExecutor) -> dict[str, SquaredError]:
         """Keep a bounded number of slices in flight; add up their costs in the order of the slices."""
         costs: dict[str, SquaredError] = {}
-        flying: deque[tuple[_Slice, Future[SquaredError]]] = deque()
+        flying: deque[tuple[Slice, Future[SquaredError]]] = deque()
 
         def land() -> None:
             piece, future = flying.popleft()
@@ -194,8 +199,8 @@ class _Run:
             self._report(piece.name)
 
         try:
-            for piece in _slices(shard):
-                flying.append((piece, pool.submit(_do_slice, self.plan, piece, writer)))
+            for piece in slices(shard):
+                flying.append((piece, pool.submit(code_slice, self.plan.source, piece, writer)))
                 if len(flying) > 2 * self.threads:
                     land()
             while flying:
@@ -252,53 +257,3 @@ def _public_id(model: str, is_repo: bool) -> str:
 
 def _source_bytes(shard: Shard) -> int:
     return sum(j.source_bytes if isinstance(j, CodedTensor) else j.info.nbytes for j in shard.jobs)
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """Rows of one source tensor and where they go; for a kept tensor, a range of its bytes."""
-
-    job: CodedTensor | KeptTensor
-    info: TensorInfo
-    start: int
-    length: int
-    row_in_job: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.job.name if isinstance(self.job, CodedTensor) else self.info.name
-
-    @property
-    def source_bytes(self) -> int:
-        if isinstance(self.job, KeptTensor):
-            return self.length
-        return self.length * (self.info.nbytes // max(self.info.rows, 1))
-
-
-def _slices(shard: Shard) -> Iterator[_Slice]:
-    for job in shard.jobs:
-        if isinstance(job, KeptTensor):
-            step = 4 * SLICE_WEIGHTS
-            for start in range(0, job.info.nbytes, step):
-                yield _Slice(job, job.info, start, min(step, job.info.nbytes - start))
-            continue
-        row = 0
-        for part in job.parts:
-            step = max(1, SLICE_WEIGHTS // part.shape[-1])
-            for start in range(0, part.rows, step):
-                n = min(step, part.rows - start)
-                yield _Slice(job, part, start, n, row)
-                row += n
-
-
-def _do_slice(plan: Plan, piece: _Slice, writer: ShardWriter) -> SquaredError:
-    job = piece.job
-    if isinstance(job, KeptTensor):
-        writer.write(job.info.name, piece.start, plan.source.read_bytes(job.info, piece.start, piece.length))
-        return SquaredError()
-    weight = plan.source.read(piece.info, piece.start, piece.length)
-    coded, cost = encode(weight, job.scheme, piece.info.name, piece.start, piece.info.shape[:-1])
-    for (name, _, _), data in zip(job.outputs, (coded.codes, coded.scales, coded.base), strict=False):
-        assert data is not None
-        writer.write(name, piece.row_in_job * (data.nbytes // piece.length), data)
-    return cost

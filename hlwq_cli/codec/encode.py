@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+
 from hlwq_kernels import decode_rows, encode_rows
 from hlwq_kernels.tables import LARGEST
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+
 from hlwq_kernels import CodeTables
 from hlwq_kernels.encode import ScaleKind
 

@@ -1,0 +1,1 @@
+"""One file, one subcommand: options, one library call, the result shown."""

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..sizes import format_size, parse_size
 from ..ui.errors import handled
-from ..ui.options import FormatOption, JsonOption, QuietOption, parse_size
+from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink
 
 
@@ -28,7 +29,6 @@ def export(
     sink = Sink(format, json, quiet)
     from ..checkpoint import export as decode_to
     from ..ui.progress import bytes_display
-    from ..ui.sink import size
 
     with bytes_display(sink, 0, "") as (bar, task):
 
@@ -40,6 +40,8 @@ def export(
     sink.result(
         "export",
         result,
-        lambda console: console.print(f"{result.path}: {result.tensors} tensors, {size(result.bytes)}, plain {to}"),
+        lambda console: console.print(
+            f"{result.path}: {result.tensors} tensors, {format_size(result.bytes)}, plain {to}"
+        ),
         str(result.path),
     )

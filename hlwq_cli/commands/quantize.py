@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..sizes import parse_share, parse_size
 from ..ui.errors import handled
-from ..ui.options import FormatOption, JsonOption, QuietOption, parse_share, parse_size
+from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from .sink import Format, Sink, size
+from ..sizes import format_size
+from .sink import Format, Sink
 
 if TYPE_CHECKING:
     from ..checkpoint import Progress as RunProgress
@@ -72,6 +73,6 @@ class _Lines:
             self.before = event.done_bytes
         if event.shard:
             seconds = max(time.monotonic() - self.started, 1e-9)
-            speed = size((event.done_bytes - self.before) / seconds)
+            speed = format_size((event.done_bytes - self.before) / seconds)
             done = f"{event.shards_done}/{event.shards}"
             self.sink.note(f"{event.shard} ({done}): {event.done_bytes / event.total_bytes:.0%}, {speed}/s")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from .sink import Sink, size
+from ..sizes import format_size
+from .sink import Sink
 
 if TYPE_CHECKING:
     from ..checkpoint import DiffReport, InspectReport, Plan, QuantizeResult, VerifyReport
@@ -30,10 +31,12 @@ def show_plan(sink: Sink, plan: Plan, threads: int | None) -> None:
         _summary(console, cost.roles)
         console.print(f"Roles by: {plan.rule}.")
         console.print(
-            f"{size(plan.source_bytes)} become {size(plan.output_bytes)}; coded at {plan.bits_per_weight:.3f} bits per "
-            f"weight; {plan.unquantized_share:.1%} of the bytes stay uncoded."
+            f"{format_size(plan.source_bytes)} become {format_size(plan.output_bytes)}; coded at "
+            f"{plan.bits_per_weight:.3f} bits per weight; {plan.unquantized_share:.1%} of the bytes stay uncoded."
         )
-        console.print(f"Needs {size(cost.disk_bytes)} of disk and about {size(cost.memory_bytes)} of memory.")
+        console.print(
+            f"Needs {format_size(cost.disk_bytes)} of disk and about {format_size(cost.memory_bytes)} of memory."
+        )
 
     sink.result("plan", cost, human, str(plan.output_bytes))
 
@@ -41,7 +44,7 @@ def show_plan(sink: Sink, plan: Plan, threads: int | None) -> None:
 def _summary(console: Console, roles: dict[str, dict[str, int]]) -> None:
     for role, counts in roles.items():
         coded, kept = counts["coded"], counts["kept"]
-        console.print(f"{role}: {coded} matrices coded, {kept} tensors kept, {size(counts['bytes'])}")
+        console.print(f"{role}: {coded} matrices coded, {kept} tensors kept, {format_size(counts['bytes'])}")
 
 
 def show_quantized(sink: Sink, result: QuantizeResult) -> None:
@@ -55,8 +58,8 @@ def show_quantized(sink: Sink, result: QuantizeResult) -> None:
         if result.resumed_shards:
             console.print(f"Continued after {result.resumed_shards} finished shards.")
         console.print(
-            f"{result.path}: {size(m.source_bytes)} became {size(total)}; {len(m.coded)} tensors coded at "
-            f"{m.bits_per_weight:.3f} bits per weight, {len(m.kept)} kept; {result.unquantized_share:.1%} of the bytes "
+            f"{result.path}: {format_size(m.source_bytes)} became {format_size(total)}; {len(m.coded)} tensors "
+            f"coded at {m.bits_per_weight:.3f} bits per weight, {len(m.kept)} kept; {result.unquantized_share:.1%} of the bytes "
             "stayed uncoded."
         )
         if m.coded:
@@ -91,9 +94,9 @@ def show_inspected(sink: Sink, report: InspectReport) -> None:
         console.print(f"Coded matrices: {', '.join(f'{n} {role}' for role, n in report.matrices.items())}.")
         _histogram(console, report.bits)
         console.print(
-            f"{report.bits_per_weight:.3f} bits per weight in blocks of {report.block_size}, {report.scale} scales; coded "
-            f"{size(report.coded_bytes)}, kept {size(report.kept_bytes)} ({report.kept_share:.1%} of the source's "
-            f"{size(report.source_bytes)})."
+            f"{report.bits_per_weight:.3f} bits per weight in blocks of {report.block_size}, {report.scale} scales; "
+            f"coded {format_size(report.coded_bytes)}, kept {format_size(report.kept_bytes)} "
+            f"({report.kept_share:.1%} of the source's {format_size(report.source_bytes)})."
         )
 
     sink.result("inspect", report, human, f"{report.bits_per_weight}")
@@ -112,7 +115,7 @@ def show_verified(sink: Sink, report: VerifyReport) -> None:
         for problem in report.problems:
             console.print(f"- {problem}")
         verdict = "all as the manifest states" if not report.problems else f"{len(report.problems)} problems"
-        console.print(f"{report.files} files, {size(report.bytes)}: {verdict}.")
+        console.print(f"{report.files} files, {format_size(report.bytes)}: {verdict}.")
 
     sink.result("verify", report, human, "ok" if not report.problems else "broken")
 

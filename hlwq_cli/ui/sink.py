@@ -31,7 +31,7 @@ class Sink:
     def __init__(self, format: Format, json_flag: bool = False, quiet_flag: bool = False) -> None:
         self.format = Format.json if json_flag else Format.quiet if quiet_flag else format
         wide = 120 if not sys.stdout.isatty() else None
-        self.out = Console(width=wide, highlight=False)
+        self.out = Console(width=wide, highlight=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False, width=wide if not sys.stderr.isatty() else None)
 
     def result(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
@@ -61,11 +61,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return str(Path(value))
     return value
-
-
-def size(n: float) -> str:
-    """Bytes for people, in decimal units."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.2f} {unit}"
-    return f"{n:.0f} B"

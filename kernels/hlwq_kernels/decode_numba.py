@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
-import numba
 import numpy as np
 import torch
 
+from .blocks_numba import f32, jit, rotate
 from .decode import block_scales
 from .planes import plane_widths
 
-f32 = np.float32
-_jit = numba.njit(nogil=True, cache=True)
 
-
-@_jit
+@jit
 def _unpack_row(packed, widths, codes):  # type: ignore[no-untyped-def]
     at, shift = 0, 0
     words = packed.view(np.uint32)
@@ -34,32 +28,21 @@ def _unpack_row(packed, widths, codes):  # type: ignore[no-untyped-def]
         shift += width
 
 
-@lru_cache(maxsize=None)
-def _compiled(n: int) -> Any:
-    @_jit
-    def decode(packed, widths, scales, centroids, out):  # type: ignore[no-untyped-def]
-        rows, columns = out.shape
-        blocks = scales.shape[1]
-        codes = np.empty(blocks * n, np.uint8)
-        z = np.empty(n, f32)
-        for row in range(rows):
-            _unpack_row(packed[row], widths, codes)
-            for b in range(blocks):
-                for i in range(n):
-                    z[i] = centroids[codes[b * n + i]]
-                h = 1
-                while h < n:
-                    for start in range(0, n, 2 * h):
-                        for i in range(start, start + h):
-                            x, y = z[i], z[i + h]
-                            z[i] = x + y
-                            z[i + h] = x - y
-                    h *= 2
-                s = scales[row, b]
-                for i in range(b * n, min((b + 1) * n, columns)):
-                    out[row, i] = z[i - b * n] * s
-
-    return decode
+@jit
+def _decode(packed, order, widths, scales, centroids, out):  # type: ignore[no-untyped-def]
+    n = 1 << len(order)
+    rows, columns = out.shape
+    blocks = scales.shape[1]
+    codes, z = np.empty(blocks * n, np.uint8), np.empty(n, np.float32)
+    for row in range(rows):
+        _unpack_row(packed[row], widths, codes)
+        for b in range(blocks):
+            for i in range(n):
+                z[i] = centroids[codes[b * n + i]]
+            rotate(z, order)
+            s = scales[row, b]
+            for i in range(min(n, columns - b * n)):
+                out[row, b * n + i] = z[i] * s
 
 
 def decode_rows_numba(
@@ -74,7 +57,8 @@ def decode_rows_numba(
     bits = centroids.numel().bit_length() - 1
     s = block_scales(scales, base, block_size) * float(f32(block_size**-0.5))
     out = torch.empty(codes.shape[0], columns, dtype=torch.float32)
-    _compiled(block_size)(
-        codes.contiguous().numpy(), plane_widths(bits), s.contiguous().numpy(), centroids.numpy(), out.numpy()
+    order = (0,) * (block_size.bit_length() - 1)
+    _decode(
+        codes.contiguous().numpy(), order, plane_widths(bits), s.contiguous().numpy(), centroids.numpy(), out.numpy()
     )
     return out
