@@ -1,3 +1,24 @@
-"""hlwq: language models in packed Hadamard-Lloyd codes."""
+"""hlwq: language models in packed Hadamard-Lloyd codes.
+
+>>> from hlwq_cli import quantize, inspect, export, load_recipe
+>>> quantize("google/gemma-4-26B-A4B-it", "out", load_recipe(bits=5))  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .checkpoint import export, inspect, load_recipe, quantize, verify
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "export", "inspect", "load_recipe", "quantize", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: the command's --help must not wait for torch."""
+    if name in __all__:
+        from . import checkpoint
+
+        return getattr(checkpoint, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,8 +59,8 @@ def show_quantized(sink: Sink, result: QuantizeResult) -> None:
             console.print(f"Continued after {result.resumed_shards} finished shards.")
         console.print(
             f"{result.path}: {format_size(m.source_bytes)} became {format_size(total)}; {len(m.coded)} tensors "
-            f"coded at {m.bits_per_weight:.3f} bits per weight, {len(m.kept)} kept; {result.unquantized_share:.1%} of the bytes "
-            "stayed uncoded."
+            f"coded at {m.bits_per_weight:.3f} bits per weight, {len(m.kept)} kept; "
+            f"{result.unquantized_share:.1%} of the bytes stayed uncoded."
         )
         if m.coded:
             worst = max(m.coded, key=lambda t: t.nmse)

@@ -1,0 +1,51 @@
+"""The built wheel runs by itself: both packages, types, configs and licence are inside."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.builders import tiny_llama
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("hlwq-*.whl"))
+
+
+def test_wheel_holds_packages_types_configs_and_licence(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for name in ("hlwq_cli/py.typed", "hlwq_kernels/py.typed", "hlwq_cli/main.py", "hlwq_kernels/encode.py"):
+        assert name in names
+    configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"hlwq_cli/{c}" for c in configs} <= names
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+    assert not [n for n in names if n.startswith(("tests/", "scripts/", "kernels/"))]
+
+
+def test_installed_wheel_quantizes_with_its_own_configs(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(command, check=True, capture_output=True)
+    model = tiny_llama(tmp_path / "model")
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    code = "import hlwq_cli, hlwq_kernels; print(hlwq_cli.__file__, hlwq_kernels.__file__)"
+    where = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert all(path.startswith(str(target)) for path in where.stdout.split())
+    run = subprocess.run(
+        [sys.executable, "-m", "hlwq_cli.main", "quantize", str(model), "out", "--recipe", "classic", "--json"],
+        check=True, capture_output=True, text=True, env=environment, cwd=tmp_path,
+    )  # fmt: skip
+    assert json.loads(run.stdout)["coded"] > 0
+    assert (tmp_path / "out" / "hlwq_manifest.json").exists()
