@@ -1,15 +1,15 @@
 """Files: a source read by slice, a plan, a streaming run, a manifest; coded checkpoints read, verified, exported."""
 
-from .export import ExportResult, export
-from .inspect import DiffReport, InspectReport, diff, inspect
+from .integrity import VerifyReport, verify
 from .jobs import CodedTensor, KeptTensor
 from .manifest import Manifest
+from .plain import ExportResult, export
 from .plan import Plan, make_plan
 from .reader import CodedCheckpoint, open_coded
 from .recipe import Recipe, load_recipe
+from .report import DiffReport, InspectReport, diff, inspect
 from .source import Source, open_source
 from .stream import Progress, QuantizeResult, quantize
-from .verify import VerifyReport, verify
 
 __all__ = [
     "CodedCheckpoint",

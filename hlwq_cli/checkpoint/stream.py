@@ -20,6 +20,7 @@ from ..codec import SquaredError
 from ..errors import GateMissedError, OutOfSpaceError
 from ..sizes import format_size
 from .card import model_card
+from .integrity import file_record
 from .jobs import CodedTensor
 from .manifest import (
     JOURNAL,
@@ -38,7 +39,6 @@ from .recipe import Recipe
 from .shards import Shard, ShardWriter, divide, outputs, write_file, write_index, write_json
 from .slices import Slice, code_slice, slices
 from .source import INDEX, open_source
-from .verify import file_record
 
 _SPARE_BYTES = 64 * 2**20
 DEFAULT_SHARD_BYTES = 2_000_000_000
