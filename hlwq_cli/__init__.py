@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .runtime.hook import install as _install_plugin
+
 if TYPE_CHECKING:
     from .checkpoint import export, inspect, load_recipe, quantize, verify
 
@@ -22,3 +24,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(checkpoint, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_install_plugin()

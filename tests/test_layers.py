@@ -15,16 +15,20 @@ MAY_IMPORT = {
     "hlwq_kernels": set(),
     "errors": set(),
     "sizes": {"errors"},
+    "samples": {"errors"},
     "codec": {"hlwq_kernels", "errors"},
-    "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "hlwq_cli"},
+    "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "hlwq_cli"},
+    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples"},
+    "measure": {"runtime", "checkpoint", "codec", "errors", "samples"},
     "ui": {"checkpoint", "errors", "sizes"},
     "commands": {"ui", "checkpoint", "codec", "errors", "sizes"},
     "main": {"commands", "hlwq_cli"},
-    "hlwq_cli": {"checkpoint", "codec", "errors"},
+    "hlwq_cli": {"checkpoint", "runtime", "codec", "errors"},
 }
 MAY_USE = {
     "hlwq_kernels": {"torch", "numpy", "numba", "triton"},
     "codec": {"torch"},
+    "runtime": {"torch", "transformers", "PIL"},
     "checkpoint": {"torch", "numpy", "safetensors", "huggingface_hub", "yaml", "transformers"},
 }
 

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from tests.builders import tiny_llama
 
 ROOT = Path(__file__).parents[1]

@@ -110,24 +110,25 @@ _GENERAL_RULES = (
     (r"(router|(^|\.)gate|shared_expert_gate)(\.\w+)*\.weight$", "router", ""),
     (r"\.experts\.(gate_up_proj|down_proj)$", "expert", ""),
     (r"\.experts\.\d+\..*\.weight$", "expert", ""),
+    (r"moe\.(input|output)_linear\.weight$", "expert", ""),
     (r"(vision|visual|image|vit)[^/]*\.weight$", "vision", ""),
     (r"(audio|speech)[^/]*\.weight$", "audio", ""),
     (r"\.weight$", "linear", ""),
 )
 
 
-def general_architecture(linear_names: Iterable[str] | None = None) -> Architecture:
+def general_architecture(other_names: Iterable[str] | None = None) -> Architecture:
     """The rule for models without an architecture file.
 
     Args:
-        linear_names: names of the weights that the model's class holds in linear layers or stacked experts, when the
-            class is known; then nothing else is coded.
+        other_names: names of the tensors that the model's class, where it is known, holds in anything but linear
+            layers and experts; they are kept.
     """
     rules = [Rule(re.compile(pattern), role, keep) for pattern, role, keep in _GENERAL_RULES]
-    if linear_names is None:
+    if other_names is None:
         return Architecture("general", "general rule, by name and shape", tuple(rules))
-    known = "|".join(re.escape(name) for name in sorted(linear_names))
-    others = Rule(re.compile(rf"^(?!(?:{known})$)"), "other", "not a linear layer of the model's class")
+    known = "|".join(re.escape(name) for name in sorted(other_names))
+    others = Rule(re.compile(rf"^(?:{known})$"), "other", "not a linear layer of the model's class")
     return Architecture(
         "model class", "general rule, limited to the linear layers of the model's class", (others, *rules)
     )

@@ -11,8 +11,9 @@ import yaml
 from .. import __version__
 from ..sizes import format_size
 from .hub import is_repo_id
-from .manifest import KeptRecord, Manifest, TensorRecord
+from .manifest import Manifest
 from .plan import Plan
+from .records import KeptRecord, TensorRecord
 from .source import Source
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
@@ -67,7 +68,8 @@ def source_front_matter(source: Source) -> dict[str, Any]:
 
 def pipeline_tag(config: dict[str, Any]) -> str:
     """The Hub's task name for a model's class."""
-    name = (config.get("architectures") or [""])[0]
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
     if "vision_config" in config and name.endswith(("ForConditionalGeneration", "ForImageTextToText")):
         return "image-text-to-text"
     if name.endswith(("ForCausalLM", "ForConditionalGeneration")):

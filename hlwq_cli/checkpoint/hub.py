@@ -39,6 +39,15 @@ def hub_errors(repo: str) -> Iterator[None]:
         ) from error
     except errors.RevisionNotFoundError as error:
         raise NotFoundError(f"{repo} has no such revision.", "Check --revision.") from error
+    except errors.LocalEntryNotFoundError as error:  # raised for whatever keeps a file from being located
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        if status is not None:
+            raise HlwqError(f"The Hub answered {status} for {repo}.", "Try again later.") from error
+        raise HlwqError(
+            f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
+        ) from error
+    except errors.HFValidationError as error:
+        raise NotFoundError(f"{repo} is no name of a repository.", "Write owner/name.") from error
     except errors.EntryNotFoundError as error:
         raise NotFoundError(f"{repo} lacks a file it should have.", "Check the repository.") from error
     except errors.HfHubHTTPError as error:
@@ -109,7 +118,8 @@ class HubRepo:
                 url, headers={**headers, "Range": f"bytes={first}-{last}"}, follow_redirects=True
             )
             hf_raise_for_status(response)
-            return response.content, int(response.headers["Content-Range"].rpartition("/")[2])
+            of = response.headers.get("Content-Range", f"/{len(response.content)}")
+            return response.content, int(of.rpartition("/")[2])
 
         with hub_errors(self.id):
             start, size = get(0, 2**17 - 1)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .manifest import FileRecord, TensorRecord
 from .reader import CodedCheckpoint
-from .safetensors_file import DTYPES
+from .records import FileRecord, KeptRecord, TensorRecord
+from .safetensors_file import DTYPES, TensorInfo
 
 _STEP = 8 * 2**20
 
@@ -59,7 +59,10 @@ def verify(checkpoint: CodedCheckpoint, progress: Callable[[int], None] = lambda
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = [p for p in pool.map(lambda r: _check_file(checkpoint, r, progress), records) if p]
     for record in checkpoint.manifest.coded:
+        problems += _check_hash(checkpoint, record, checkpoint.stored(record))
         problems += _check_scales(checkpoint, record)
+    for kept in checkpoint.manifest.kept:
+        problems += _check_hash(checkpoint, kept, [checkpoint.tensors[kept.name]])
     return VerifyReport(len(records), sum(r.size for r in records), tuple(problems))
 
 
@@ -70,6 +73,14 @@ def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, progress: Calla
     if hash_file(path, progress) != record.sha256:
         return f"{record.name} is not what the manifest states: its sha256 differs"
     return ""
+
+
+def _check_hash(checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo]) -> list[str]:
+    digest = hashlib.sha256()
+    for info in stored:
+        for at in range(0, info.nbytes, _STEP):
+            digest.update(checkpoint.read_bytes(info, at, min(_STEP, info.nbytes - at)))
+    return [] if digest.hexdigest() == record.sha256 else [f"{record.name} is not what the manifest states"]
 
 
 def _check_scales(checkpoint: CodedCheckpoint, record: TensorRecord) -> list[str]:

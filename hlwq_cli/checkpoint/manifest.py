@@ -1,83 +1,21 @@
-"""What a run wrote: the manifest of a finished checkpoint, and the journal of an unfinished one."""
+"""hlwq_manifest.json: what a finished checkpoint is made of, and of what it was made."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import ConflictError, CorruptError, NotFoundError
-from .jobs import CodedTensor, KeptTensor
+from ..errors import CorruptError, NotFoundError
 from .plan import Plan
-from .shards import FORMAT_VERSION, disk_errors, write_file
+from .records import FileRecord, KeptRecord, TensorRecord, check_fields, read_file, read_kept, read_tensor
+from .shards import FORMAT_VERSION
 
 MANIFEST = "hlwq_manifest.json"
 JOURNAL = ".hlwq_run.jsonl"
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """A coded tensor as written.
-
-    Attributes:
-        name: module path, and the parameter's name for stacked experts.
-        role: of its source.
-        shape: (out, in), or (experts, out, in).
-        bits: width of a code.
-        bytes: stored bytes of codes, scales and base.
-        sha256: of codes, scales and base, in this order.
-        nmse: ||W - W'||^2 / ||W||^2, to 5 digits.
-        sources: names of its source tensors, in the order of its rows.
-    """
-
-    name: str
-    role: str
-    shape: tuple[int, ...]
-    bits: int
-    bytes: int
-    sha256: str
-    nmse: float
-    sources: tuple[str, ...]
-
-    @property
-    def matrices(self) -> int:
-        """How many matrices it holds: its experts, or one."""
-        return self.shape[0] if len(self.shape) == 3 else 1
-
-
-@dataclass(frozen=True)
-class KeptRecord:
-    """A tensor copied bit for bit."""
-
-    name: str
-    role: str
-    dtype: str
-    shape: tuple[int, ...]
-    bytes: int
-    sha256: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file of the checkpoint."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """One finished shard: a line of the journal."""
-
-    file: FileRecord
-    coded: tuple[TensorRecord, ...]
-    kept: tuple[KeptRecord, ...]
 
 
 @dataclass(frozen=True)
@@ -116,51 +54,51 @@ class Manifest:
         return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, name: str = "") -> Manifest:
     """Read a finished checkpoint's manifest.
+
+    Args:
+        folder: where it lies.
+        name: what to call the checkpoint in messages, by default its folder.
 
     Raises:
         NotFoundError: the folder has none.
         CorruptError: it cannot be understood.
     """
-    path = folder / MANIFEST
+    path, name = folder / MANIFEST, name or str(folder)
     if not path.is_file():
         if (folder / JOURNAL).is_file():
-            raise NotFoundError(
-                f"{folder} holds an unfinished run.", "Run the same quantize command again to finish it."
-            )
+            raise NotFoundError(f"{name} holds an unfinished run.", "Run the same quantize command again to finish it.")
         raise NotFoundError(
-            f"{folder} is not an HLWQ checkpoint: it has no {MANIFEST}.", "Make one with `hlwq quantize`."
+            f"{name} is not an HLWQ checkpoint: it has no {MANIFEST}.", "Make one with `hlwq quantize`."
         )
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(), parse_constant=_no_number)
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise CorruptError(f"{path} has format version {version}, not {FORMAT_VERSION}.", "Update hlwq.")
-        document["files"] = tuple(FileRecord(**f) for f in document["files"])
-        document["coded"] = tuple(_tensor(t) for t in document["coded"])
-        document["kept"] = tuple(_kept(t) for t in document["kept"])
-        document["dropped"] = tuple(document["dropped"])
+        document["files"] = tuple(read_file(f) for f in document["files"])
+        document["coded"] = tuple(read_tensor(t) for t in document["coded"])
+        document["kept"] = tuple(read_kept(t) for t in document["kept"])
+        document["dropped"] = tuple(dict(d) for d in document["dropped"])
+        check_fields("manifest", document)
         return Manifest(**document)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError(f"{path} cannot be understood: {error}.", "Fetch the checkpoint again.") from error
 
 
-def _tensor(document: dict[str, Any]) -> TensorRecord:
-    return TensorRecord(**{**document, "shape": tuple(document["shape"]), "sources": tuple(document["sources"])})
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no JSON")
 
 
-def _kept(document: dict[str, Any]) -> KeptRecord:
-    return KeptRecord(**{**document, "shape": tuple(document["shape"])})
-
-
-def fingerprint(plan: Plan, max_shard_bytes: int) -> dict[str, Any]:
+def fingerprint(plan: Plan, max_shard_bytes: int, base_model: str | None) -> dict[str, Any]:
     """What decides a run's bytes; two runs with the same fingerprint write the same files."""
     return {
         "source": plan.source.fingerprint(),
         "recipe": plan.recipe.as_json(),
         "plan": plan.digest(),
         "max_shard_bytes": max_shard_bytes,
+        "base_model": base_model,
         "tool": __version__,
     }
 
@@ -182,66 +120,3 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
         elif a != b:
             found.append(f"{prefix}{key} (now {a}, then {b})")
     return found
-
-
-class Journal:
-    """The finished shards of a run that is not finished: first line the fingerprint, then one line a shard."""
-
-    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
-        self.path = folder / JOURNAL
-        self.fingerprint = fingerprint
-        self.shards: dict[str, ShardRecord] = {}
-
-    def open(self) -> None:
-        """Start a journal, or continue the one that is there.
-
-        Raises:
-            ConflictError: the one that is there belongs to a run with other arguments.
-        """
-        lines = self.path.read_text().split("\n") if self.path.exists() else []
-        if not lines or len(lines) == 1:  # absent, or cut off within its first line
-            write_file(self.path, json.dumps(self.fingerprint).encode() + b"\n")
-            return
-        different = describe_differences(self.fingerprint, json.loads(lines[0]))
-        if different:
-            raise ConflictError(
-                f"{self.path.parent} holds an unfinished run that differs in {different}.",
-                "Use the same arguments to continue it, or --overwrite to start anew.",
-            )
-        whole = lines[1:-1]  # a line is whole when a newline ends it
-        for line in whole:
-            record = _shard_record(json.loads(line))
-            path = self.path.parent / record.file.name
-            if path.is_file() and path.stat().st_size == record.file.size:
-                self.shards[record.file.name] = record
-        write_file(self.path, "\n".join([lines[0], *whole, ""]).encode())
-
-    def add(self, record: ShardRecord) -> None:
-        """Note a finished shard, on disk before this returns."""
-        with disk_errors(self.path), self.path.open("a") as f:
-            f.write(json.dumps(asdict(record)) + "\n")
-            f.flush()
-            os.fsync(f.fileno())
-        self.shards[record.file.name] = record
-
-
-def _shard_record(document: dict[str, Any]) -> ShardRecord:
-    return ShardRecord(
-        FileRecord(**document["file"]),
-        tuple(_tensor(t) for t in document["coded"]),
-        tuple(_kept(t) for t in document["kept"]),
-    )
-
-
-def coded_record(job: CodedTensor, sha256: str, nmse: float) -> TensorRecord:
-    """The record of a coded tensor."""
-    sources = tuple(p.name for p in job.parts)
-    return TensorRecord(
-        job.name, job.role, job.shape, job.scheme.bits, job.nbytes, sha256, float(f"{nmse:.4e}"), sources
-    )
-
-
-def kept_record(job: KeptTensor, sha256: str) -> KeptRecord:
-    """The record of a kept tensor."""
-    info = job.info
-    return KeptRecord(info.name, job.role, info.dtype, info.shape, info.nbytes, sha256, job.reason)

@@ -1,4 +1,4 @@
-"""What the model's class says: which weights sit in linear layers. Only for models without an architecture file."""
+"""What the model's class says: which tensors are no linear layers. Only for models without an architecture file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def linear_weight_names(config: Mapping[str, Any], names: Iterable[str]) -> list[str] | None:
-    """Those of a checkpoint's tensor names that are linear weights or stacked experts in its transformers class.
+def other_parameter_names(config: Mapping[str, Any], names: Iterable[str]) -> list[str] | None:
+    """Those of a checkpoint's tensors that its transformers class holds in anything but linear layers and experts.
 
-    The model is built without memory, on the meta device. Names on disk may lack or have a leading `model.`.
+    The model is built without memory, on the meta device. Names on disk may lack or have a leading `model.`; names that
+    the class does not have (experts one by one, towers under an older prefix) are not returned: the general rule judges
+    them.
 
     Args:
         config: the checkpoint's config.json.
@@ -26,8 +28,12 @@ def linear_weight_names(config: Mapping[str, Any], names: Iterable[str]) -> list
         return None
     from torch import nn
 
-    known = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    known |= {n for n, p in model.named_parameters() if p.ndim == 3 and ".experts." in n}
+    known = {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.Linear) and "Experts" not in type(module).__name__
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
     return [n for n in names if {n, f"model.{n}", n.removeprefix("model.")} & known]
 
 
@@ -40,5 +46,5 @@ def _build(config: Mapping[str, Any]) -> Any:
     model_class = getattr(transformers, name, None) or transformers.AutoModel
     with torch.device("meta"):
         if model_class is transformers.AutoModel:
-            return transformers.AutoModel.from_config(settings)  # type: ignore[no-untyped-call]
+            return transformers.AutoModel.from_config(settings)
         return model_class(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,45 +14,77 @@ from .. import __version__
 from ..codec import lloyd_max
 from ..errors import ConflictError
 from .jobs import CodedTensor, KeptTensor
+from .journal import journal_differences
 from .manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
 from .plan import Plan
 from .shards import FORMAT_VERSION, disk_errors, write_file
-from .source import Source
+from .source import INDEX, Source
+
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
-def prepare_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> Manifest | None:
-    """Make sure that `out` can take the result.
+def look_at_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:
+    """Find out whether `out` can take the result; nothing is changed.
 
     Returns:
-        The manifest, where the folder holds this very result already and `overwrite` is not asked for.
+        The manifest, where the folder holds this very result already and `overwrite` is not asked for; and the names
+        of files to replace.
 
     Raises:
         ConflictError: the folder holds something else.
     """
+    with disk_errors(out / MANIFEST):
+        return _look(out, fingerprint, overwrite)
+
+
+def _look(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:
     if out.exists() and not out.is_dir():
         raise ConflictError(f"{out} is a file.", "Choose another output folder.")
     if (out / MANIFEST).exists():
         manifest = read_manifest(out)
-        if not overwrite:
-            different = describe_differences(fingerprint, manifest.fingerprint)
-            if not different:
-                return manifest
+        if overwrite:
+            return None, [*(f.name for f in manifest.files), JOURNAL, MANIFEST]
+        different = describe_differences(fingerprint, manifest.fingerprint)
+        if different:
             raise ConflictError(
                 f"{out} holds a checkpoint that differs in {different}.", "Choose another folder, or --overwrite."
             )
-        _remove(out, [f.name for f in manifest.files] + [MANIFEST])
-    elif (out / JOURNAL).exists():
-        if overwrite:
-            _remove(out, [p.name for p in out.glob("*.safetensors")] + [JOURNAL])
-    elif out.exists() and any(out.iterdir()):
+        short = [f.name for f in manifest.files if not _has_size(out / f.name, f.size)]
+        if short:
+            raise ConflictError(
+                f"{out} holds this checkpoint, but {short[0]} is missing or cut short.",
+                "Make it again with --overwrite.",
+            )
+        (out / JOURNAL).unlink(missing_ok=True)
+        return manifest, []
+    if (out / JOURNAL).exists():
+        if overwrite and journal_differences(out, fingerprint):
+            weights = [p.name for p in out.iterdir() if _SHARD.fullmatch(p.name)]
+            return None, [*weights, INDEX, "config.json", "README.md", "README.source.md", JOURNAL]
+        return None, []
+    if out.exists() and any(not _is_stray(p) for p in out.iterdir()):
         raise ConflictError(f"{out} is not empty and not made by hlwq.", "Choose another folder; it is left as it is.")
+    return None, []
+
+
+def make_folder(out: Path, replaced: list[str]) -> None:
+    """Make the folder, without the files to replace and the half-written ones of a killed run."""
     with disk_errors(out / MANIFEST):
         out.mkdir(parents=True, exist_ok=True)
-        for stray in out.glob(".*.partial"):
-            stray.unlink()
+        _remove(out, replaced)
+        for path in out.iterdir():
+            if _is_stray(path):
+                path.unlink()
         if not os.access(out, os.W_OK):
             raise PermissionError(13, "not writable")
-    return None
+
+
+def _is_stray(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _remove(out: Path, names: list[str]) -> None:
@@ -108,4 +141,6 @@ def _kept_modules(plan: Plan) -> set[str]:
         return isinstance(job, KeptTensor) and len(job.info.shape) == 2 and job.info.name.endswith(".weight")
 
     kept = {j.info.name.removesuffix(".weight") for j in plan.kept if is_matrix(j) and j.role != "embedding"}
-    return kept | {d.info.name.removesuffix(".weight") for d in plan.dropped}
+    experts = {j.info.name.rpartition(".")[0] for j in plan.kept if j.role == "expert" and len(j.info.shape) == 3}
+    head = {"lm_head"} if plan.source.tied else set()
+    return kept | experts | head | {d.info.name.removesuffix(".weight") for d in plan.dropped}

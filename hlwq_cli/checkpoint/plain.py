@@ -13,8 +13,8 @@ import torch
 from ..errors import ConflictError, OutOfSpaceError, UsageError
 from ..sizes import format_size
 from .jobs import KeptTensor
-from .manifest import TensorRecord
 from .reader import CodedCheckpoint, open_coded
+from .records import TensorRecord
 from .safetensors_file import DTYPES, TensorInfo
 from .shards import Shard, ShardWriter, disk_errors, divide, write_file, write_index, write_json
 from .slices import SLICE_WEIGHTS
@@ -55,8 +55,9 @@ def export(
     if to not in EXPORT_DTYPES:
         raise UsageError(f"--to is {', '.join(EXPORT_DTYPES)}, not {to!r}.")
     folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConflictError(f"{folder} is not empty.", "Choose another folder; it is left as it is.")
+    with disk_errors(folder / INDEX):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConflictError(f"{folder} is not empty.", "Choose another folder; it is left as it is.")
     checkpoint = open_coded(path)
     try:
         return _Export(checkpoint, folder, EXPORT_DTYPES[to], progress).run(max_shard_bytes)
@@ -99,7 +100,8 @@ class _Export:
         for record in self.checkpoint.manifest.coded:
             names = record.sources
             rows = math.prod(record.shape[:-1]) // len(names)
-            shape = record.shape if len(names) == 1 else (rows, record.shape[-1])
+            whole = names[0] in (record.name, f"{record.name}.weight")
+            shape = record.shape if whole else (rows, record.shape[-1])
             nbytes = math.prod(shape) * DTYPES[self.dtype].itemsize
             found += [TensorInfo(name, self.dtype, shape, "", 0, nbytes) for name in names]
         kept = [self.checkpoint.tensors[k.name] for k in self.checkpoint.manifest.kept]
@@ -135,7 +137,7 @@ class _Export:
         for record in self.checkpoint.manifest.files:
             if record.name not in skipped and not record.name.endswith(".safetensors"):
                 name = "README.md" if record.name == "README.source.md" else record.name
-                write_file(self.out / name, (self.checkpoint.folder / record.name).read_bytes())
+                write_file(self.out / name, self.checkpoint.path(record.name).read_bytes())
 
 
 def _rows_of(record: TensorRecord) -> Iterator[tuple[str, int]]:

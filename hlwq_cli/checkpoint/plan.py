@@ -114,9 +114,9 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
 
 
 def _unknown_architecture(source: Source) -> Architecture:
-    from .model_class import linear_weight_names
+    from .model_class import other_parameter_names
 
-    return general_architecture(linear_weight_names(source.config, source.tensors))
+    return general_architecture(other_parameter_names(source.config, source.tensors))
 
 
 def _check_patterns(source: Source, recipe: Recipe) -> None:
@@ -154,6 +154,8 @@ def _decide_stack(
     role = architecture.role(parts[0]).role
     widths = {recipe.width(p.name, role) for p in parts}
     bits, reason = next(iter(widths)) if len(widths) == 1 else (None, "its experts were given different widths")
+    if bits is not None and parts[0].dtype not in _FLOATS:
+        bits, reason = None, f"{parts[0].dtype} is no weight type"
     coded = None if bits is None else _code(name, role, shape, bits, recipe, parts)
     if coded is not None:
         return [coded]
@@ -170,11 +172,9 @@ def _code(
 
 def _tied_head(source: Source) -> tuple[KeptTensor, ...]:
     """A head stored beside the embeddings it is tied to, when the bytes are the same."""
-    text = source.config.get("text_config") or {}
-    tied = source.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
     heads = [t for n, t in source.tensors.items() if re.search(r"(^|\.)lm_head\.weight$", n)]
     embeddings = [t for n, t in source.tensors.items() if re.search(r"embed_tokens\.weight$", n)]
-    if not (tied and len(heads) == 1 and len(embeddings) == 1):
+    if not (source.tied and len(heads) == 1 and len(embeddings) == 1):
         return ()
     if (heads[0].shape, heads[0].dtype) != (embeddings[0].shape, embeddings[0].dtype):
         return ()

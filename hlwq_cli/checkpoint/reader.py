@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
-from ..codec import BLOCK_SIZES, Coded, Scheme, decode
-from ..errors import CorruptError, NotFoundError, UnsupportedError
+from ..codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode
+from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from ..samples import resolve_model
 from .hub import HubRepo, is_repo_id
 from .jobs import stored_name
-from .manifest import MANIFEST, FileRecord, Manifest, TensorRecord, read_manifest
+from .manifest import MANIFEST, Manifest, read_manifest
+from .records import FileRecord, TensorRecord
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from .shards import FORMAT_VERSION
 from .source import INDEX, collect_tensors, read_json, read_weight_map
@@ -102,6 +104,7 @@ def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> Cod
         UnsupportedError: its format is newer than this library.
         CorruptError: something in it contradicts something else; the message names the tensor.
     """
+    path = resolve_model(str(path))
     folder, repo = Path(path), None
     if not folder.exists() and is_repo_id(str(path)):
         repo = HubRepo.find(str(path), revision)
@@ -109,9 +112,11 @@ def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> Cod
         for file in ("config.json", MANIFEST, INDEX):
             if file in repo.files:
                 repo.fetch(file)
+    elif revision is not None:
+        raise UsageError(f"--revision needs a Hub id, and {path} is a folder.", "Leave it out.")
     elif not folder.is_dir():
         raise NotFoundError(f"There is no folder {path}.", "Give an HLWQ checkpoint's folder, or a Hub id owner/name.")
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, str(path))
     config = read_json(folder / "config.json", "config.json")
     settings = _check_settings(config, folder)
     index = folder / INDEX
@@ -148,18 +153,34 @@ def _check_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise CorruptError(
             f"config.json in {folder} has an unknown block size or scale.", "Fetch the checkpoint again."
         )
-    for bits, centroids in settings.get("codebooks", {}).items():
-        ascending = all(a < b for a, b in pairwise(centroids))
-        finite = all(math.isfinite(c) for c in centroids)
-        if len(centroids) != 2 ** int(bits) or not ascending or not finite:
+    codebooks = settings.get("codebooks")
+    if not isinstance(codebooks, dict) or not set(codebooks) <= {str(b) for b in range(MIN_BITS, MAX_BITS + 1)}:
+        raise CorruptError("config.json has no codebooks by width.", "Fetch it again.")
+    for bits, centroids in codebooks.items():
+        if not _is_codebook(centroids, 2 ** int(bits)):
             raise CorruptError(
                 f"The {bits}-bit codebook in config.json is not {2 ** int(bits)} ascending numbers.", "Fetch it again."
             )
     return settings
 
 
+def _is_codebook(centroids: Any, length: int) -> bool:
+    if not isinstance(centroids, list) or len(centroids) != length:
+        return False
+    if any(type(c) not in (int, float) or not math.isfinite(c) for c in centroids):
+        return False
+    return all(a < b for a, b in pairwise(centroids))
+
+
 def _check_tensors(checkpoint: CodedCheckpoint) -> None:
     expected: set[str] = {k.name for k in checkpoint.manifest.kept}
+    for kept in checkpoint.manifest.kept:
+        found = checkpoint.tensors.get(kept.name)
+        if found is not None and (found.dtype, found.shape, found.nbytes) != (kept.dtype, kept.shape, kept.bytes):
+            raise CorruptError(
+                f"{kept.name} is {list(found.shape)} {found.dtype}, not {list(kept.shape)} {kept.dtype}.",
+                "Fetch the checkpoint again.",
+            )
     for record in checkpoint.manifest.coded:
         if record.bits not in checkpoint.codebooks:
             raise CorruptError(
@@ -176,6 +197,8 @@ def _check_tensors(checkpoint: CodedCheckpoint) -> None:
                     "Fetch the checkpoint again.",
                 )
             expected.add(info.name)
+        if sum(info.nbytes for info in checkpoint.stored(record)) != record.bytes:
+            raise CorruptError(f"{record.name} has not the bytes its manifest states.", "Fetch the checkpoint again.")
     odd = sorted(expected ^ set(checkpoint.tensors))
     if odd:
         raise CorruptError(

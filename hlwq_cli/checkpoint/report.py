@@ -7,8 +7,9 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from .manifest import KeptRecord, Manifest, TensorRecord
+from .manifest import Manifest
 from .reader import open_coded
+from .records import KeptRecord, TensorRecord
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,22 @@ def inspect(path: str | os.PathLike[str], revision: str | None = None) -> Inspec
         coded_bytes=manifest.coded_bytes,
         kept_bytes=manifest.kept_bytes,
         source_bytes=manifest.source_bytes,
-        kept_share=manifest.kept_bytes / manifest.source_bytes,
+        kept_share=manifest.kept_bytes / manifest.source_bytes if manifest.source_bytes else 0.0,
         bits=dict(sorted(bits.items())),
         coded=manifest.coded,
         kept=manifest.kept,
     )
 
 
-def diff(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> DiffReport:
-    """Compare two HLWQ checkpoints tensor by tensor, by the hashes in their manifests."""
-    a, b = _by_name(open_coded(first).manifest), _by_name(open_coded(second).manifest)
-    both = [n for n in a if n in b]
-    recoded = [(n, _how(a[n], b[n])) for n in both if _how(a[n], b[n])]
-    alike = [n for n in both if not _how(a[n], b[n])]
+def diff(first: str | os.PathLike[str], second: str | os.PathLike[str], revision: str | None = None) -> DiffReport:
+    """Compare two HLWQ checkpoints tensor by tensor, by the hashes in their manifests; `revision` is the first's."""
+    one, two = open_coded(first, revision), open_coded(second)
+    a, b = _by_name(one.manifest), _by_name(two.manifest)
+    codings = [f", blocks of {c.settings['block_size']}, {c.settings['scale']}" for c in (one, two)]
+    more = ("", "") if codings[0] == codings[1] else (codings[0], codings[1])
+    how = {n: _how(a[n], b[n], more) for n in a if n in b}
+    recoded = [(n, text) for n, text in how.items() if text]
+    alike = [n for n, text in how.items() if not text]
     changed = [n for n in alike if a[n].sha256 != b[n].sha256]
     return DiffReport(
         only_first=tuple(n for n in a if n not in b),
@@ -122,11 +126,12 @@ def _by_name(manifest: Manifest) -> dict[str, TensorRecord | KeptRecord]:
     return {**records, **{k.name.removesuffix(".weight"): k for k in manifest.kept}}
 
 
-def _how(a: TensorRecord | KeptRecord, b: TensorRecord | KeptRecord) -> str:
-    first, second = _coding(a), _coding(b)
+def _how(a: TensorRecord | KeptRecord, b: TensorRecord | KeptRecord, more: tuple[str, str]) -> str:
+    first, second = _coding(a, more[0]), _coding(b, more[1])
     return f"{first} / {second}" if first != second else ""
 
 
-def _coding(record: TensorRecord | KeptRecord) -> str:
-    width = f"{record.bits} bits" if isinstance(record, TensorRecord) else record.dtype
-    return f"{width} {list(record.shape)}"
+def _coding(record: TensorRecord | KeptRecord, more: str) -> str:
+    if isinstance(record, KeptRecord):
+        return f"{record.dtype} {list(record.shape)}"
+    return f"{record.bits} bits {list(record.shape)}{more}"

@@ -27,12 +27,16 @@ DTYPES: dict[str, torch.dtype] = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
+    "C64": torch.complex64,
     "BOOL": torch.bool,
 }
 DTYPE_BITS = {
     **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
-    **{"U64": 64, "U32": 32, "U16": 16, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
+    **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100_000_000
@@ -90,7 +94,7 @@ def parse_header(raw: bytes, file: str, size: int) -> tuple[dict[str, TensorInfo
     """Check the JSON header of a file of `size` bytes; see `read_header`."""
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"The header of {file} is not valid: {error}.", "Fetch it again.") from error
     if not isinstance(header, dict):
         raise CorruptError(f"The header of {file} is not an object.", "Fetch it again.")
@@ -111,8 +115,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _tensor_info(name: str, entry: Any, file: str, start: int) -> TensorInfo:
     try:
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
+        dtype, shape = str(entry["dtype"]), tuple(_whole(n) for n in entry["shape"])
+        begin, end = (_whole(n) for n in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptError(f"The header of {file} describes {name} badly.", "Fetch it again.") from error
     if dtype not in DTYPE_BITS:
@@ -123,6 +127,12 @@ def _tensor_info(name: str, entry: Any, file: str, start: int) -> TensorInfo:
             "Fetch it again.",
         )
     return TensorInfo(name, dtype, shape, file, start + begin, end - begin)
+
+
+def _whole(n: Any) -> int:
+    if type(n) is not int:
+        raise TypeError(f"{n!r} is no whole number")
+    return n
 
 
 def _check_layout(tensors: Mapping[str, TensorInfo], file: str, start: int, size: int) -> None:

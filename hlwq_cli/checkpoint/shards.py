@@ -83,7 +83,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise OutOfSpaceError(
                 f"The disk of {path.parent} is full.", "Free space and run the same command again; it continues."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise NotAllowedError(f"{path.parent} cannot be written to.", "Choose another output folder.") from error
         raise
 
@@ -107,8 +107,12 @@ class ShardWriter:
         self.size = at
         with disk_errors(self.path):
             self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            os.ftruncate(self._fd, at)
-            self._write(header, 0)
+            try:
+                os.ftruncate(self._fd, at)
+                self._write(header, 0)
+            except BaseException:
+                self.abandon()
+                raise
 
     def write(self, name: str, start: int, data: torch.Tensor | bytearray) -> None:
         """Write part of a tensor's data, `start` bytes into it."""

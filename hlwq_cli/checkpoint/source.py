@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from ..samples import resolve_model
 from .hub import HubRepo, is_repo_id
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 
@@ -22,6 +23,9 @@ _WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".pkl",
     ".safetensors.index.json", ".bin.index.json",
 )  # fmt: skip
+
+_MADE_HERE = ("hlwq_manifest.json", ".hlwq_run.jsonl")
+_SAMPLE = 4096
 
 
 @dataclass
@@ -47,6 +51,13 @@ class Source:
     repo: HubRepo | None = None
     _files: dict[str, int] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the config ties the head to the embeddings."""
+        text = self.config.get("text_config")
+        default = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
+        return bool(self.config.get("tie_word_embeddings", default))
 
     def path(self, file: str) -> Path:
         """The local path of a file, fetched first where it must be."""
@@ -88,24 +99,31 @@ class Source:
         self._files.clear()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the weights without reading them: id and commit, or size and header hash of each file."""
+        """What identifies the source: id and commit, or each file's size, header and both ends of its tensors."""
         if self.repo is not None:
             return {"repo": self.id, "revision": self.revision}
-        files = sorted({t.file for t in self.tensors.values()})
-        return {"files": {f: [self.path(f).stat().st_size, _header_hash(self.path(f))] for f in files}}
+        hashes = {f: hashlib.sha256(_header(self.root / f)) for f in sorted({t.file for t in self.tensors.values()})}
+        for info in self.tensors.values():
+            n = min(_SAMPLE, info.nbytes)
+            hashes[info.file].update(self.read_bytes(info, 0, n) + self.read_bytes(info, info.nbytes - n, n))
+        others = {n: hashlib.sha256((self.root / n).read_bytes()) for n in self.companions}
+        return {
+            "files": {f: [(self.root / f).stat().st_size, h.hexdigest()[:16]] for f, h in hashes.items()},
+            "others": {n: h.hexdigest()[:16] for n, h in others.items()},
+        }
 
 
-def _header_hash(path: Path) -> str:
+def _header(path: Path) -> bytes:
     with path.open("rb") as f:
         length = f.read(8)
-        return hashlib.sha256(length + f.read(int.from_bytes(length, "little"))).hexdigest()[:16]
+        return length + f.read(int.from_bytes(length, "little"))
 
 
 def open_source(model: str, revision: str | None = None) -> Source:
     """Open a folder or a Hub repository.
 
     Args:
-        model: a path, or `owner/name` on the Hub.
+        model: a path, `owner/name` on the Hub, or `sample`, the bundled model.
         revision: branch, tag or commit of a Hub repository.
 
     Raises:
@@ -113,6 +131,7 @@ def open_source(model: str, revision: str | None = None) -> Source:
         CorruptError: its files contradict each other.
         UnsupportedError: it is quantized already, or has no safetensors weights.
     """
+    model = resolve_model(model)
     path = Path(model).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -123,6 +142,8 @@ def open_source(model: str, revision: str | None = None) -> Source:
     else:
         raise NotFoundError(f"There is no folder {model}.", "Give a folder with a checkpoint, or a Hub id owner/name.")
     refuse_quantized(source)
+    if not source.tensors:
+        raise UnsupportedError(f"{model} holds no tensors.", "Give a folder with a checkpoint, or a Hub id owner/name.")
     return source
 
 
@@ -131,8 +152,12 @@ def _open_folder(model: str, root: Path) -> Source:
     index = root / INDEX
     names = sorted(p.name for p in root.glob("*.safetensors"))
     weight_map = read_weight_map(index) if index.exists() else None
-    tensors = collect_tensors({f: _header(root, f) for f in _weight_files(names, weight_map, model)}, weight_map)
-    files = sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    tensors = collect_tensors(
+        {f: read_header(root / f, f)[0] for f in _weight_files(names, weight_map, model)}, weight_map
+    )
+    made = {p.parent for p in root.rglob("*") if p.name in _MADE_HERE}
+    found = (p for p in root.rglob("*") if p.is_file() and not made & set(p.parents))
+    files = sorted(str(p.relative_to(root)) for p in found)
     return Source(model, None, config, tensors, _companions(files), root)
 
 
@@ -152,8 +177,10 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise NotFoundError(f"There is no {name} in {path.parent}.", "Is this a checkpoint's folder?") from error
-    except ValueError as error:
+        raise NotFoundError(
+            f"There is no {name} in {path.parent}.", "Give the folder that holds a checkpoint's config and weights."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{name} is not valid JSON: {error}.", "Fetch it again.") from error
     if not isinstance(document, dict):
         raise CorruptError(f"{name} is not a JSON object.", "Fetch it again.")
@@ -184,10 +211,6 @@ def _weight_files(names: list[str], weight_map: Mapping[str, str] | None, model:
             f"{model} has no safetensors weights.", "Convert it first; pickled weights (.bin, .pt) are never read."
         )
     return names
-
-
-def _header(root: Path, file: str) -> dict[str, TensorInfo]:
-    return read_header(root / file, file)[0]
 
 
 def collect_tensors(
@@ -223,7 +246,7 @@ def refuse_quantized(source: Source) -> None:
     """Raise UnsupportedError where weights are coded already."""
     config = source.config.get("quantization_config") or source.config.get("compression_config")
     if config:
-        method = str(config.get("quant_method", "unknown"))
+        method = str(config.get("quant_method", "unknown") if isinstance(config, dict) else config)
         raise UnsupportedError(
             f"{source.id} is quantized already ({method}).", "Give the unquantized checkpoint it was made from."
         )

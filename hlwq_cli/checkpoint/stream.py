@@ -22,20 +22,12 @@ from ..sizes import format_size
 from .card import model_card
 from .integrity import file_record
 from .jobs import CodedTensor
-from .manifest import (
-    JOURNAL,
-    MANIFEST,
-    FileRecord,
-    Journal,
-    Manifest,
-    ShardRecord,
-    coded_record,
-    fingerprint,
-    kept_record,
-)
-from .output import companion_names, copy_companions, prepare_folder, quantization_config
+from .journal import Journal
+from .manifest import JOURNAL, MANIFEST, Manifest, fingerprint
+from .output import companion_names, copy_companions, look_at_folder, make_folder, quantization_config
 from .plan import Plan, make_plan
 from .recipe import Recipe
+from .records import FileRecord, ShardRecord, coded_record, kept_record
 from .shards import Shard, ShardWriter, divide, outputs, write_file, write_index, write_json
 from .slices import Slice, code_slice, slices
 from .source import INDEX, open_source
@@ -141,15 +133,16 @@ class _Run:
     ) -> None:
         self.plan, self.out, self.base_model, self.threads, self.progress = plan, out, base_model, threads, progress
         self.shards = divide(plan.jobs, max_shard_bytes)
-        self.fingerprint = fingerprint(plan, max_shard_bytes)
+        self.fingerprint = fingerprint(plan, max_shard_bytes, base_model)
         self.journal = Journal(out, self.fingerprint)
         self.done_bytes = 0
 
     def start(self, overwrite: bool) -> QuantizeResult:
-        finished = prepare_folder(self.out, self.fingerprint, overwrite)
+        finished, replaced = look_at_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
             return QuantizeResult(self.out, finished, self.plan.unquantized_share, already_complete=True)
-        self._check_space()
+        self._check_space(replaced)
+        make_folder(self.out, replaced)
         self.journal.open()
         resumed = len(self.journal.shards)
         self.done_bytes = sum(_source_bytes(s) for s in self.shards if s.file in self.journal.shards)
@@ -160,10 +153,12 @@ class _Run:
                     self._report("", shard.file)
         return QuantizeResult(self.out, self._complete(), self.plan.unquantized_share, resumed)
 
-    def _check_space(self) -> None:
-        written = sum(p.stat().st_size for s in self.shards if (p := self.out / s.file).exists())
+    def _check_space(self, replaced: list[str]) -> None:
+        there = {*replaced, *(s.file for s in self.shards)}
+        written = sum(p.stat().st_size for name in there if (p := self.out / name).is_file())
+        folder = next(p for p in (self.out.absolute(), *self.out.absolute().parents) if p.exists())
         needed = self.plan.output_bytes - written + _SPARE_BYTES
-        free = shutil.disk_usage(self.out).free
+        free = shutil.disk_usage(folder).free
         if free < needed:
             raise OutOfSpaceError(
                 f"{self.out} needs {format_size(needed)} of disk and has {format_size(free)}.",

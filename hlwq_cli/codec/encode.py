@@ -60,18 +60,21 @@ def encode(
         >>> decode(coded).shape
         torch.Size([4, 128])
     """
-    rows = weight.reshape(-1, weight.shape[-1])
+    weight = weight.detach()
+    rows = weight.reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
     encoded = encode_rows(rows, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
     if encoded.energy.isnan().any():
-        raise _not_codable(rows, name, first_row, lead or weight.shape[:-1])
+        raise _not_codable(
+            rows, name, first_row, lead or (weight.shape[:-1] if not first_row else (first_row + len(rows),))
+        )
     if encoded.error.isinf().any():
         raise UnsupportedError(
             f"A block of {name} has a norm above 65504, too large for a float16 scale.", "Use the log8 scale."
         )
     lead = weight.shape[:-1]
     coded = Coded(
-        codes=encoded.codes.reshape(*lead, -1),
-        scales=encoded.scales.reshape(*lead, -1),
+        codes=encoded.codes.reshape(*lead, encoded.codes.shape[-1]),
+        scales=encoded.scales.reshape(*lead, encoded.scales.shape[-1]),
         base=None if encoded.base is None else encoded.base.reshape(lead),
         shape=tuple(weight.shape),
         scheme=scheme,
@@ -101,8 +104,8 @@ def decode(coded: Coded, centroids: torch.Tensor | None = None) -> torch.Tensor:
         centroids = torch.tensor(lloyd_max(coded.scheme.bits), dtype=torch.float32)
     rows = math.prod(coded.shape[:-1])
     weight = decode_rows(
-        coded.codes.reshape(rows, -1),
-        coded.scales.reshape(rows, -1),
+        coded.codes.reshape(rows, coded.codes.shape[-1]),
+        coded.scales.reshape(rows, coded.scales.shape[-1]),
         None if coded.base is None else coded.base.reshape(rows),
         centroids,
         coded.scheme.block_size,

@@ -33,9 +33,9 @@ class Scheme:
     search: bool = True
 
     def __post_init__(self) -> None:
-        if not MIN_BITS <= self.bits <= MAX_BITS:
+        if not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
             raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {self.bits}.")
-        if self.block_size not in BLOCK_SIZES:
+        if not isinstance(self.block_size, int) or self.block_size not in BLOCK_SIZES:
             raise UsageError(f"A block has {', '.join(map(str, BLOCK_SIZES))} weights, not {self.block_size}.")
         if self.scale not in ("log8", "fp16"):
             raise UsageError(f"Block scales are 'log8' or 'fp16', not {self.scale!r}.")

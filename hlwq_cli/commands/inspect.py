@@ -36,7 +36,7 @@ def inspect(
     if verify and diff is not None:
         raise UsageError("--verify and --diff are two questions.", "Ask them one after the other.")
     if diff is not None:
-        _diff(sink, path, diff)
+        _diff(sink, path, diff, revision)
     elif verify:
         _verify(sink, path, revision)
     else:
@@ -46,12 +46,12 @@ def inspect(
         show_inspected(sink, describe(path, revision))
 
 
-def _diff(sink: Sink, path: str, other: Path) -> None:
+def _diff(sink: Sink, path: str, other: Path, revision: str | None) -> None:
     from ..checkpoint import diff
     from ..errors import GateMissedError
     from ..ui.show import show_diff
 
-    report = diff(path, other)
+    report = diff(path, other, revision)
     show_diff(sink, report)
     if not report.identical:
         raise GateMissedError("The checkpoints differ.")

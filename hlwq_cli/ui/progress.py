@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +46,27 @@ def bytes_display(sink: Sink, total: int, what: str) -> Iterator[tuple[Progress 
     else:
         with _bar(sink) as progress:
             yield progress, progress.add_task(what, total=total)
+
+
+@contextmanager
+def steps_display(sink: Sink) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that counts steps on a terminal; without one, a line when the work changes."""
+    if sink.format is Format.quiet:
+        yield lambda what, done, total: None
+    elif sink.err.is_terminal:
+        columns = (TextColumn("{task.description}", style="dim"), BarColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=sink.err, transient=True) as progress:
+            task = progress.add_task("")
+            yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+    else:
+        told: set[str] = set()
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in told:
+                told.add(what)
+                sink.note(f"{what} ...")
+
+        yield tell
 
 
 def _bar(sink: Sink) -> Progress:

@@ -8,6 +8,9 @@ vectorizes (scale, clamp, convert) and one that gathers is worth another 1.4x.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -16,7 +19,14 @@ from .tables import HALF_STEP, LARGEST, OCTAVE, SEARCH_HIGH, SEARCH_LOW, SMALLES
 f32 = np.float32
 _LARGEST, _SMALLEST, _HALF_STEP, _HEADROOM = f32(LARGEST), f32(SMALLEST), f32(HALF_STEP), f32(OCTAVE[SEARCH_HIGH])
 CANDIDATES = SEARCH_HIGH - SEARCH_LOW + 2
-jit = njit(nogil=True, cache=True)
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile without the GIL, cached on disk where some folder can be written."""
+    try:
+        return njit(nogil=True, cache=True)(function)
+    except RuntimeError:
+        return njit(nogil=True)(function)
 
 
 @jit

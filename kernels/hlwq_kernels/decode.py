@@ -67,5 +67,5 @@ def decode_rows_torch(
     bits = centroids.numel().bit_length() - 1
     table = centroids.to(codes.device)
     s = block_scales(scales, base, block_size) * float(np.float32(block_size**-0.5))
-    values = table[unpack_codes(codes, bits).to(torch.int32)].reshape(codes.shape[0], -1, block_size)
+    values = table[unpack_codes(codes, bits).to(torch.int32)].unflatten(1, (-1, block_size))
     return (hadamard(values) * s[..., None]).flatten(1)[:, :columns].contiguous()

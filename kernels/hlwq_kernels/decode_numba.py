@@ -59,6 +59,11 @@ def decode_rows_numba(
     out = torch.empty(codes.shape[0], columns, dtype=torch.float32)
     order = (0,) * (block_size.bit_length() - 1)
     _decode(
-        codes.contiguous().numpy(), order, plane_widths(bits), s.contiguous().numpy(), centroids.numpy(), out.numpy()
+        codes.contiguous().numpy(),
+        order,
+        np.array(plane_widths(bits)),
+        s.contiguous().numpy(),
+        centroids.numpy(),
+        out.numpy(),
     )
     return out

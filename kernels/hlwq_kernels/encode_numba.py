@@ -20,7 +20,7 @@ from .blocks_numba import (
 )  # fmt: skip
 from .encode import EncodedRows, ScaleKind
 from .planes import plane_widths
-from .tables import SCALE_STEPS, SEARCH_FACTORS, CodeTables
+from .tables import SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables
 
 
 @jit
@@ -53,7 +53,7 @@ def _encode(  # type: ignore[no-untyped-def]
                     count = fp16_candidates(
                         energy[b], outermost[b], up, down, search, factors, root, inverse_root, marks, scales
                     )
-                    if np.isinf(marks[0]):
+                    if np.isinf(marks[-SEARCH_LOW if search else 0]):
                         errors[row] = np.inf
                 block, chosen, error = z[b * n : b * n + n], 0, f32(np.inf)
                 if search:
@@ -85,7 +85,7 @@ def encode_rows_numba(
     error, energy = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
     order, root = (0,) * (block_size.bit_length() - 1), f32(block_size**0.5)
     _encode(
-        weight.to(torch.float32).contiguous().numpy(), order, log8, search, plane_widths(tables.bits),
+        weight.to(torch.float32).contiguous().numpy(), order, log8, search, np.array(plane_widths(tables.bits)),
         SCALE_STEPS, SEARCH_FACTORS, tables.centroids, tables.boundaries, f32(tables.cells_per_unit),
         tables.cell_codes, tables.cell_values, root, f32(block_size**-0.5),
         f32(tables.inverse_outermost),

@@ -36,7 +36,8 @@ def encode_rows_torch(
     codes[dropped] = 0
     stored = torch.where(dropped, torch.zeros_like(stored), stored)
     error = torch.where(dropped, energy, error)
-    too_large = torch.isinf(candidates[0][0]).any(dim=1)
+    norm = candidates[-SEARCH_LOW if search else 0][0]
+    too_large = torch.isinf(norm).any(dim=1)
     four = _power_of_two(exponent).to(torch.float64) ** 2
     row_error = error.to(torch.float64).sum(dim=1) * four
     row_energy = energy.to(torch.float64).sum(dim=1) * four
@@ -68,7 +69,7 @@ def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
 
 def _rotate(normalized: torch.Tensor, n: int) -> torch.Tensor:
     padded = torch.nn.functional.pad(normalized, (0, -normalized.shape[1] % n))
-    return hadamard(padded.reshape(padded.shape[0], -1, n)) * float(np.float32(n**-0.5))
+    return hadamard(padded.unflatten(1, (-1, n))) * float(np.float32(n**-0.5))
 
 
 # A candidate is (what is stored, the scale it decodes to, in the row's normalized units); both float32 (rows, blocks).

@@ -51,18 +51,18 @@ def unpack_codes(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _to_word_order(fields: torch.Tensor, width: int) -> torch.Tensor:
-    lead = fields.shape[:-1]
-    return fields.reshape(*lead, -1, 4 // width, 2, 4).transpose(-3, -2).reshape(*lead, -1)
+    ordered: torch.Tensor = fields.unflatten(-1, (-1, 4 // width, 2, 4)).transpose(-3, -2).flatten(-4)
+    return ordered
 
 
 def _from_word_order(fields: torch.Tensor, width: int) -> torch.Tensor:
-    lead = fields.shape[:-1]
-    return fields.reshape(*lead, -1, 2, 4 // width, 4).transpose(-3, -2).reshape(*lead, -1)
+    ordered: torch.Tensor = fields.unflatten(-1, (-1, 2, 4 // width, 4)).transpose(-3, -2).flatten(-4)
+    return ordered
 
 
 def _join_fields(fields: torch.Tensor, width: int) -> torch.Tensor:
     """Fields of `width` bits to bytes, the first in the lowest bits."""
-    groups = fields.reshape(*fields.shape[:-1], -1, 8 // width)
+    groups: torch.Tensor = fields.unflatten(-1, (-1, 8 // width))
     joined = groups[..., 0].clone()
     for i in range(1, 8 // width):
         joined |= groups[..., i] << (i * width)
@@ -71,4 +71,5 @@ def _join_fields(fields: torch.Tensor, width: int) -> torch.Tensor:
 
 def _split_bytes(packed: torch.Tensor, width: int) -> torch.Tensor:
     parts = [(packed >> (i * width)) & (2**width - 1) for i in range(8 // width)]
-    return torch.stack(parts, dim=-1).reshape(*packed.shape[:-1], -1)
+    fields: torch.Tensor = torch.stack(parts, dim=-1).flatten(-2)
+    return fields

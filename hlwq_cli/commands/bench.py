@@ -1,0 +1,93 @@
+"""hlwq bench: what a checkpoint is worth, in figures that can be compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..ui.errors import handled
+from ..ui.options import FormatOption, JsonOption, QuietOption
+from ..ui.sink import Format, Sink
+
+if TYPE_CHECKING:
+    from ..measure.report import BenchReport
+
+
+@handled
+def bench(
+    paths: Annotated[list[str], typer.Argument(help="Checkpoints, coded or plain: folders, Hub ids or 'sample'.")],
+    ref: Annotated[str | None, typer.Option(metavar="MODEL", help="The unquantized model to compare with.")] = None,
+    ppl: Annotated[bool, typer.Option("--ppl", help="Perplexity; with --ref also the paired difference.")] = False,
+    kld: Annotated[bool, typer.Option("--kld", help="KL divergence and same first choice, against --ref.")] = False,
+    cosine: Annotated[
+        bool, typer.Option("--cosine", help="Weight error of every coded tensor, against --ref.")
+    ] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Tokens per second and memory.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="A text file, 'sample', or DATASET[:CONFIG[:SPLIT]]. By default wikitext-2-raw.")
+    ] = None,
+    protocol: Annotated[str, typer.Option(help="paper (windows of 2048) or llama.cpp (512, second half).")] = "paper",
+    window: Annotated[int | None, typer.Option(help="Tokens in a window, if not the protocol's.")] = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Use at most so many windows.")] = None,
+    chart: Annotated[
+        Path | None, typer.Option(metavar="OUT.png", help="Draw it, for light pages and as OUT-dark.png.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    execution: Annotated[str, typer.Option(help="auto, coded or dense.")] = "auto",
+    max_ppl_delta: Annotated[
+        float | None, typer.Option(help="Exit 6 when ln PPL rises by more than this over --ref.")
+    ] = None,
+    max_kld: Annotated[float | None, typer.Option(help="Exit 6 when the mean KL divergence is larger.")] = None,
+    min_top1: Annotated[
+        float | None, typer.Option(help="Exit 6 when the share of same first choices is smaller.")
+    ] = None,
+    format: FormatOption = Format.auto,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure perplexity, divergence, weight error and speed; draw them; hold them to limits."""
+    sink = Sink(format, json, quiet)
+    from typing import cast
+
+    from ..errors import UsageError
+    from ..measure.gates import Gates, check_gates
+    from ..measure.report import Request
+    from ..measure.report import bench as measure
+    from ..ui.progress import steps_display
+    from ..ui.show_bench import show_bench
+
+    if execution not in ("auto", "coded", "dense"):
+        raise UsageError(f"--execution is auto, coded or dense, not {execution!r}.")
+    gates = Gates(max_ppl_delta, max_kld, min_top1)
+    gates.check_askable(ppl=ppl, kld=kld, ref=ref)
+    request = Request(
+        ppl=ppl, kld=kld, cosine=cosine, speed=speed, data=data, protocol=cast("object", protocol),  # type: ignore[arg-type]
+        window=window, windows=windows, device=device, dtype=dtype, execution=cast("object", execution),  # type: ignore[arg-type]
+    )  # fmt: skip
+    with steps_display(sink) as tell:
+        report = measure(paths, request, ref, tell)
+    if report.note:
+        sink.note(report.note)
+    missed = check_gates(report, gates)
+    show_bench(sink, report, missed)
+    if chart is not None:
+        _draw(sink, report, chart)
+    _end(report, missed)
+
+
+def _draw(sink: Sink, report: BenchReport, chart: Path) -> None:
+    from ..measure.chart import draw
+
+    sink.note(f"Chart: {', '.join(str(p) for p in draw(report, chart))}")
+
+
+def _end(report: BenchReport, missed: tuple[str, ...]) -> None:
+    from ..errors import GateMissedError, HlwqError
+
+    if report.failed:
+        raise HlwqError(f"Stopped early: {report.failed}", "What was measured before is above.")
+    if missed:
+        raise GateMissedError("; ".join(missed) + ".")

@@ -1,0 +1,1 @@
+"""What a coded model is worth: perplexity, divergence from a reference, weight error, speed, charts."""

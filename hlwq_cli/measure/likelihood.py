@@ -1,0 +1,34 @@
+"""Log-probabilities of windows, a few positions at a time, so that no (window, vocabulary) float32 is ever made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_VALUES_AT_ONCE = 2**25
+
+
+def window_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits (window, vocabulary) of one window (window,), in the model's dtype, on its device."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
+    return logits
+
+
+def pieces(window: int, first: int, vocabulary: int) -> Iterator[slice]:
+    """The positions that predict the scored tokens `first` .. window - 1, in pieces that fit memory."""
+    step = max(1, _VALUES_AT_ONCE // vocabulary)
+    for start in range(first - 1, window - 1, step):
+        yield slice(start, min(start + step, window - 1))
+
+
+def token_nlls(logits: torch.Tensor, ids: torch.Tensor, first: int) -> torch.Tensor:
+    """-log p of each scored token: float64 (window - first,), on the CPU; log-softmax in float32."""
+    parts = []
+    for at in pieces(len(ids), first, logits.shape[-1]):
+        log_p = torch.log_softmax(logits[at].float(), dim=-1)
+        target = ids[at.start + 1 : at.stop + 1].to(log_p.device)
+        parts.append(-log_p.gather(1, target[:, None])[:, 0].double().cpu())
+    return torch.cat(parts)

@@ -1,0 +1,208 @@
+"""The report that people paste: every measure asked for, of one or several checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import open_coded, open_source
+from ..checkpoint.manifest import MANIFEST
+from ..errors import HlwqError, UsageError
+from ..runtime.coded import Execution
+from ..runtime.loading import load_model, load_processor
+from ..samples import resolve_model
+from .divergence import Divergence, compare
+from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
+from .similarity import TensorSimilarity, similarity
+from .speed import Speed, measure_speed
+from .text import load_text
+from .windows import Protocol, ProtocolName, Windows, make_windows
+
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        ppl: perplexity.
+        kld: divergence from the reference.
+        cosine: weight error against the reference.
+        speed: tokens per second.
+        data: text, see `load_text`.
+        protocol: of windows.
+        window: tokens in a window; None is the protocol's own.
+        windows: at most so many.
+        device: see `load_model`.
+        dtype: see `load_model`.
+        execution: see `Coding`.
+    """
+
+    ppl: bool = False
+    kld: bool = False
+    cosine: bool = False
+    speed: bool = False
+    data: str | None = None
+    protocol: ProtocolName = "paper"
+    window: int | None = None
+    windows: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    execution: Execution = "auto"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One checkpoint's figures; what was not asked for is None."""
+
+    path: str
+    bytes: int
+    bits_per_weight: float | None
+    load_seconds: float | None = None
+    perplexity: Perplexity | None = None
+    delta: PairedDelta | None = None
+    divergence: Divergence | None = None
+    similarity: tuple[TensorSimilarity, ...] | None = None
+    speed: Speed | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """All figures.
+
+    Attributes:
+        protocol: how text was measured, or None.
+        note: what people should know of the text.
+        reference: figures of the reference, or None.
+        measured: of each checkpoint.
+        failed: a sentence, where a run ended early; what was measured before is here.
+    """
+
+    protocol: Protocol | None
+    note: str
+    reference: Measured | None
+    measured: tuple[Measured, ...]
+    failed: str = ""
+
+
+@dataclass
+class _Bench:
+    request: Request
+    tell: Tell
+    windows: Windows | None = None
+    note: str = ""
+    reference_model: Any = None
+    reference_nlls: Any = None
+    reference_perplexity: Perplexity | None = None
+    done: list[Measured] = field(default_factory=list)
+
+
+def bench(
+    paths: Sequence[str], request: Request, ref: str | None = None, tell: Tell = lambda what, done, total: None
+) -> BenchReport:
+    """Measure checkpoints, coded or plain, one after the other, against a reference where one is given.
+
+    Raises:
+        UsageError: a measure needs a reference and none is given, or nothing is asked for.
+        HlwqError: the first checkpoint cannot be measured; a later failure is in the report.
+    """
+    _check(paths, request, ref)
+    run = _Bench(request, tell)
+    failed, reference = "", None
+    if request.ppl or request.kld:
+        text = load_text(request.data)
+        tokenizer = load_processor(ref or paths[0])
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        run.windows, run.note = (
+            make_windows(text, tokenizer, request.protocol, request.window, request.windows),
+            text.note,
+        )
+    try:
+        if ref is not None:
+            reference = _reference(run, ref)
+        for path in paths:
+            run.done.append(_measure(run, path, ref))
+    except (HlwqError, MemoryError, RuntimeError) as error:
+        if not run.done and reference is None:
+            raise
+        failed = str(error).split("\n")[0]
+    if reference is not None and reference.perplexity is None:
+        reference = replace(reference, perplexity=run.reference_perplexity)
+    protocol = run.windows.protocol if run.windows else None
+    return BenchReport(protocol, run.note, reference, tuple(run.done), failed)
+
+
+def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
+    if not paths:
+        raise UsageError("There is nothing to measure.", "Name a checkpoint.")
+    if not (request.ppl or request.kld or request.cosine or request.speed):
+        raise UsageError("Nothing was asked for.", "Use --ppl, --kld, --cosine or --speed.")
+    if ref is None and (request.kld or request.cosine):
+        raise UsageError("--kld and --cosine compare with a reference.", "Give the unquantized model with --ref.")
+
+
+def _load(run: _Bench, path: str) -> tuple[Any, float]:
+    start = time.perf_counter()
+    run.tell(f"loading {path}", 0, 1)
+    r = run.request
+    model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution)
+    return model, time.perf_counter() - start
+
+
+def _reference(run: _Bench, ref: str) -> Measured:
+    found = _size(ref)
+    if not (run.request.ppl or run.request.kld or run.request.speed):
+        return found
+    model, seconds = _load(run, ref)
+    found = replace(found, load_seconds=seconds)
+    if run.windows is not None and not run.request.kld:
+        run.reference_nlls = score(model, run.windows, lambda d, t: run.tell(f"perplexity of {ref}", d, t))
+        found = replace(found, perplexity=perplexity(run.reference_nlls))
+    if run.request.speed:
+        found = replace(found, speed=measure_speed(model))
+    if run.request.kld:
+        run.reference_model = model
+    return found
+
+
+def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
+    found, r = _size(path), run.request
+    if r.ppl or r.kld or r.speed:
+        model, seconds = _load(run, path)
+        found = replace(found, load_seconds=seconds)
+        if r.kld and run.windows is not None:
+            c = compare(model, run.reference_model, run.windows, lambda d, t: run.tell(f"divergence of {path}", d, t))
+            found = replace(found, perplexity=c.perplexity, delta=c.delta, divergence=c.divergence)
+            run.reference_perplexity = c.reference_perplexity
+        elif r.ppl and run.windows is not None:
+            nlls = score(model, run.windows, lambda d, t: run.tell(f"perplexity of {path}", d, t))
+            delta = None if run.reference_nlls is None else paired(nlls, run.reference_nlls)
+            found = replace(found, perplexity=perplexity(nlls), delta=delta)
+        if r.speed:
+            found = replace(found, speed=measure_speed(model))
+        del model
+    if r.cosine and ref is not None:
+        found = replace(found, similarity=_similarity(run, path, ref))
+    return found
+
+
+def _similarity(run: _Bench, path: str, ref: str) -> tuple[TensorSimilarity, ...]:
+    checkpoint, source = open_coded(path), open_source(ref)
+    try:
+        return similarity(checkpoint, source, lambda d, t: run.tell(f"weights of {path}", d, t))
+    finally:
+        checkpoint.close()
+        source.close()
+
+
+def _size(path: str) -> Measured:
+    """Bytes of weights, and bits per weight where the checkpoint is coded."""
+    folder = Path(resolve_model(path))
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        return Measured(path, sum(p.stat().st_size for p in folder.glob("*.safetensors")), None)
+    manifest = open_coded(folder if folder.is_dir() else path).manifest
+    return Measured(path, manifest.coded_bytes + manifest.kept_bytes, manifest.bits_per_weight)

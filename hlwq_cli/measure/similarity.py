@@ -1,0 +1,82 @@
+"""How far each coded tensor is from its source: cosine and relative squared error, the worst first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ..checkpoint import CodedCheckpoint, Source
+from ..checkpoint.records import TensorRecord
+from ..checkpoint.slices import SLICE_WEIGHTS
+from ..codec import lloyd_max
+from ..errors import UsageError
+
+_SICK = 1.25
+
+
+@dataclass(frozen=True)
+class TensorSimilarity:
+    """One coded tensor against its source.
+
+    Attributes:
+        name: of the coded tensor.
+        bits: its width.
+        cosine: <W, W'> / (||W|| ||W'||).
+        error: ||W - W'||^2 / ||W||^2.
+        expected: the error its width has on Gaussian weights without a scale search.
+        sick: whether the error is more than a quarter above that: something is odd about this tensor.
+    """
+
+    name: str
+    bits: int
+    cosine: float
+    error: float
+    expected: float
+    sick: bool
+
+
+def similarity(
+    checkpoint: CodedCheckpoint, source: Source, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[TensorSimilarity, ...]:
+    """Compare every coded tensor with its source, a slice at a time; the largest error first.
+
+    Raises:
+        UsageError: the source lacks a tensor, or has it in another shape.
+    """
+    found = []
+    for i, record in enumerate(checkpoint.manifest.coded):
+        found.append(_compare(checkpoint, source, record))
+        progress(i + 1, len(checkpoint.manifest.coded))
+    return tuple(sorted(found, key=lambda t: -t.error / t.expected))
+
+
+def codebook_error(bits: int) -> float:
+    """The relative squared error of the Lloyd-Max quantizer of N(0, 1): 1 - E[Q(Z)^2]."""
+    c = lloyd_max(bits)
+    edges = [-math.inf, *((a + b) / 2 for a, b in pairwise(c)), math.inf]
+    cdf = [0.5 * (1 + math.erf(e / math.sqrt(2))) for e in edges]
+    return 1.0 - sum(x * x * (high - low) for x, low, high in zip(c, cdf, cdf[1:], strict=False))
+
+
+def _compare(checkpoint: CodedCheckpoint, source: Source, record: TensorRecord) -> TensorSimilarity:
+    rows = math.prod(record.shape[:-1]) // len(record.sources)
+    step = max(1, SLICE_WEIGHTS // record.shape[-1])
+    dot = ours = theirs = difference = 0.0
+    for part, name in enumerate(record.sources):
+        info = source.tensors.get(name)
+        if info is None or info.rows != rows or info.shape[-1] != record.shape[-1]:
+            raise UsageError(f"{source.id} has no {name} of the right shape.", "Give the model it was made from.")
+        for start in range(0, rows, step):
+            n = min(step, rows - start)
+            w = source.read(info, start, n).double()
+            v = checkpoint.decode_rows(record, part * rows + start, n).double()
+            dot += float((w * v).sum())
+            theirs += float(w.square().sum())
+            ours += float(v.square().sum())
+            difference += float((w - v).square().sum())
+    error = difference / theirs if theirs else 0.0
+    cosine = dot / math.sqrt(ours * theirs) if ours and theirs else 1.0
+    expected = codebook_error(record.bits)
+    return TensorSimilarity(record.name, record.bits, cosine, error, expected, error > _SICK * expected)

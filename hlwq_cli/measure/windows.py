@@ -1,0 +1,118 @@
+"""Protocols of perplexity: how a text becomes windows, and which of their tokens are scored.
+
+Three protocols give 5.47, 5.80 and 8.71 for one model, so every report says which it used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from ..errors import UsageError
+from .text import Text
+
+ProtocolName = Literal["paper", "llama.cpp"]
+_DEFAULT_WINDOW = {"paper": 2048, "llama.cpp": 512}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a text was measured.
+
+    Attributes:
+        name: `paper`: windows side by side, every token but the first scored. `llama.cpp`: windows side by side, the
+            second half scored, the first token replaced by BOS where the tokenizer adds one.
+        window: tokens in a window, BOS included.
+        windows: how many.
+        scored: tokens scored in each.
+        bos: whether each window begins with BOS: exactly where the tokenizer adds one.
+        text: name of the text.
+        text_sha256: its hash.
+    """
+
+    name: ProtocolName
+    window: int
+    windows: int
+    scored: int
+    bos: bool
+    text: str
+    text_sha256: str
+
+    @property
+    def line(self) -> str:
+        """For people, and for comparing."""
+        bos = "BOS once a window" if self.bos else "no BOS"
+        return (
+            f"protocol {self.name}: {self.text} (sha256 {self.text_sha256[:12]}), {self.windows} windows of "
+            f"{self.window}, {self.scored} scored in each, no overlap, {bos}, token-weighted"
+        )
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows, and the first position whose prediction is scored.
+
+    Attributes:
+        ids: int64 (windows, window).
+        first: predictions of tokens `first` .. window - 1 are scored.
+        protocol: how they were made.
+    """
+
+    ids: torch.Tensor
+    first: int
+    protocol: Protocol
+
+
+def make_windows(
+    text: Text, tokenizer: Any, name: ProtocolName = "paper", window: int | None = None, limit: int | None = None
+) -> Windows:
+    """Cut a text into windows.
+
+    Args:
+        text: the text.
+        tokenizer: of the model.
+        name: of the protocol.
+        window: tokens in a window; by default the protocol's own.
+        limit: use at most so many windows.
+
+    Raises:
+        UsageError: the text is shorter than one window.
+    """
+    if name not in _DEFAULT_WINDOW:
+        raise UsageError(f"Protocols are {', '.join(_DEFAULT_WINDOW)}, not {name!r}.")
+    size = window or _DEFAULT_WINDOW[name]
+    if size < 4:
+        raise UsageError(f"A window of {size} tokens measures nothing.", "Use at least 4.")
+    bos = bos_token(tokenizer)
+    tokens = torch.tensor(tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+    if name == "paper" and bos is not None:
+        rows = _rows(tokens, size - 1, text)
+        ids = torch.cat([torch.full((len(rows), 1), bos), rows], dim=1)
+    else:
+        if bos is not None:  # as llama.cpp: the text's tokens begin with BOS, and each window's first token becomes it
+            tokens = torch.cat([torch.tensor([bos]), tokens])
+        ids = _rows(tokens, size, text).clone()
+        if bos is not None:
+            ids[:, 0] = bos
+    ids = ids[:limit]
+    first = 1 if name == "paper" else size // 2 + 1
+    protocol = Protocol(name, size, len(ids), size - first, bos is not None, text.name, text.sha256)
+    return Windows(ids, first, protocol)
+
+
+def bos_token(tokenizer: Any) -> int | None:
+    """The id of BOS where the tokenizer puts one before a text by itself, else None (Qwen, for one)."""
+    bos = tokenizer.bos_token_id
+    with_special = tokenizer("a")["input_ids"]
+    return int(bos) if bos is not None and with_special[:1] == [bos] else None
+
+
+def _rows(tokens: torch.Tensor, size: int, text: Text) -> torch.Tensor:
+    count = len(tokens) // size
+    if count == 0:
+        raise UsageError(
+            f"{text.name} has {len(tokens)} tokens, less than a window of {size}.", "Use a longer text or --window."
+        )
+    return tokens[: count * size].view(count, size)

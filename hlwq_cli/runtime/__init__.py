@@ -1,0 +1,1 @@
+"""A coded checkpoint as a live model."""

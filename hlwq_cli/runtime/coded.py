@@ -1,0 +1,82 @@
+"""What coded modules share: the parts of one coded parameter, and how it is executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from hlwq_kernels import decode_rows
+from hlwq_kernels.encode import ScaleKind
+
+Execution = Literal["auto", "coded", "dense"]
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the coded parameters of a model are to be read.
+
+    Attributes:
+        block_size: weights that share a scale.
+        scale: kind of block scale.
+        codebooks: centroids by width.
+        execution: `coded` multiplies by codes, `dense` decodes once after loading, `auto` is `dense` on the CPU and
+            `coded` elsewhere.
+    """
+
+    block_size: int
+    scale: ScaleKind
+    codebooks: dict[int, tuple[float, ...]]
+    execution: Execution = "auto"
+
+    def parts(self) -> tuple[str, ...]:
+        """The stored tensors of one parameter."""
+        return ("codes", "scales", "base") if self.scale == "log8" else ("codes", "scales")
+
+    def empty_parts(self, shape: tuple[int, ...], bits: int) -> dict[str, torch.Tensor]:
+        """Unfilled tensors for a weight of (..., out, in), on the current default device."""
+        padded = -(-shape[-1] // self.block_size) * self.block_size
+        blocks = (*shape[:-1], padded // self.block_size)
+        scales = torch.uint8 if self.scale == "log8" else torch.float16
+        parts = {
+            "codes": torch.empty(*shape[:-1], padded * bits // 8, dtype=torch.uint8),
+            "scales": torch.empty(blocks, dtype=scales),
+        }
+        if self.scale == "log8":
+            parts["base"] = torch.empty(shape[:-1], dtype=torch.bfloat16)
+        return parts
+
+    def bits_of(self, codes_shape: tuple[int, ...], columns: int) -> int:
+        """The width that a `codes` tensor of this shape must have."""
+        padded = -(-columns // self.block_size) * self.block_size
+        return codes_shape[-1] * 8 // padded
+
+    def centroids(self, bits: int, device: torch.device) -> torch.Tensor:
+        """float32 (2^bits,) on a device, made once for each."""
+        return _on_device(self.codebooks[bits], device)
+
+    def dense(self, device: torch.device) -> bool:
+        """Whether parameters on `device` are decoded once rather than multiplied by as codes."""
+        return self.execution == "dense" or (self.execution == "auto" and device.type == "cpu")
+
+    def decode(
+        self, codes: torch.Tensor, scales: torch.Tensor, base: torch.Tensor | None, bits: int, columns: int
+    ) -> torch.Tensor:
+        """float32 (..., out, in) of a parameter or any leading part of it."""
+        lead = codes.shape[:-1]
+        weight = decode_rows(
+            codes.flatten(0, -2),
+            scales.flatten(0, -2),
+            None if base is None else base.flatten(),
+            self.centroids(bits, codes.device),
+            self.block_size,
+            columns,
+        )
+        return weight.reshape(*lead, columns)
+
+
+@lru_cache(maxsize=64)
+def _on_device(centroids: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(centroids, dtype=torch.float32, device=device)

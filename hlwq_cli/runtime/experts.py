@@ -1,0 +1,99 @@
+"""Stacked experts that hold codes, with the gate and activation of the class they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hlwq_kernels.linear import coded_linear
+
+from .coded import Coding
+
+PARAMETERS = ("gate_up_proj", "down_proj")
+
+
+class HLWQExperts(nn.Module):
+    """The coded half of an experts module; mixed into the original class by `code_experts`.
+
+    `codes_gate_up_proj` and the like are buffers named as on disk. Executed densely, the decoded parameters come back
+    under their own names and the original class runs as it always did, with its choice of experts implementation.
+    """
+
+    if TYPE_CHECKING:
+        coding: Coding
+        bits: dict[str, int]
+        columns: dict[str, int]
+        compute_dtype: torch.dtype
+        dense: bool
+        _apply_gate: Callable[[torch.Tensor], torch.Tensor]
+
+    def decoded(self, parameter: str) -> torch.Tensor:
+        """A parameter, (experts, out, in), in the module's dtype."""
+        codes, scales, base = self._parts(parameter)
+        weight = self.coding.decode(codes, scales, base, self.bits[parameter], self.columns[parameter])
+        return weight.to(self.compute_dtype)
+
+    def settle(self) -> None:
+        """Decode now, if that is how this module is to be executed where it lies."""
+        device = self._parts(PARAMETERS[0])[0].device
+        if not self.dense and self.coding.dense(device):
+            for parameter in PARAMETERS:
+                self.register_buffer(parameter, self.decoded(parameter), persistent=False)
+            self.dense = True
+
+    def _parts(self, parameter: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        codes, scales = self._buffers[f"codes_{parameter}"], self._buffers[f"scales_{parameter}"]
+        assert codes is not None
+        assert scales is not None
+        return codes, scales, self._buffers.get(f"base_{parameter}")
+
+    def _project(self, x: torch.Tensor, parameter: str, expert: int) -> torch.Tensor:
+        codes, scales, base = self._parts(parameter)
+        centroids = self.coding.centroids(self.bits[parameter], codes.device)
+        part = None if base is None else base[expert]
+        return coded_linear(x, codes[expert], scales[expert], part, centroids, self.coding.block_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Route (tokens, hidden) through the experts that (tokens, k) indices choose, weighted."""
+        if self.dense:
+            result: torch.Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
+            return result
+        out = torch.zeros_like(hidden_states)
+        for expert in torch.unique(top_k_index).tolist():
+            if expert >= self._parts(PARAMETERS[0])[0].shape[0]:
+                continue
+            token, place = (top_k_index == expert).nonzero(as_tuple=True)
+            gate_up = self._project(hidden_states[token], "gate_up_proj", expert)
+            hidden = self._project(self._apply_gate(gate_up), "down_proj", expert)
+            out.index_add_(0, token, (hidden * top_k_weights[token, place, None]).to(out.dtype))
+        return out
+
+
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _coded_class(original: type[nn.Module]) -> type[nn.Module]:
+    if original not in _classes:
+        bases = (HLWQExperts, original)
+        _classes[original] = type(f"HLWQ{original.__name__}", bases, {"__doc__": HLWQExperts.__doc__})
+    return _classes[original]
+
+
+def code_experts(module: nn.Module, bits: dict[str, int], coding: Coding) -> None:
+    """Make an experts module, on the meta device, hold codes instead of its two stacked parameters, in place."""
+    shapes = {name: tuple(getattr(module, name).shape) for name in PARAMETERS}
+    dtype = getattr(module, PARAMETERS[0]).dtype
+    for name in PARAMETERS:
+        delattr(module, name)
+        for part, tensor in coding.empty_parts(shapes[name], bits[name]).items():
+            module.register_buffer(f"{part}_{name}", tensor)
+    module.__class__ = _coded_class(type(module))
+    assert isinstance(module, HLWQExperts)
+    module.coding, module.bits, module.compute_dtype, module.dense = coding, dict(bits), dtype, False
+    module._is_hf_initialized = True  # type: ignore[assignment]  # there is nothing here for transformers to initialize
+    module.columns = {name: shape[-1] for name, shape in shapes.items()}

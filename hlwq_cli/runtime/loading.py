@@ -1,0 +1,117 @@
+"""A checkpoint, coded or plain, as a transformers model: of the right class, and strictly complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.hub import hub_errors, is_repo_id
+from ..errors import CorruptError, NotFoundError, UnsupportedError
+from ..samples import resolve_model
+from .coded import Execution
+from .plugin import execution as executed
+from .processor import PictureProcessor, needs_picture_processor
+
+
+def load_model(
+    path: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto", execution: Execution = "auto"
+) -> Any:
+    """Load a checkpoint with the transformers class that its config names.
+
+    Args:
+        path: a folder, or a Hub id.
+        revision: of a Hub id.
+        device: `auto` (a GPU where there is one), `cpu`, `cuda:0`, or a device map's name.
+        dtype: of all that is not coded, and of activations: `auto` is the checkpoint's; or bfloat16, float16, float32.
+        execution: of coded modules, see `Coding`.
+
+    Raises:
+        NotFoundError: no such folder or repository.
+        CorruptError: tensors are missing, left over, or of another shape; all are named, sorted.
+    """
+    import transformers
+
+    path = resolve_model(path)
+    _check_exists(path)
+    with hub_errors(path), executed(execution):
+        config = transformers.AutoConfig.from_pretrained(path, revision=revision)
+        model, info = model_class(config).from_pretrained(
+            path, revision=revision, dtype=_dtype(dtype), device_map=_device(device), output_loading_info=True
+        )
+    _check_complete(path, info)
+    return model.eval()
+
+
+def load_processor(path: str, revision: str | None = None) -> Any:
+    """The checkpoint's processor when it sees pictures, else its tokenizer.
+
+    Raises:
+        NotFoundError: it has neither.
+    """
+    import transformers
+
+    path = resolve_model(path)
+    _check_exists(path)
+    with hub_errors(path):
+        config = transformers.AutoConfig.from_pretrained(path, revision=revision)
+        try:
+            if not sees(config):
+                return transformers.AutoTokenizer.from_pretrained(path, revision=revision)
+            if needs_picture_processor(config):
+                return PictureProcessor.open(path, revision)
+            return transformers.AutoProcessor.from_pretrained(path, revision=revision)
+        except (OSError, ValueError, TypeError) as error:
+            raise NotFoundError(
+                f"{path} has no usable tokenizer: {error}", "Copy its tokenizer files there."
+            ) from error
+
+
+def sees(config: Any) -> bool:
+    """Whether a model takes pictures."""
+    return getattr(config, "vision_config", None) is not None
+
+
+def model_class(config: Any) -> Any:
+    """The transformers class for generating text with a config's model."""
+    import transformers
+
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if name.endswith(("ForCausalLM", "ForConditionalGeneration")) and hasattr(transformers, name):
+        return getattr(transformers, name)
+    return transformers.AutoModelForImageTextToText if sees(config) else transformers.AutoModelForCausalLM
+
+
+def _check_exists(path: str) -> None:
+    if not Path(path).is_dir() and (Path(path).exists() or not is_repo_id(path)):
+        raise NotFoundError(f"There is no folder {path}.", "Give a checkpoint's folder, or a Hub id owner/name.")
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(dtype: str) -> Any:
+    if dtype == "auto":
+        return "auto"
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UnsupportedError(f"{dtype} is no floating type of torch.", "Use auto, bfloat16, float16 or float32.")
+    return found
+
+
+def _check_complete(path: str, info: dict[str, Any]) -> None:
+    mismatched = [str(m[0]) if isinstance(m, tuple) else str(m) for m in info.get("mismatched_keys", ())]
+    problems = {
+        "missing": sorted(info.get("missing_keys", ())),
+        "left over": sorted(info.get("unexpected_keys", ())),
+        "of another shape": sorted(mismatched),
+    }
+    found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
+    if found:
+        raise CorruptError(
+            f"{path} does not fill its model; {'; '.join(found)}.", "Fetch or make the checkpoint again."
+        )

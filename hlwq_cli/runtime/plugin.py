@@ -1,0 +1,202 @@
+"""The transformers plugin: `from_pretrained` builds coded modules on the meta device and fills them from the shards."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from ..checkpoint.safetensors_file import read_header
+from ..checkpoint.shards import FORMAT_VERSION
+from ..errors import CorruptError, UnsupportedError
+from .coded import Coding, Execution
+from .experts import PARAMETERS, HLWQExperts, code_experts
+from .linear import HLWQLinear
+
+logger = logging.getLogger("hlwq")
+_told: set[str] = set()
+_execution: ContextVar[Execution] = ContextVar("execution", default="auto")
+
+
+@contextmanager
+def execution(how: Execution) -> Iterator[None]:
+    """Models loaded within are executed `how`: `auto`, `coded` or `dense`; see `Coding`.
+
+    A context and not an option of `from_pretrained`, which ignores a quantization_config given beside the file's.
+    """
+    token = _execution.set(how)
+    try:
+        yield
+    finally:
+        _execution.reset(token)
+
+
+class HLWQConfig(QuantizationConfigMixin):
+    """`quantization_config` of a coded checkpoint: the keys of docs/format.md, as attributes."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.pop("quant_method", None)
+        self.quant_method = "hlwq"  # type: ignore[assignment]
+        self.settings = settings
+        for key, value in settings.items():
+            setattr(self, key, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file's keys, as they were read."""
+        return {"quant_method": "hlwq", **self.settings}
+
+    @property
+    def coding(self) -> Coding:
+        """How codes are to be read."""
+        version = self.settings.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UnsupportedError(
+                f"The checkpoint has format version {version}, not {FORMAT_VERSION}.", "Update hlwq."
+            )
+        books = {int(b): tuple(c) for b, c in self.settings["codebooks"].items()}
+        return Coding(self.settings["block_size"], self.settings["scale"], books, _execution.get())
+
+
+class HLWQQuantizer(HfQuantizer):
+    """Replaces the modules whose codes the checkpoint's shards hold."""
+
+    requires_calibration = False
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to code weights on the fly: that is what `hlwq quantize` is for."""
+        if not self.pre_quantized:
+            raise UnsupportedError(
+                "from_pretrained cannot code an unquantized checkpoint.", "Run `hlwq quantize` and load its result."
+            )
+
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        files = kwargs.get("checkpoint_files") or []
+        stored = module_names(model, _stored_codes(files))
+        config: Any = self.quantization_config
+        replace_modules(model, stored, config.coding)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        coded = [m for m in model.modules() if isinstance(m, HLWQLinear | HLWQExperts)]
+        for module in coded:
+            module.settle()
+        if _execution.get() == "auto" and any(_is_dense(m) for m in coded):
+            _tell_once(
+                "Running on the CPU: codes were decoded once, to the model's dtype, because that is faster there."
+            )
+        return model
+
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+        """Codes are saved as they were loaded."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters can be trained on top."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """torch.compile works."""
+        return True
+
+
+def _is_dense(module: HLWQLinear | HLWQExperts) -> bool:
+    return module.dense if isinstance(module, HLWQExperts) else module.dense_weight is not None
+
+
+def _tell_once(text: str) -> None:
+    if text not in _told:
+        _told.add(text)
+        logger.warning(text)
+
+
+def _stored_codes(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the `codes` tensors in a checkpoint's shards, by stored name."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        for name, info in read_header(Path(file), Path(file).name)[0].items():
+            if name.rpartition(".")[2].split("_")[0] == "codes":
+                found[name] = info.shape
+    return found
+
+
+def module_names(model: Any, stored: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same shapes under the names that transformers gives the tensors in its modules.
+
+    Names on disk may differ by prefixes that the model's conversion mapping renames; the mapping itself is asked.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    modules = {name: None for name, _ in model.named_modules()}
+    renamed = {}
+    for name, shape in stored.items():
+        new = rename_source_key(name, renamings, [])[0]
+        for candidate in (
+            new,
+            name,
+            f"{model.base_model_prefix}.{new}",
+            new.removeprefix(f"{model.base_model_prefix}."),
+        ):
+            if candidate.rpartition(".")[0] in modules:
+                renamed[candidate] = shape
+                break
+    return renamed
+
+
+def replace_modules(model: nn.Module, stored: dict[str, tuple[int, ...]], coding: Coding) -> None:
+    """Put coded modules, on the meta device, where `stored` says that there are codes.
+
+    Raises:
+        CorruptError: codes for something that is neither a linear layer nor stacked experts.
+    """
+    experts: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    odd = []
+    with torch.device("meta"):
+        for name, shape in stored.items():
+            path, _, last = name.rpartition(".")
+            module = model.get_submodule(path)
+            if last == "codes" and isinstance(module, nn.Linear):
+                bits = coding.bits_of(shape, module.in_features)
+                model.set_submodule(path, HLWQLinear(module, bits, coding))
+            elif last.removeprefix("codes_") in PARAMETERS and hasattr(module, last.removeprefix("codes_")):
+                experts[path][last.removeprefix("codes_")] = shape
+            else:
+                odd.append(name)
+        for path, shapes in experts.items():
+            module = model.get_submodule(path)
+            if set(shapes) != set(PARAMETERS):
+                odd += [f"{path}.codes_{p}" for p in shapes]
+                continue
+            widths = {p: coding.bits_of(s, getattr(module, p).shape[-1]) for p, s in shapes.items()}
+            code_experts(module, widths, coding)
+    if odd:
+        raise CorruptError(
+            f"No module of {type(model).__name__} takes {', '.join(sorted(odd))}.", "Is this its checkpoint?"
+        )
+
+
+def register() -> None:
+    """Make transformers know `hlwq`; harmless when done before."""
+    if "hlwq" not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config("hlwq")(HLWQConfig)
+        register_quantizer("hlwq")(HLWQQuantizer)
+
+
+register()

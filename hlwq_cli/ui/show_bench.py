@@ -1,0 +1,93 @@
+"""Bench reports, for people: Markdown that can be pasted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from ..sizes import format_size
+from .sink import Sink
+
+if TYPE_CHECKING:
+    from ..measure.report import BenchReport, Measured
+
+_WORST = 5
+
+
+def show_bench(sink: Sink, report: BenchReport, missed: tuple[str, ...]) -> None:
+    """Tables of all that was measured."""
+    value = {"report": report, "gates_missed": missed}
+    sink.result("bench", value, lambda console: _human(console, report), _line(report))
+
+
+def _line(report: BenchReport) -> str:
+    last = report.measured[-1] if report.measured else report.reference
+    if last and last.divergence:
+        return f"{last.divergence.mean:.6f}"
+    return f"{last.perplexity.value:.4f}" if last and last.perplexity else ""
+
+
+def _human(console: Console, report: BenchReport) -> None:
+    models = ([report.reference] if report.reference else []) + list(report.measured)
+    if report.protocol:
+        console.print(report.protocol.line)
+    _table(console, models)
+    for m in report.measured:
+        _details(console, m)
+
+
+def _table(console: Console, models: list[Measured]) -> None:
+    columns = ["model", "weights", "bits/weight"]
+    if any(m.perplexity for m in models):
+        columns += ["PPL", "ln PPL rise"]
+    if any(m.divergence for m in models):
+        columns += ["KLD", "same top-1"]
+    if any(m.speed for m in models):
+        columns += ["prefill tok/s", "decode tok/s", "peak memory", "load s"]
+    console.print("| " + " | ".join(columns) + " |")
+    console.print("|" + "---|" * len(columns))
+    for m in models:
+        console.print("| " + " | ".join(_cells(m, columns)) + " |", markup=False)
+
+
+def _cells(m: Measured, columns: list[str]) -> list[str]:
+    bits = f"{m.bits_per_weight:.3f}" if m.bits_per_weight else "16"
+    cells = {"model": m.path, "weights": format_size(m.bytes), "bits/weight": bits}
+    if m.perplexity:
+        cells["PPL"] = f"{m.perplexity.value:.4f} ± {m.perplexity.error:.4f}"
+    if m.delta:
+        cells["ln PPL rise"] = f"{m.delta.log_ratio:+.4f} ± {m.delta.error:.4f}"
+    if m.divergence:
+        cells["KLD"] = f"{m.divergence.mean:.5f} ± {m.divergence.error:.5f}"
+        cells["same top-1"] = f"{m.divergence.same_top:.4f} ± {m.divergence.same_top_error:.4f}"
+    if m.speed:
+        cells["prefill tok/s"] = f"{m.speed.prefill.mean:.1f} ± {m.speed.prefill.deviation:.1f}"
+        cells["decode tok/s"] = f"{m.speed.decode.mean:.1f} ± {m.speed.decode.deviation:.1f}"
+        cells["peak memory"] = format_size(m.speed.device_peak or m.speed.host_peak)
+        cells["load s"] = f"{m.load_seconds or 0:.1f}"
+    return [cells.get(column, "") for column in columns]
+
+
+def _details(console: Console, m: Measured) -> None:
+    if m.perplexity and m.perplexity.non_finite:
+        console.print(f"{m.path}: {m.perplexity.non_finite} tokens have no finite likelihood and are left out.")
+    if m.divergence:
+        d = m.divergence
+        percentiles = ", ".join(f"{q} % {v:.5f}" for q, v in d.percentiles.items())
+        console.print(
+            f"{m.path}: KLD {percentiles}, max {d.maximum:.4f}; noise floor {d.noise_floor:.6f}; "
+            f"{d.positions} positions, {d.non_finite} not finite."
+        )
+        for b in d.buckets:
+            console.print(
+                f"  reference sure to {b.low:.2f}-{b.high:.2f}: {b.tokens} tokens, KLD {b.kld:.5f}, "
+                f"same {b.same_top:.3f}"
+            )
+    if m.similarity:
+        console.print(f"{m.path}: worst tensors by error over what their width predicts")
+        for t in m.similarity[:_WORST]:
+            sick = "  <- odd" if t.sick else ""
+            console.print(f"  {t.name}: {t.bits} bits, cosine {t.cosine:.6f}, error {t.error:.3e}{sick}")
+    if m.speed:
+        console.print(f"{m.path}: on {m.speed.device}; {m.speed.decode.runs} runs after a warm-up.")

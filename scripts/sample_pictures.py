@@ -1,0 +1,130 @@
+"""Pictures of one to three coloured shapes, each with the caption that describes it, drawn from a seed.
+
+    python -c "from sample_pictures import draw; picture, caption = draw(7); picture.save('7.png'); print(caption)"
+
+The same seed always gives the same picture. Captions are unambiguous, so that an answer is right or wrong as a whole.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIDE = 128
+FRESH_SEED = 10_000_000  # pictures for measuring start here; training takes seeds far below
+EVAL_SEED = 20_000_000  # the bundled pictures
+
+COLOURS = {
+    "red": (208, 32, 36),
+    "orange": (240, 136, 24),
+    "yellow": (238, 222, 44),
+    "green": (36, 148, 62),
+    "blue": (36, 74, 206),
+    "purple": (136, 42, 160),
+    "black": (14, 14, 16),
+    "white": (250, 250, 250),
+}
+RADII = {"small": (7, 9), "large": (15, 19)}
+
+Point = tuple[float, float]
+
+
+def _polygon(angles: list[float], radii: list[float]) -> list[Point]:
+    return [(r * math.sin(math.radians(a)), -r * math.cos(math.radians(a))) for a, r in zip(angles, radii, strict=True)]
+
+
+CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
+OUTLINES: dict[str, list[Point]] = {
+    "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+    "triangle": [(0, -1.0), (1.0, 0.85), (-1.0, 0.85)],
+    "diamond": [(0, -1.1), (0.8, 0), (0, 1.1), (-0.8, 0)],
+    "cross": [(x / 3, y / 3) for x, y in CROSS],
+    "star": _polygon([36.0 * i for i in range(10)], [1.1, 0.45] * 5),
+}
+SHAPES = ["circle", *OUTLINES]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape: what the caption says of it, and its radius in pixels."""
+
+    size: str
+    colour: str
+    name: str
+    radius: int
+
+    def __str__(self) -> str:
+        return f"a {self.size} {self.colour} {self.name}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the centres of the shapes lie, in fractions of the side, and the sentence that says so."""
+
+    centres: tuple[Point, ...]
+    sentence: str
+
+
+LAYOUTS = {
+    1: [Layout(((0.5, 0.5),), "{0}")],
+    2: [
+        Layout(((0.27, 0.5), (0.73, 0.5)), "{0} left of {1}"),
+        Layout(((0.5, 0.27), (0.5, 0.73)), "{0} above {1}"),
+    ],
+    3: [
+        Layout(((0.18, 0.5), (0.5, 0.5), (0.82, 0.5)), "{0}, {1} and {2} in a row"),
+        Layout(((0.5, 0.18), (0.5, 0.5), (0.5, 0.82)), "{0}, {1} and {2} in a column"),
+        Layout(((0.27, 0.27), (0.73, 0.27), (0.5, 0.73)), "{0} left of {1}, both above {2}"),
+        Layout(((0.27, 0.73), (0.73, 0.73), (0.5, 0.27)), "{0} left of {1}, both below {2}"),
+    ],
+}
+JITTER = {1: 40, 2: 10, 3: 3}
+
+
+def _random_shape(rng: random.Random) -> Shape:
+    size = rng.choice(list(RADII))
+    return Shape(size, rng.choice(list(COLOURS)), rng.choice(SHAPES), rng.randint(*RADII[size]))
+
+
+def _paint(canvas: ImageDraw.ImageDraw, shape: Shape, centre: Point, rng: random.Random) -> None:
+    x, y = centre
+    colour = tuple(min(255, max(0, channel + rng.randint(-10, 10))) for channel in COLOURS[shape.colour])
+    if shape.name == "circle":
+        canvas.ellipse((x - shape.radius, y - shape.radius, x + shape.radius, y + shape.radius), fill=colour)
+        return
+    canvas.polygon([(x + shape.radius * dx, y + shape.radius * dy) for dx, dy in OUTLINES[shape.name]], fill=colour)
+
+
+def draw(seed: int, number: int | None = None) -> tuple[Image.Image, str]:
+    """Draw the picture of a seed.
+
+    Args:
+        seed: Names the picture.
+        number: How many shapes; by default one, two or three.
+
+    Returns:
+        An RGB picture of 128 x 128 pixels and its caption.
+    """
+    rng = random.Random(seed)
+    number = number or rng.choice((1, 2, 2, 3, 3, 3))
+    layout = rng.choice(LAYOUTS[number])
+    grey = rng.randint(105, 175)
+    picture = Image.new("RGB", (SIDE, SIDE), tuple(grey + rng.randint(-8, 8) for _ in range(3)))
+    canvas = ImageDraw.Draw(picture)
+    shapes = [_random_shape(rng) for _ in layout.centres]
+    for shape, (x, y) in zip(shapes, layout.centres, strict=True):
+        centre = tuple(round(SIDE * at) + rng.randint(-JITTER[number], JITTER[number]) for at in (x, y))
+        _paint(canvas, shape, (centre[0], centre[1]), rng)
+    return picture, layout.sentence.format(*shapes)
+
+
+def draw_set(count: int) -> tuple[np.ndarray, list[str]]:
+    """The pictures of seeds 0 to count-1 as uint8 (count, 128, 128, 3), and their captions."""
+    pixels, captions = np.empty((count, SIDE, SIDE, 3), np.uint8), []
+    for seed in range(count):
+        picture, caption = draw(seed)
+        pixels[seed] = picture
+        captions.append(caption)
+    return pixels, captions

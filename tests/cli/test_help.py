@@ -1,0 +1,33 @@
+"""Help answers at once: without torch, and with every command and environment variable named."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetensors")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["quantize", "--help"], ["inspect", "--help"], []])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv = ['hlwq', *{arguments!r}]\nfrom hlwq_cli.main import main\n"
+        f"try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_help_names_commands_and_environment_variables() -> None:
+    done = subprocess.run([sys.executable, "-m", "hlwq_cli.main", "--help"], capture_output=True, text=True, check=True)
+    for word in ("quantize", "inspect", "export", "HLWQ_DEBUG", "HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "NO_COLOR"):
+        assert word in done.stdout
+    assert done.stderr == ""
+
+
+def test_console_script_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    (script,) = entry_points(group="console_scripts", name="hlwq")
+    assert script.value == "hlwq_cli.main:main"

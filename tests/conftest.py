@@ -1,0 +1,82 @@
+"""What all tests share: checkpoints built once a session, and a Hub on loopback instead of the real one.
+
+huggingface_hub reads its environment when it is imported, so the stand-in is up before any test is collected.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .builders import FAMILIES, save_family
+from .hub_server import HubServer
+
+HUB_HOME = tempfile.TemporaryDirectory(prefix="hlwq-hub-home-")
+HUB = HubServer()
+os.environ.update(HUB.environment(Path(HUB_HOME.name)))
+os.environ.pop("HF_TOKEN", None)
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's checkpoint; written when first asked for, never to be changed."""
+    built: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in built:
+            built[name] = save_family(name, tmp_path_factory.mktemp("source") / name)
+        return built[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def coded(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A family's checkpoint, quantized with default settings in several files; never to be changed."""
+    from hlwq_cli.checkpoint import load_recipe, quantize
+
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            out = tmp_path_factory.mktemp("coded") / f"{name}-coded"
+            quantize(str(family(name)), out, load_recipe(), max_shard_bytes=150_000)
+            made[name] = out
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Path], Path]:
+    """A copy of a folder that a test may break."""
+
+    def copy(folder: Path) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / f"copy-of-{folder.name}"))
+
+    return copy
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """An empty folder in memory, where syncing a file costs nothing."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="hlwq-test-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def family_name(request: pytest.FixtureRequest) -> str:
+    """Each family in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def hub() -> HubServer:
+    """The stand-in Hub, with no repositories."""
+    HUB.reset()
+    return HUB

@@ -1,0 +1,46 @@
+"""Which implementation runs, and that it does not matter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Prints the digest of what several schemes make of lcg_rows, then which implementations were loaded.
+SCRIPT = """
+import sys
+{first}
+from hlwq_kernels import encode_rows
+from tests.kernels.weights import decoded, digest, lcg_rows, tables
+weight, made = lcg_rows(), []
+for bits, n, scale, search in [(5, 64, "log8", True), (7, 32, "log8", False), (4, 128, "fp16", True)]:
+    coded = encode_rows(weight, tables(bits), n, scale, search)
+    made += [coded.codes, coded.scales, coded.base, decoded(coded, tables(bits), n, weight.shape[1])]
+print(digest(*made), *sorted(m for m in sys.modules if m.startswith("hlwq_kernels.") and "code_" in m))
+"""
+
+
+def run(first: str = "", **environment: str) -> list[str]:
+    command = [sys.executable, "-c", SCRIPT.format(first=first)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[str]:
+    return run()
+
+
+def test_the_compiled_code_is_what_runs_here(compiled: list[str]) -> None:
+    assert compiled[1:] == ["hlwq_kernels.decode_numba", "hlwq_kernels.encode_numba"]
+
+
+def test_without_numba_the_bytes_are_the_same(compiled: list[str]) -> None:
+    plain = run('sys.modules["numba"] = None')
+    assert plain[1:] == ["hlwq_kernels.encode_torch"]
+    assert plain[0] == compiled[0]
+
+
+def test_where_no_folder_can_hold_numbas_cache_the_bytes_are_the_same(compiled: list[str]) -> None:
+    nowhere = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserWideCacheLocator", "HOME": os.devnull, "XDG_CACHE_HOME": os.devnull}
+    assert run(NUMBA_CACHE_DIR="", **nowhere)[0] == compiled[0]
