@@ -19,9 +19,9 @@ MAY_IMPORT = {
     "codec": {"hlwq_kernels", "errors"},
     "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "hlwq_cli"},
     "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples"},
-    "measure": {"runtime", "checkpoint", "codec", "errors", "samples"},
-    "ui": {"checkpoint", "errors", "sizes"},
-    "commands": {"ui", "checkpoint", "codec", "errors", "sizes"},
+    "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples"},
+    "ui": {"measure", "checkpoint", "errors", "sizes"},
+    "commands": {"ui", "measure", "runtime", "checkpoint", "codec", "errors", "sizes"},
     "main": {"commands", "hlwq_cli"},
     "hlwq_cli": {"checkpoint", "runtime", "codec", "errors"},
 }

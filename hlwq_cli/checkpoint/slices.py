@@ -11,8 +11,8 @@ from .safetensors_file import TensorInfo
 from .shards import Shard, ShardWriter
 from .source import Source
 
-SLICE_WEIGHTS = 4_194_304
-"""Weights read, coded and written at a time: 16 MiB in float32."""
+SLICE_WEIGHTS = 1_048_576
+"""Weights read, coded and written at a time: 4 MiB in float32."""
 
 
 @dataclass(frozen=True)

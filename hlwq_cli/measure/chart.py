@@ -77,7 +77,7 @@ def _fidelity(axes: Any, report: BenchReport, ink: str) -> None:
     if by_kld:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(f"weights, {unit}")
-    axes.set_ylabel("KL divergence from the reference, nats" if by_kld else "perplexity")
+    axes.set_ylabel("KL divergence, nats" if by_kld else "perplexity")
     axes.set_title("Fidelity against size", loc="left")
     axes.margins(y=0.25)
 

@@ -58,10 +58,8 @@ def _bundled(note: str) -> Text:
 
 def _dataset(spec: str, name: str) -> Text:
     """Rows of the `text` column joined by two newlines, as the usual scripts do."""
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise HlwqError("Reading a dataset needs the package datasets.", "pip install 'hlwq[bench]'") from error
+    from datasets import load_dataset
+
     repo, _, rest = spec.partition(":")
     config, _, split = rest.partition(":")
     try:
