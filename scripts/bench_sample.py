@@ -3,7 +3,7 @@
     python scripts/bench_sample.py [--windows 8] [--pictures 100]
 
 Perplexity by the `paper` protocol on the bundled addresses, paired against bf16; captions of fresh pictures, greedy,
-right only when right to the letter. Runs the real command line; computes in float32 on the CPU. Prints a Markdown table.
+right only when right to the letter. Runs the real command line; computes in float32 on the CPU. Prints a table.
 """
 
 import argparse

@@ -77,6 +77,8 @@ def pipeline_tag(config: dict[str, Any]) -> str:
     return "feature-extraction"
 
 
+_AUTO_CLASSES = {"image-text-to-text": "AutoModelForImageTextToText", "text-generation": "AutoModelForCausalLM"}
+
 _BODY = """
 # {title}, {bits}-bit HLWQ
 
@@ -84,8 +86,12 @@ _BODY = """
 
 ## Load
 
-A safetensors checkpoint; nothing in it needs remote code. With `pip install hlwq`,
-`hlwq export FOLDER PLAIN --to bf16` writes a plain checkpoint that any tool loads.
+    import hlwq_cli  # first: transformers finds no plugin by itself
+    from transformers import {auto_class}
+    model = {auto_class}.from_pretrained("FOLDER")
+
+Safetensors only; nothing in it needs remote code. `hlwq export FOLDER PLAIN --to bf16` writes a plain checkpoint that
+any tool loads.
 
 ## What was coded
 
@@ -119,6 +125,7 @@ def _body(plan: Plan, manifest: Manifest, title: str, base: str | None) -> str:
     origin = f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`"
     return _BODY.format(
         title=title,
+        auto_class=_AUTO_CLASSES.get(pipeline_tag(plan.source.config), "AutoModel"),
         bits=scheme.bits,
         origin=origin + (f" at revision `{plan.source.revision}`" if plan.source.revision else ""),
         what="linear layers and experts" if any(t.role == "expert" for t in manifest.coded) else "linear layers",

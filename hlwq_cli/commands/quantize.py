@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 @handled
 def quantize(
-    model: Annotated[str, typer.Argument(help="A folder with a safetensors checkpoint, or a Hub id owner/name.")],
+    model: Annotated[
+        str, typer.Argument(help="A folder with a safetensors checkpoint, a Hub id owner/name, or 'sample'.")
+    ],
     out: Annotated[Path | None, typer.Argument(help="Folder to write. By default NAME-HLWQ-Q5, here.")] = None,
     bits: Annotated[int, typer.Option(help="Width of a code, 2 to 8.")] = 5,
-    recipe: Annotated[str, typer.Option(help="default, classic, attention-plus-one, or a .yaml file.")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="default, classic, attention-plus-one, routers, or a .yaml file.")
+    ] = "default",
     effort: Annotated[
         str, typer.Option(help="default, or fast: no scale search, 4x quicker, 1.3-1.5x the error.")
     ] = "default",
