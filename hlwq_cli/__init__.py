@@ -12,13 +12,18 @@ from .runtime.hook import install as _install_plugin
 
 if TYPE_CHECKING:
     from .checkpoint import export, inspect, load_recipe, quantize, verify
+    from .runtime.model import HLWQModel, PolarQuantModel
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "export", "inspect", "load_recipe", "quantize", "verify"]
+__all__ = ["HLWQModel", "PolarQuantModel", "__version__", "export", "inspect", "load_recipe", "quantize", "verify"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: the command's --help must not wait for torch."""
+    if name in ("HLWQModel", "PolarQuantModel"):
+        from .runtime import model
+
+        return getattr(model, name)
     if name in __all__:
         from . import checkpoint
 

@@ -25,6 +25,11 @@ def bench(
         bool, typer.Option("--cosine", help="Weight error of every coded tensor, against --ref.")
     ] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Tokens per second and memory.")] = False,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-eval, such as hellaswag; needs 'hlwq[eval]'.")
+    ] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each task.")] = None,
     data: Annotated[
         str | None, typer.Option(help="A text file, 'sample', or DATASET[:CONFIG[:SPLIT]]. By default wikitext-2-raw.")
     ] = None,
@@ -63,9 +68,11 @@ def bench(
         raise UsageError(f"--execution is auto, coded or dense, not {execution!r}.")
     gates = Gates(max_ppl_delta, max_kld, min_top1)
     gates.check_askable(ppl=ppl, kld=kld, ref=ref)
+    names = tuple(t.strip() for t in (tasks or "").split(",") if t.strip())
     request = Request(
-        ppl=ppl, kld=kld, cosine=cosine, speed=speed, data=data, protocol=cast("object", protocol),  # type: ignore[arg-type]
-        window=window, windows=windows, device=device, dtype=dtype, execution=cast("object", execution),  # type: ignore[arg-type]
+        ppl=ppl, kld=kld, cosine=cosine, speed=speed, tasks=names, task_folder=task_folder, task_limit=task_limit,
+        data=data, protocol=cast("object", protocol), window=window, windows=windows,  # type: ignore[arg-type]
+        device=device, dtype=dtype, execution=cast("object", execution),  # type: ignore[arg-type]
     )  # fmt: skip
     with steps_display(sink) as tell:
         report = measure(paths, request, ref, tell)

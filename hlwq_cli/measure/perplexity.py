@@ -61,6 +61,8 @@ def score(
 def perplexity(nlls: torch.Tensor) -> Perplexity:
     """The perplexity of token likelihoods; see `score`."""
     finite = nlls[nlls.isfinite()].double()
+    if not finite.numel():
+        return Perplexity(math.nan, math.nan, math.nan, 0, nlls.numel())
     mean = float(finite.mean())
     value = math.exp(mean)
     deviation = float(finite.std()) if finite.numel() > 1 else math.nan

@@ -18,6 +18,7 @@ from .divergence import Divergence, compare
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
 from .similarity import TensorSimilarity, similarity
 from .speed import Speed, measure_speed
+from .tasks import TaskScore, run_tasks
 from .text import load_text
 from .windows import Protocol, ProtocolName, Windows, make_windows
 
@@ -33,6 +34,9 @@ class Request:
         kld: divergence from the reference.
         cosine: weight error against the reference.
         speed: tokens per second.
+        tasks: of lm-eval, by name.
+        task_folder: of task files of one's own.
+        task_limit: use at most so many examples of each.
         data: text, see `load_text`.
         protocol: of windows.
         window: tokens in a window; None is the protocol's own.
@@ -46,6 +50,9 @@ class Request:
     kld: bool = False
     cosine: bool = False
     speed: bool = False
+    tasks: tuple[str, ...] = ()
+    task_folder: Path | None = None
+    task_limit: int | None = None
     data: str | None = None
     protocol: ProtocolName = "paper"
     window: int | None = None
@@ -68,6 +75,7 @@ class Measured:
     divergence: Divergence | None = None
     similarity: tuple[TensorSimilarity, ...] | None = None
     speed: Speed | None = None
+    tasks: tuple[TaskScore, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,8 +147,8 @@ def bench(
 def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
     if not paths:
         raise UsageError("There is nothing to measure.", "Name a checkpoint.")
-    if not (request.ppl or request.kld or request.cosine or request.speed):
-        raise UsageError("Nothing was asked for.", "Use --ppl, --kld, --cosine or --speed.")
+    if not (request.ppl or request.kld or request.cosine or request.speed or request.tasks):
+        raise UsageError("Nothing was asked for.", "Use --ppl, --kld, --cosine, --speed or --tasks.")
     if ref is None and (request.kld or request.cosine):
         raise UsageError("--kld and --cosine compare with a reference.", "Give the unquantized model with --ref.")
 
@@ -155,15 +163,14 @@ def _load(run: _Bench, path: str) -> tuple[Any, float]:
 
 def _reference(run: _Bench, ref: str) -> Measured:
     found = _size(ref)
-    if not (run.request.ppl or run.request.kld or run.request.speed):
+    if not (run.request.ppl or run.request.kld or run.request.speed or run.request.tasks):
         return found
     model, seconds = _load(run, ref)
     found = replace(found, load_seconds=seconds)
     if run.windows is not None and not run.request.kld:
         run.reference_nlls = score(model, run.windows, lambda d, t: run.tell(f"perplexity of {ref}", d, t))
         found = replace(found, perplexity=perplexity(run.reference_nlls))
-    if run.request.speed:
-        found = replace(found, speed=measure_speed(model))
+    found = _speed_and_tasks(run, found, model)
     if run.request.kld:
         run.reference_model = model
     return found
@@ -171,7 +178,7 @@ def _reference(run: _Bench, ref: str) -> Measured:
 
 def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
     found, r = _size(path), run.request
-    if r.ppl or r.kld or r.speed:
+    if r.ppl or r.kld or r.speed or r.tasks:
         model, seconds = _load(run, path)
         found = replace(found, load_seconds=seconds)
         if r.kld and run.windows is not None:
@@ -182,11 +189,23 @@ def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
             nlls = score(model, run.windows, lambda d, t: run.tell(f"perplexity of {path}", d, t))
             delta = None if run.reference_nlls is None else paired(nlls, run.reference_nlls)
             found = replace(found, perplexity=perplexity(nlls), delta=delta)
-        if r.speed:
-            found = replace(found, speed=measure_speed(model))
+        found = _speed_and_tasks(run, found, model)
         del model
     if r.cosine and ref is not None:
         found = replace(found, similarity=_similarity(run, path, ref))
+    return found
+
+
+def _speed_and_tasks(run: _Bench, found: Measured, model: Any) -> Measured:
+    r = run.request
+    if r.speed:
+        run.tell(f"speed of {found.path}", 0, 1)
+        found = replace(found, speed=measure_speed(model))
+    if r.tasks:
+        run.tell(f"tasks of {found.path}", 0, 1)
+        processor = load_processor(found.path)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        found = replace(found, tasks=run_tasks(model, tokenizer, r.tasks, r.task_limit, r.task_folder))
     return found
 
 

@@ -38,7 +38,12 @@ def load_model(
     with hub_errors(path), executed(execution):
         config = transformers.AutoConfig.from_pretrained(path, revision=revision)
         model, info = model_class(config).from_pretrained(
-            path, revision=revision, dtype=_dtype(dtype), device_map=_device(device), output_loading_info=True
+            path,
+            revision=revision,
+            dtype=_dtype(dtype),
+            device_map=_device(device),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that all are named at once, below
         )
     _check_complete(path, info)
     return model.eval()

@@ -89,5 +89,8 @@ def _details(console: Console, m: Measured) -> None:
         for t in m.similarity[:_WORST]:
             sick = "  <- odd" if t.sick else ""
             console.print(f"  {t.name}: {t.bits} bits, cosine {t.cosine:.6f}, error {t.error:.3e}{sick}")
+    for s in m.tasks or ():
+        error = "" if s.error is None else f" ± {s.error:.4f}"
+        console.print(f"{m.path}: {s.task} {s.metric} {s.value:.4f}{error}")
     if m.speed:
         console.print(f"{m.path}: on {m.speed.device}; {m.speed.decode.runs} runs after a warm-up.")

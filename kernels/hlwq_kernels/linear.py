@@ -22,7 +22,7 @@ def rotate_activation(x: torch.Tensor, block_size: int) -> torch.Tensor:
     The butterflies run in float32, whatever the dtype.
     """
     padded = torch.nn.functional.pad(x, (0, -x.shape[-1] % block_size))
-    blocks = padded.to(torch.float32).reshape(*padded.shape[:-1], -1, block_size)
+    blocks = padded.to(torch.float32).reshape(*padded.shape[:-1], padded.shape[-1] // block_size, block_size)
     return (hadamard(blocks) * float(np.float32(block_size**-0.5))).reshape(padded.shape).to(x.dtype)
 
 

@@ -1,0 +1,73 @@
+"""Downstream tasks, through EleutherAI's lm-eval, where that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import HlwqError, NotFoundError
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One metric of one task.
+
+    Attributes:
+        task: its name in lm-eval.
+        metric: its name there, without the filter.
+        value: the score.
+        error: its standard error, None where lm-eval gives none.
+    """
+
+    task: str
+    metric: str
+    value: float
+    error: float | None
+
+
+def run_tasks(
+    model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None, folder: Path | None = None
+) -> tuple[TaskScore, ...]:
+    """Evaluate a loaded model.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        tasks: names that lm-eval knows, such as `hellaswag`.
+        limit: use at most so many examples of each.
+        folder: a folder of task files of one's own.
+
+    Raises:
+        HlwqError: lm-eval is not installed, or a task's data cannot be had.
+        NotFoundError: lm-eval knows no such task.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise HlwqError("--tasks needs lm-eval, which is not installed.", "pip install 'hlwq[eval]'") from error
+    manager = TaskManager(include_path=None if folder is None else str(folder))
+    unknown = sorted(set(tasks) - set(manager.all_tasks))
+    if unknown:
+        raise NotFoundError(f"lm-eval knows no task {', '.join(unknown)}.", "`lm-eval ls tasks` lists them.")
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    try:
+        found = lm_eval.simple_evaluate(
+            wrapped, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0, verbosity="ERROR"
+        )
+    except (OSError, ConnectionError) as error:
+        raise HlwqError(f"The data of {', '.join(tasks)} cannot be loaded.", "Check the network.") from error
+    return tuple(s for task in tasks for s in _scores(task, found["results"][task]))
+
+
+def _scores(task: str, result: dict[str, Any]) -> list[TaskScore]:
+    found = []
+    for key, value in result.items():
+        metric, _, rest = key.partition(",")
+        if isinstance(value, int | float) and rest and not metric.endswith("_stderr"):
+            error = result.get(f"{metric}_stderr,{rest}")
+            found.append(TaskScore(task, metric, float(value), error if isinstance(error, float) else None))
+    return found

@@ -1,0 +1,119 @@
+"""`hlwq bench`: figures on stdout, all else on stderr, and exit codes that a CI job can hold to."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.samples import resolve_model
+
+from .run import Ran, assert_refused, environment, hlwq, hlwq_process
+
+TEXT = ("--data", "sample", "--window", "64", "--windows", "2")
+
+
+@pytest.fixture(scope="module")
+def coded_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "sample-coded"
+    quantize(resolve_model("sample"), folder, load_recipe())
+    return folder
+
+
+def document(ran: Ran) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(ran.out)
+    return found
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def test_perplexity_of_the_sample_is_one_document() -> None:
+    ran = hlwq("bench", "sample", "--ppl", *TEXT, "--json")
+    assert ran.code == 0, ran.err
+    found = document(ran)
+    assert (found["schema"], found["command"], found["gates_missed"]) == (1, "bench", [])
+    (measured,) = found["report"]["measured"]
+    assert measured["path"] == "sample"
+    assert measured["perplexity"]["tokens"] == 126
+    assert 1 < measured["perplexity"]["value"] < 200
+    assert found["report"]["protocol"]["bos"] is True
+
+
+def test_people_get_the_protocol_and_a_table() -> None:
+    ran = hlwq("bench", "sample", "--ppl", *TEXT)
+    assert ran.code == 0, ran.err
+    first, header = ran.out.splitlines()[:2]
+    assert first.startswith("protocol paper: sample/addresses")
+    assert "2 windows of 64, 63 scored in each" in first
+    assert header.startswith("| model | weights |")
+
+
+def test_all_measures_a_missed_gate_and_a_chart(coded_sample: Path, tmp_path: Path) -> None:
+    ran = hlwq(
+        "bench", coded_sample, "--ref", "sample", "--kld", "--cosine", *TEXT, "--json", "--chart",
+        tmp_path / "out.png", "--max-kld", "0", "--min-top1", "0", "--max-ppl-delta", "-9",
+    )  # fmt: skip
+    assert ran.code == 6, ran.err
+    found = document(ran)
+    assert len(found["gates_missed"]) == 2
+    assert "KL divergence" in " ".join(found["gates_missed"])
+    (measured,) = found["report"]["measured"]
+    assert measured["divergence"]["positions"] == 126
+    assert 0 < measured["divergence"]["mean"] < 1
+    assert measured["similarity"]
+    for name in ("out.png", "out-dark.png"):
+        width, height = png_size(tmp_path / name)
+        assert (width, height) > (600, 300)
+
+
+def test_nothing_asked_for_is_refused() -> None:
+    assert_refused(hlwq("bench", "sample"), 2, "Nothing was asked for")
+
+
+@pytest.mark.parametrize("measure", ["--kld", "--cosine"])
+def test_a_comparison_without_a_reference_is_refused(measure: str) -> None:
+    assert_refused(hlwq("bench", "sample", measure), 2, "--ref")
+
+
+@pytest.mark.parametrize("gate", ["--max-kld", "--min-top1", "--max-ppl-delta"])
+def test_a_limit_on_what_is_not_measured_is_refused(gate: str) -> None:
+    ran = hlwq("bench", "sample", "--ppl", gate, "0.5")
+    assert ran.code == 2
+    assert ran.out == ""
+    assert gate in ran.err
+
+
+def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
+    assert_refused(hlwq("bench", tmp_path / "nothing", "--ppl", *TEXT), 3, "nothing")
+
+
+def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Too short.")
+    assert_refused(hlwq("bench", "sample", "--ppl", "--data", tmp_path / "short.txt"), 2, "short.txt", "window")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--execution", "fast"), ("--protocol", "gpt2"), ("--dtype", "int8")])
+def test_an_unknown_choice_is_refused(option: str, value: str) -> None:
+    ran = hlwq("bench", "sample", "--ppl", *TEXT, option, value)
+    assert ran.code in (1, 2)
+    assert value in ran.err
+    assert "Unexpected" not in ran.err
+
+
+def test_where_wikitext_cannot_be_reached_the_bundled_text_is_used_and_said() -> None:
+    ran = hlwq_process(
+        "bench", "sample", "--ppl", "--window", "64", "--windows", "1", "--json",
+        env=environment(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1"),  # at once, without retries
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert document(ran)["report"]["protocol"]["text"] == "sample/addresses"
+    assert "wikitext-2-raw cannot be reached" in ran.err

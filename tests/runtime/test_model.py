@@ -1,0 +1,124 @@
+"""HLWQModel answers: one prompt or many, whole or piece by piece, the same each time."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hlwq_cli.errors import UsageError
+from hlwq_cli.runtime.model import HLWQModel, PolarQuantModel
+from hlwq_cli.samples import resolve_model
+
+PROMPTS = ["My fellow citizens,", "The state of our union is", "We"]
+LONG = 8
+
+
+@pytest.fixture(scope="module")
+def model() -> HLWQModel:
+    return HLWQModel.from_pretrained(resolve_model("sample"), dtype="float32", device="cpu")
+
+
+def answer(model: HLWQModel, text: str, **options: object) -> str:
+    found = model.generate(text, **{"max_new_tokens": LONG, "chat": False} | options)  # type: ignore[arg-type]
+    assert isinstance(found, str)
+    return found
+
+
+def test_the_alias_is_the_same_class() -> None:
+    assert PolarQuantModel is HLWQModel
+
+
+def test_an_answer_has_words_and_not_the_prompt(model: HLWQModel) -> None:
+    found = answer(model, PROMPTS[1])
+    assert len(found.split()) > 3
+    assert PROMPTS[1] not in found
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_batch_of_unequal_prompts_equals_each_alone(model: HLWQModel, chat: bool) -> None:
+    together = model.generate(PROMPTS, max_new_tokens=LONG, chat=chat)
+    assert together == [answer(model, p, chat=chat) for p in PROMPTS]
+
+
+def test_a_list_of_one_gives_a_list_of_one(model: HLWQModel) -> None:
+    assert model.generate(PROMPTS[:1], max_new_tokens=4, chat=False) == [answer(model, PROMPTS[0], max_new_tokens=4)]
+
+
+def test_a_seed_repeats_an_answer_and_another_seed_does_not(model: HLWQModel) -> None:
+    first, again, other = (answer(model, "We", temperature=1.5, seed=s) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_greedy_is_the_same_without_a_seed(model: HLWQModel) -> None:
+    assert answer(model, "We") == answer(model, "We")
+
+
+def test_a_stop_string_ends_the_answer_before_it(model: HLWQModel) -> None:
+    whole = answer(model, PROMPTS[1])
+    word = whole.split()[2]
+    assert answer(model, PROMPTS[1], stop=[word]) == whole[: whole.index(word)]
+    both = answer(model, PROMPTS[1], stop=["never said", word, whole.split()[1]])
+    assert both == whole[: min(whole.index(word), whole.index(whole.split()[1]))]
+
+
+def test_a_batch_stops_each_answer_at_its_own_place(model: HLWQModel) -> None:
+    wholes = [answer(model, p) for p in PROMPTS]
+    found = model.generate(PROMPTS, max_new_tokens=LONG, chat=False, stop=[","])
+    assert found == [w.partition(",")[0] for w in wholes]
+
+
+@pytest.mark.parametrize("stop", [(), (",",), ("nowhere to be found",)])
+def test_a_stream_gives_what_generate_gives(model: HLWQModel, stop: tuple[str, ...]) -> None:
+    for prompt in PROMPTS[:1]:
+        pieces = list(model.stream(prompt, max_new_tokens=LONG, chat=False, stop=stop))
+        assert "".join(pieces) == answer(model, prompt, stop=stop)
+
+
+def test_a_stream_comes_in_pieces(model: HLWQModel) -> None:
+    assert len([p for p in model.stream(PROMPTS[1], max_new_tokens=LONG, chat=False) if p]) > 3
+
+
+def test_a_stream_with_a_seed_gives_what_generate_gives(model: HLWQModel) -> None:
+    options = {"max_new_tokens": LONG, "chat": False, "temperature": 1.0, "seed": 3}
+    assert "".join(model.stream("We", **options)) == answer(model, "We", **options)
+
+
+def test_closing_a_stream_stops_its_thread(model: HLWQModel) -> None:
+    before = threading.active_count()
+    pieces = model.stream(PROMPTS[1], max_new_tokens=400, chat=False)
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+def test_a_failure_in_the_thread_reaches_the_caller(model: HLWQModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(model.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        list(model.stream("We"))
+
+
+def test_an_unknown_option_of_a_stream_is_refused(model: HLWQModel) -> None:
+    with pytest.raises(UsageError, match="wibble"):
+        list(model.stream("We", wibble=1))
+
+
+def test_pictures_for_a_blind_model_are_refused(coded: Callable[[str], Path], copied: Callable[[Path], Path]) -> None:
+    from transformers import AutoTokenizer
+
+    from hlwq_cli.runtime.loading import load_model
+
+    blind = HLWQModel(load_model(str(coded("llama"))), AutoTokenizer.from_pretrained(resolve_model("sample")))
+    with pytest.raises(UsageError, match="no pictures"):
+        blind.generate("What is this?", [object()])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="no pictures"):
+        list(blind.stream("What is this?", [object()]))  # type: ignore[list-item]
+
+
+def test_pictures_for_another_number_of_prompts_are_refused(model: HLWQModel) -> None:
+    with pytest.raises(UsageError, match="2 prompts"):
+        model.generate(["one", "two"], [[]])

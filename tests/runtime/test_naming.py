@@ -1,0 +1,46 @@
+"""Names are matched in time linear in their number."""
+
+import time
+
+import torch
+from torch import nn
+from transformers import conversion_mapping
+
+from hlwq_cli.codec import lloyd_max
+from hlwq_cli.runtime.coded import Coding
+from hlwq_cli.runtime.linear import HLWQLinear
+from hlwq_cli.runtime.plugin import module_names, replace_modules
+
+LAYERS = 20_000
+
+
+class Wide(nn.Module):
+    """Linear layers by the thousand, under names of transformers' depth."""
+
+    base_model_prefix = "model"
+    config = None
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.walks = 0
+        stack = nn.ModuleList(nn.ModuleDict({"q_proj": nn.Linear(64, 2)}) for _ in range(layers))
+        self.model = nn.ModuleDict({"layers": stack})
+
+    def named_modules(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self.walks += 1
+        return super().named_modules(*args, **kwargs)
+
+
+def test_twenty_thousand_tensors_are_named_and_replaced_in_seconds(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *a, **k: [])
+    with torch.device("meta"):
+        model = Wide(LAYERS)
+    stored = {f"layers.{i}.q_proj.codes": (2, 40) for i in range(LAYERS)}
+    start = time.perf_counter()
+    named = module_names(model, stored)
+    replace_modules(model, named, Coding(64, "log8", {5: tuple(lloyd_max(5))}))
+    seconds = time.perf_counter() - start
+    assert list(named) == [f"model.{name}" for name in stored]
+    assert sum(isinstance(m, HLWQLinear) for m in model.modules()) == LAYERS
+    assert model.walks < 5
+    assert seconds < 30
