@@ -86,10 +86,15 @@ class HLWQQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         files = kwargs.get("checkpoint_files") or []
         stored = module_names(model, _stored_codes(files))
+        self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
         config: Any = self.quantization_config
         replace_modules(model, stored, config.coding)
+        self.shapes = {name: t.shape for name, t in model.state_dict().items()}
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        if not hasattr(HfQuantizer, "get_new_dtype"):
+            _restore_dtypes(model, self.dtypes)
+        _check_shapes(model, self.shapes)
         coded = [m for m in model.modules() if isinstance(m, HLWQLinear | HLWQExperts)]
         for module in coded:
             module.settle()
@@ -112,6 +117,24 @@ class HLWQQuantizer(HfQuantizer):
     def is_compileable(self) -> bool:
         """torch.compile works."""
         return True
+
+
+def _restore_dtypes(model: Any, dtypes: dict[str, torch.dtype]) -> None:
+    """Give kept parameters the type asked for: transformers 5.17 leaves renamed ones in the file's."""
+    exact = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    for name, parameter in model.named_parameters():
+        wanted = dtypes.get(name, parameter.dtype)
+        if parameter.dtype != wanted and not any(module in name.split(".") for module in exact):
+            parameter.data = parameter.data.to(wanted)
+
+
+def _check_shapes(model: Any, shapes: dict[str, torch.Size]) -> None:
+    """Raise CorruptError for tensors of another shape than their place, which transformers 5.17 puts there."""
+    wrong = sorted(name for name, t in model.state_dict().items() if t.shape != shapes.get(name, t.shape))
+    if wrong:
+        raise CorruptError(
+            f"The checkpoint does not fill its model; of another shape: {', '.join(wrong)}.", "Fetch it again."
+        )
 
 
 def _is_dense(module: HLWQLinear | HLWQExperts) -> bool:
