@@ -95,19 +95,17 @@ def _remove(out: Path, names: list[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def copy_companions(source: Source, out: Path) -> None:
-    """Bring every file along that is no weight; the model card and config.json are written by others."""
-    for name in source.companions:
-        if name not in ("README.md", "config.json"):
-            write_file(out / name, source.path(name).read_bytes())
-    if "README.md" in source.companions:
-        write_file(out / "README.source.md", source.path("README.md").read_bytes())
+def copy_companions(source: Source, out: Path) -> list[str]:
+    """Bring every file along that is no weight, and return the names written.
 
-
-def companion_names(source: Source) -> list[str]:
-    """The files `copy_companions` writes."""
-    names = [n for n in source.companions if n not in ("README.md", "config.json")]
-    return names + (["README.source.md"] if "README.md" in source.companions else [])
+    config.json and the model card are written anew by others; the source's card comes along as README.source.md.
+    """
+    names = {n: n for n in source.companions if n != "config.json"}
+    if "README.md" in names:
+        names["README.source.md"] = names.pop("README.md")
+    for name, origin in names.items():
+        write_file(out / name, source.path(origin).read_bytes())
+    return list(names)
 
 
 def quantization_config(plan: Plan) -> dict[str, Any]:

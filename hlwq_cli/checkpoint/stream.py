@@ -24,7 +24,7 @@ from .integrity import file_record
 from .jobs import CodedTensor
 from .journal import Journal
 from .manifest import JOURNAL, MANIFEST, Manifest, fingerprint
-from .output import companion_names, copy_companions, look_at_folder, make_folder, quantization_config
+from .output import copy_companions, look_at_folder, make_folder, quantization_config
 from .plan import Plan, make_plan
 from .recipe import Recipe
 from .records import FileRecord, ShardRecord, coded_record, kept_record
@@ -216,13 +216,13 @@ class _Run:
         """Write all that is not weights, then the manifest, then forget the journal."""
         records = [self.journal.shards[s.file] for s in self.shards]
         write_index(self.out, self.shards)
-        copy_companions(self.plan.source, self.out)
+        companions = copy_companions(self.plan.source, self.out)
         config = dict(self.plan.source.config)
         config["quantization_config"] = quantization_config(self.plan)
         write_json(self.out / "config.json", config)
         manifest = self._manifest(records, ())
         write_file(self.out / "README.md", model_card(self.plan, manifest, self.base_model).encode())
-        names = [*companion_names(self.plan.source), "README.md", "config.json"]
+        names = [*companions, "README.md", "config.json"]
         names += [INDEX] if len(self.shards) > 1 else []
         others = tuple(file_record(self.out, n) for n in sorted(names))
         manifest = self._manifest(records, others)

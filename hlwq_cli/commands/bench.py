@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +13,8 @@ from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:
     from ..measure.report import BenchReport
+    from ..measure.windows import ProtocolName
+    from ..runtime.coded import Execution
 
 
 @handled
@@ -55,8 +57,6 @@ def bench(
 ) -> None:
     """Measure perplexity, divergence, weight error and speed; draw them; hold them to limits."""
     sink = Sink(format, json, quiet)
-    from typing import cast
-
     from ..errors import UsageError
     from ..measure.gates import Gates, check_gates
     from ..measure.report import Request
@@ -71,8 +71,8 @@ def bench(
     names = tuple(t.strip() for t in (tasks or "").split(",") if t.strip())
     request = Request(
         ppl=ppl, kld=kld, cosine=cosine, speed=speed, tasks=names, task_folder=task_folder, task_limit=task_limit,
-        data=data, protocol=cast("object", protocol), window=window, windows=windows,  # type: ignore[arg-type]
-        device=device, dtype=dtype, execution=cast("object", execution),  # type: ignore[arg-type]
+        data=data, protocol=cast("ProtocolName", protocol), window=window, windows=windows,
+        device=device, dtype=dtype, execution=cast("Execution", execution),
     )  # fmt: skip
     with steps_display(sink) as tell:
         report = measure(paths, request, ref, tell)

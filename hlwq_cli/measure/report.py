@@ -135,7 +135,7 @@ def bench(
         for path in paths:
             run.done.append(_measure(run, path, ref))
     except (HlwqError, MemoryError, RuntimeError) as error:
-        if not run.done and reference is None:
+        if not run.done and (reference is None or isinstance(error, HlwqError)):
             raise
         failed = str(error).split("\n")[0]
     if reference is not None and reference.perplexity is None:

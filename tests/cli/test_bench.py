@@ -117,3 +117,9 @@ def test_where_wikitext_cannot_be_reached_the_bundled_text_is_used_and_said() ->
     assert ran.code == 0, ran.err
     assert document(ran)["report"]["protocol"]["text"] == "sample/addresses"
     assert "wikitext-2-raw cannot be reached" in ran.err
+
+
+def test_a_plain_checkpoint_where_a_coded_one_is_needed_is_said_with_its_code() -> None:
+    ran = hlwq("bench", "sample", "--ref", "sample", "--cosine")
+    assert (ran.code, ran.out) == (3, "")
+    assert "is not an HLWQ checkpoint" in ran.err
