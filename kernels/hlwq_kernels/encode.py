@@ -12,6 +12,7 @@ The arithmetic, which every implementation follows to the bit (float32 throughou
    rms * 2^(0.5/32)), and for `fp16` the norm itself, which is the published method.
 4. The first candidate of least error wins; the scale is zero if coding errs no less than dropping the block.
 5. code = the first whose boundary is not below z * (1 / s).
+6. Blocks' errors and energies are cut to multiples of 2^-36 and summed over a row as integers: the same in any order.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .blocks_numba import (
 )  # fmt: skip
 from .encode import EncodedRows, ScaleKind
 from .planes import plane_widths
-from .tables import SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables
+from .tables import ERROR_UNIT, SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables
 
 
 @jit
@@ -40,13 +40,14 @@ def _encode(  # type: ignore[no-untyped-def]
         codes[:] = 0
         stored[row, :] = f32(0.0)
         bases[row], errors[row], energies[row] = f32(0.0), 0.0, 0.0 if finite else np.nan
+        row_error, row_energy, overflow = np.int64(0), np.int64(0), False
         if finite and some:
             up, down = power_of_two(exponent), power_of_two(-exponent)
-            unit = np.float64(up) * np.float64(up)
+            unit = np.float64(up) * np.float64(up) / ERROR_UNIT
             base = measure(weight[row], down, inverse_root, inverse_outermost, order, z, energy, outermost, work)
             bases[row] = base * up
             for b in range(blocks):
-                energies[row] += energy[b] * unit
+                row_energy += np.int64(energy[b] * f32(ERROR_UNIT))
                 if log8:
                     count = log8_candidates(energy[b], outermost[b], base, search, steps, order, marks, scales)
                 else:
@@ -54,7 +55,7 @@ def _encode(  # type: ignore[no-untyped-def]
                         energy[b], outermost[b], up, down, search, factors, root, inverse_root, marks, scales
                     )
                     if np.isinf(marks[-SEARCH_LOW if search else 0]):
-                        errors[row] = np.inf
+                        overflow = True
                 block, chosen, error = z[b * n : b * n + n], 0, f32(np.inf)
                 if search:
                     chosen = choose(block, scales, count, per_unit, cell_values, order, magnitude, work, index)
@@ -68,7 +69,9 @@ def _encode(  # type: ignore[no-untyped-def]
                 else:
                     codes[b * n : b * n + n] = 0
                     error = energy[b]
-                errors[row] += error * unit
+                row_error += np.int64(error * f32(ERROR_UNIT))
+            energies[row] = row_energy * unit
+            errors[row] = np.inf if overflow else row_error * unit
         pack_row(codes, widths, packed[row])
 
 

@@ -9,6 +9,7 @@ from .encode import EncodedRows, ScaleKind
 from .hadamard import hadamard, tree_sum
 from .planes import pack_codes
 from .tables import (
+    ERROR_UNIT,
     HALF_STEP,
     LARGEST,
     OCTAVE,
@@ -38,9 +39,9 @@ def encode_rows_torch(
     error = torch.where(dropped, energy, error)
     norm = candidates[-SEARCH_LOW if search else 0][0]
     too_large = torch.isinf(norm).any(dim=1)
-    four = _power_of_two(exponent).to(torch.float64) ** 2
-    row_error = error.to(torch.float64).sum(dim=1) * four
-    row_energy = energy.to(torch.float64).sum(dim=1) * four
+    unit = _power_of_two(exponent).to(torch.float64) ** 2 / ERROR_UNIT
+    row_error = (error * ERROR_UNIT).to(torch.int64).sum(dim=1) * unit
+    row_energy = (energy * ERROR_UNIT).to(torch.int64).sum(dim=1) * unit
     return EncodedRows(
         codes=pack_codes(codes.flatten(1), tables.bits),
         scales=stored.to(torch.uint8 if scale == "log8" else torch.float16),

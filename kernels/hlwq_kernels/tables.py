@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -18,6 +20,9 @@ LARGEST = 2.0**120
 """Weights must stay below this, so that nothing decoded can overflow float32."""
 SMALLEST = 2.0**-110
 """A row whose largest weight is below this is coded as zeros."""
+ERROR_UNIT = 2.0**36
+"""Errors and energies of blocks are summed over a row as integer multiples of 1 / ERROR_UNIT of its largest weight's power
+of two squared: exact in any order, for rows of up to 2^24 weights."""
 
 
 def _scale_steps() -> Float32Array:
@@ -90,3 +95,9 @@ class CodeTables:
             cell_codes=np.searchsorted(middles, lower_ends, side="left").astype(np.int32),
             cell_values=c[np.searchsorted(middles, cell_middles)] * np.float32(per_unit),
         )
+
+
+@lru_cache(maxsize=32)
+def scale_steps_on(device: torch.device) -> torch.Tensor:
+    """SCALE_STEPS and an infinity after them, on a device; copied there once."""
+    return torch.from_numpy(np.append(SCALE_STEPS, np.float32(np.inf))).to(device)

@@ -1,0 +1,146 @@
+"""The decoder for CUDA devices, in Triton: the values of the torch twin.
+
+A thread unpacks and rotates a whole block (see blocks_triton); the blocks are put together before they are stored, so that
+Triton passes them through shared memory and each warp writes whole lines.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from .blocks_triton import LANE, rotate
+from .tables import scale_steps_on
+
+THREADS = 128
+
+
+@triton.jit
+def _load_words(at, inside, COUNT: tl.constexpr, PIECE: tl.constexpr):
+    """COUNT words from `at` (blocks,) on, PIECE of them a load: a tuple of int32 (blocks,)."""
+    words = ()
+    for first in tl.static_range(0, COUNT, PIECE):
+        index = (at + first)[:, None] + tl.arange(0, PIECE)[None, :]
+        words = words + _columns(tl.load(index, mask=inside[:, None], other=0), PIECE)
+    return words
+
+
+@triton.jit
+def _columns(x, COUNT: tl.constexpr):
+    """The columns of (blocks, COUNT), as a tuple."""
+    if COUNT == 1:
+        return (x.reshape(x.shape[0]),)
+    else:
+        low, high = tl.split(tl.permute(x.reshape(x.shape[0], 2, COUNT // 2), (0, 2, 1)))
+        return _columns(low, COUNT // 2) + _columns(high, COUNT // 2)
+
+
+@triton.jit
+def _load_plane(row_start, blocks, inner, inside, BELOW: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr):
+    """The fields of one plane, already at their place in the code: a tuple of (blocks, 8)."""
+    block_bytes: tl.constexpr = GROUPS * WIDTH
+    start_bytes: tl.constexpr = GROUPS * BELOW
+    either: tl.constexpr = 16 | ALIGN | block_bytes | start_bytes
+    piece: tl.constexpr = (either & -either) // 4
+    at = (row_start + blocks * start_bytes + inner * block_bytes).to(tl.pointer_type(tl.int32))
+    words = _load_words(at, inside, block_bytes // 4, piece)
+    i = tl.arange(0, LANE)
+    place = ((i & 3) * WIDTH + (i >> 2) * 16)[None, :]
+    fields = ()
+    for g in tl.static_range(GROUPS):
+        word = words[g * WIDTH // 4] >> (4 * (g % (4 // WIDTH)) * WIDTH)
+        fields = fields + (((word[:, None] >> place) & ((1 << WIDTH) - 1)) << BELOW,)
+    return fields
+
+
+@triton.jit
+def _either(a, b, GROUPS: tl.constexpr):
+    joined = ()
+    for g in tl.static_range(GROUPS):
+        joined = joined + (a[g] | b[g],)
+    return joined
+
+
+@triton.jit
+def _load_codes(row_start, blocks, inner, inside, BITS: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr):
+    """`planes.unpack_codes` of a block a thread: a tuple of int32 (blocks, 8)."""
+    first: tl.constexpr = 4 if BITS >= 4 else 2
+    codes = _load_plane(row_start, blocks, inner, inside, 0, first, GROUPS, ALIGN)
+    if BITS == 8:
+        codes = _either(codes, _load_plane(row_start, blocks, inner, inside, 4, 4, GROUPS, ALIGN), GROUPS)
+    if BITS == 6 or BITS == 7:
+        codes = _either(codes, _load_plane(row_start, blocks, inner, inside, 4, 2, GROUPS, ALIGN), GROUPS)
+    if BITS & 1:
+        codes = _either(codes, _load_plane(row_start, blocks, inner, inside, BITS - 1, 1, GROUPS, ALIGN), GROUPS)
+    return codes
+
+
+@triton.jit
+def _joined(x, GROUPS: tl.constexpr):
+    """A tuple of (blocks, 8) as one (blocks, n)."""
+    if GROUPS == 1:
+        return x[0]
+    else:
+        half: tl.constexpr = GROUPS // 2
+        low, high = _joined(x[:half], half), _joined(x[half:], half)
+        return tl.permute(tl.join(low, high), (0, 2, 1)).reshape(low.shape[0], 2 * half * LANE)
+
+
+@triton.jit
+def _decode_kernel(
+    codes, scales, base, steps, centroids, out, total, blocks, row_units, inverse_root,
+    BITS: tl.constexpr, GROUPS: tl.constexpr, BLOCKS: tl.constexpr, ALIGN: tl.constexpr, LOG8: tl.constexpr,
+):  # fmt: skip
+    n: tl.constexpr = GROUPS * LANE
+    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    inside = block < total
+    row = block // blocks
+    row_start = codes + row.to(tl.int64) * row_units * ALIGN
+    c = _load_codes(row_start, blocks, block - row * blocks, inside, BITS, GROUPS, ALIGN)
+    stored = tl.load(scales + block, mask=inside, other=0.0)
+    if LOG8:
+        s = tl.load(base + row, mask=inside, other=0.0).to(tl.float32) * tl.load(steps + stored.to(tl.int32))
+    else:
+        s = stored.to(tl.float32) * inverse_root
+    s = s * inverse_root
+    values = ()
+    for g in tl.static_range(GROUPS):
+        values = values + (tl.load(centroids + c[g]),)
+    values = rotate(values, GROUPS)
+    weights = ()
+    for g in tl.static_range(GROUPS):
+        weights = weights + ((values[g] * s[:, None]).to(out.dtype.element_ty),)
+    place = block.to(tl.int64)[:, None] * n + tl.arange(0, n)[None, :]
+    tl.store(out + place, _joined(weights, GROUPS), mask=inside[:, None])
+
+
+def decode_rows_triton(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """See `decode_rows`."""
+    rows, blocks = scales.shape
+    bits, row_bytes = centroids.numel().bit_length() - 1, codes.shape[1]
+    align = min(16, row_bytes & -row_bytes)
+    out = torch.empty(rows, blocks * block_size, dtype=dtype, device=codes.device)
+    if rows and blocks:
+        _decode_kernel[(triton.cdiv(rows * blocks, THREADS),)](
+            _aligned(codes), scales.contiguous(), None if base is None else base.contiguous(),
+            scale_steps_on(codes.device), centroids.to(codes.device), out,
+            rows * blocks, blocks, row_bytes // align, float(np.float32(block_size**-0.5)),
+            BITS=bits, GROUPS=block_size // 8, BLOCKS=THREADS, ALIGN=align, LOG8=base is not None,
+            num_warps=THREADS // 32, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out if columns == out.shape[1] else out[:, :columns].contiguous()
+
+
+def _aligned(codes: torch.Tensor) -> torch.Tensor:
+    codes = codes.contiguous()
+    return codes if codes.data_ptr() % 16 == 0 else codes.clone()
