@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 
+from .device import runs_triton
 from .hadamard import hadamard
 from .planes import unpack_codes
 from .tables import SCALE_STEPS
@@ -31,8 +34,11 @@ def decode_rows(
     centroids: torch.Tensor,
     block_size: int,
     columns: int,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Decode what `encode_rows` made.
+    """Decode what `encode_rows` made; the same values on every device.
+
+    A `torch.library` custom op, so that torch.compile and CUDA graphs take it whole.
 
     Args:
         codes: uint8 (rows, padded * bits / 8).
@@ -41,18 +47,47 @@ def decode_rows(
         centroids: float32 (2^bits,).
         block_size: n.
         columns: columns of the weight, at most `padded`.
+        dtype: float32, or bfloat16 or float16, to which the float32 values are rounded.
 
     Returns:
-        float32 (rows, columns).
+        (rows, columns), of `dtype`.
     """
+    decoded: torch.Tensor = _decode_op(codes, scales, base, centroids, block_size, columns, dtype)
+    return decoded
+
+
+@torch.library.custom_op("hlwq::decode_rows", mutates_args=())
+def _decode_op(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    if runs_triton(codes.device):
+        from .decode_triton import decode_rows_triton
+
+        return decode_rows_triton(codes, scales, base, centroids, block_size, columns, dtype)
+    decode = decode_rows_torch
     if codes.device.type == "cpu":
-        try:
+        with contextlib.suppress(ImportError):  # no numba for this Python: slower, same values
             from .decode_numba import decode_rows_numba as decode
-        except ImportError:  # no numba for this Python: slower, same values
-            decode = decode_rows_torch
-    else:
-        decode = decode_rows_torch
-    return decode(codes, scales, base, centroids, block_size, columns)
+    return decode(codes, scales, base, centroids, block_size, columns).to(dtype)
+
+
+@_decode_op.register_fake
+def _(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    columns: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return codes.new_empty((codes.shape[0], columns), dtype=dtype)
 
 
 def decode_rows_torch(

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .blocks_triton import LANE, rotate
+from .device import current_device
 from .tables import scale_steps_on
 
 THREADS = 128
@@ -38,7 +39,16 @@ def _columns(x, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _load_plane(row_start, blocks, inner, inside, BELOW: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr):
+def _load_plane(
+    row_start,
+    blocks,
+    inner,
+    inside,
+    BELOW: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
     """The fields of one plane, already at their place in the code: a tuple of (blocks, 8)."""
     block_bytes: tl.constexpr = GROUPS * WIDTH
     start_bytes: tl.constexpr = GROUPS * BELOW
@@ -88,7 +98,7 @@ def _joined(x, GROUPS: tl.constexpr):
         return tl.permute(tl.join(low, high), (0, 2, 1)).reshape(low.shape[0], 2 * half * LANE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "blocks", "row_units"])
 def _decode_kernel(
     codes, scales, base, steps, centroids, out, total, blocks, row_units, inverse_root,
     BITS: tl.constexpr, GROUPS: tl.constexpr, BLOCKS: tl.constexpr, ALIGN: tl.constexpr, LOG8: tl.constexpr,
@@ -131,13 +141,14 @@ def decode_rows_triton(
     align = min(16, row_bytes & -row_bytes)
     out = torch.empty(rows, blocks * block_size, dtype=dtype, device=codes.device)
     if rows and blocks:
-        _decode_kernel[(triton.cdiv(rows * blocks, THREADS),)](
-            _aligned(codes), scales.contiguous(), None if base is None else base.contiguous(),
-            scale_steps_on(codes.device), centroids.to(codes.device), out,
-            rows * blocks, blocks, row_bytes // align, float(np.float32(block_size**-0.5)),
-            BITS=bits, GROUPS=block_size // 8, BLOCKS=THREADS, ALIGN=align, LOG8=base is not None,
-            num_warps=THREADS // 32, enable_fp_fusion=False,
-        )  # fmt: skip
+        with current_device(codes.device):
+            _decode_kernel[(triton.cdiv(rows * blocks, THREADS),)](
+                _aligned(codes), scales.contiguous(), None if base is None else base.contiguous(),
+                scale_steps_on(codes.device), centroids.to(codes.device), out,
+                rows * blocks, blocks, row_bytes // align, float(np.float32(block_size**-0.5)),
+                BITS=bits, GROUPS=block_size // LANE.value, BLOCKS=THREADS, ALIGN=align, LOG8=base is not None,
+                num_warps=THREADS // 32, enable_fp_fusion=False,
+            )  # fmt: skip
     return out if columns == out.shape[1] else out[:, :columns].contiguous()
 
 

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from .device import runs_triton
 from .tables import CodeTables
 
 ScaleKind = Literal["log8", "fp16"]
@@ -57,7 +58,9 @@ def encode_rows(
         scale: kind of block scale.
         search: try 30 scales a block and keep the best, rather than one.
     """
-    if weight.device.type == "cpu":
+    if runs_triton(weight.device):
+        from .encode_triton import encode_rows_triton as encode
+    elif weight.device.type == "cpu":
         try:
             from .encode_numba import encode_rows_numba as encode
         except ImportError:  # no numba for this Python: slower, same bytes

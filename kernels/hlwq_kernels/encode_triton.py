@@ -17,19 +17,22 @@ import triton
 import triton.language as tl
 
 from .blocks_triton import LANE, fold, load_block, power_of_two, rotate
+from .device import current_device
 from .encode import EncodedRows, ScaleKind
 from .tables import (
     ERROR_UNIT,
     HALF_STEP,
     LARGEST,
     OCTAVE,
-    SCALE_STEPS,
     SEARCH_FACTORS,
     SEARCH_HIGH,
     SEARCH_LOW,
     SMALLEST,
     CodeTables,
+    scale_steps_on,
 )
+
+_THREADS, _ROWS, _ACROSS = 128, 4, 16
 
 _LARGEST = tl.constexpr(LARGEST)
 _SMALLEST = tl.constexpr(SMALLEST)
@@ -42,9 +45,9 @@ _NOT_CODED = tl.constexpr(-1000)
 """In place of the exponent of a row that is coded as zeros: too small, or not finite."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "blocks"])
 def _rows_kernel(
-    weight, rows, blocks, root, inverse_root, inverse_outermost,
+    weight, rows, blocks, inverse_root, inverse_outermost,
     exponents, bases, stored_bases, energies, units, errors,
     GROUPS: tl.constexpr, ROWS: tl.constexpr, ACROSS: tl.constexpr, LOG8: tl.constexpr,
 ):  # fmt: skip
@@ -158,7 +161,7 @@ def try_scale(z, s, values, per_unit, top, GROUPS: tl.constexpr):
     return fold(squares, GROUPS) * (s * s)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total", "blocks", "row_bytes", "cells"])
 def _blocks_kernel(
     weight, total, blocks, row_bytes, root, inverse_root, inverse_outermost, per_unit, cells,
     exponents, bases, steps, factors, centroids, boundaries, cell_codes, cell_values,
@@ -167,14 +170,14 @@ def _blocks_kernel(
 ):  # fmt: skip
     """Per block: scale, codes, error."""
     n: tl.constexpr = GROUPS * LANE
-    block = tl.program_id(0).to(tl.int64) * THREADS + tl.arange(0, THREADS)
+    block = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
     inside = block < total
     row = block // blocks
     exponent = tl.load(exponents + row, mask=inside, other=_NOT_CODED)
     coded = exponent != _NOT_CODED
     exponent = tl.where(coded, exponent, 0)
     base = tl.load(bases + row, mask=inside, other=0.0)
-    x = load_block(weight, block * n, coded, GROUPS)
+    x = load_block(weight, block.to(tl.int64) * n, coded, GROUPS)
     z = normalized(x, power_of_two(-exponent), inverse_root, GROUPS)
     energy = tree_energy(z, GROUPS)
     outermost = magnitude(z, GROUPS) * inverse_outermost
@@ -231,7 +234,7 @@ def _blocks_kernel(
     else:
         tl.store(stored + block, mark.to(tl.float16), mask=inside)
     tl.atomic_add(errors + row, (error * _ERROR_UNIT).to(tl.int64), mask=inside, sem="relaxed")
-    place = packed + row * row_bytes
+    place = packed + row.to(tl.int64) * row_bytes
     column = (block - row * blocks) * n
     store_planes(place, column, codes, kept, inside, blocks * n, BITS, GROUPS)
 
@@ -256,9 +259,7 @@ def store_planes(place, column, codes, kept, inside, padded, BITS: tl.constexpr,
 
 
 @triton.jit
-def _store_plane(
-    plane, column, codes, kept, inside, SHIFT: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr
-):
+def _store_plane(plane, column, codes, kept, inside, SHIFT: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr):
     per_word: tl.constexpr = 4 // WIDTH
     at = (plane + column * WIDTH // 8).to(tl.pointer_type(tl.int32))
     i = tl.arange(0, LANE)
@@ -272,6 +273,7 @@ def _store_plane(
 
 
 class _DeviceTables(NamedTuple):
+    tables: CodeTables
     steps: torch.Tensor
     factors: torch.Tensor
     centroids: torch.Tensor
@@ -283,55 +285,97 @@ class _DeviceTables(NamedTuple):
 @lru_cache(maxsize=32)
 def _device_tables(centroids: bytes, device: torch.device) -> _DeviceTables:
     """The tables of a codebook on a device, copied there once."""
-    tables = CodeTables.from_centroids(np.frombuffer(centroids, dtype=np.float32))
-    arrays = (
-        np.append(SCALE_STEPS, np.float32(np.inf)), SEARCH_FACTORS, tables.centroids, tables.boundaries,
-        tables.cell_codes, tables.cell_values,
-    )  # fmt: skip
-    return _DeviceTables(*(torch.from_numpy(a.copy()).to(device) for a in arrays))
+    t = CodeTables.from_centroids(np.frombuffer(centroids, dtype=np.float32).copy())
+    arrays = (SEARCH_FACTORS, t.centroids, t.boundaries, t.cell_codes, t.cell_values)
+    return _DeviceTables(t, scale_steps_on(device), *(torch.from_numpy(a).to(device) for a in arrays))
+
+
+class _Coded(NamedTuple):
+    """What the kernels write; `errors` counts units, and a unit's worth is that of its row."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    base: torch.Tensor
+    errors: torch.Tensor
+    units: torch.Tensor
+    energy: torch.Tensor
 
 
 def encode_rows_triton(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
 ) -> EncodedRows:
     """See `encode_rows`."""
-    rows, columns = weight.shape
-    if columns == 0:
+    centroids, log8 = torch.from_numpy(tables.centroids), scale == "log8"
+    codes, scales, base, error, energy = _encode_op(weight, centroids, block_size, log8, search)
+    return EncodedRows(codes, scales, base if log8 else None, error, energy)
+
+
+@torch.library.custom_op("hlwq::encode_rows", mutates_args=())
+def _encode_op(
+    weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The fields of EncodedRows; `centroids` is on the CPU, and only `log8` fills the base."""
+    if weight.shape[1] == 0:
         raise ValueError("a row to encode has no columns")
-    weight = _whole_blocks(weight, block_size)
-    blocks, log8 = weight.shape[1] // block_size, scale == "log8"
+    tables = _device_tables(centroids.numpy().tobytes(), weight.device)
+    whole = _whole_blocks(weight, block_size)
+    out = _empty(whole, tables.tables.bits, block_size, log8)
+    if len(weight):
+        with current_device(weight.device):
+            _launch(whole, tables, block_size, log8, search, out)
+    return out.codes, out.scales, out.base, out.errors * out.units, out.energy
 
-    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device=weight.device)
 
-    codes = empty(rows, weight.shape[1] * tables.bits // 8, dtype=torch.uint8)
-    stored = empty(rows, blocks, dtype=torch.uint8 if log8 else torch.float16)
-    base = empty(rows, dtype=torch.bfloat16) if log8 else None
-    exponents, bases = empty(rows, dtype=torch.int32), empty(rows, dtype=torch.float32)
-    energy, units = empty(rows, dtype=torch.float64), empty(rows, dtype=torch.float64)
-    errors = empty(rows, dtype=torch.int64)
-    if rows:
-        t = _device_tables(tables.centroids.tobytes(), weight.device)
-        root, inverse_root = float(np.float32(block_size**0.5)), float(np.float32(block_size**-0.5))
-        groups, exact = block_size // 8, {"enable_fp_fusion": False}
-        _rows_kernel[(triton.cdiv(rows, 4),)](
-            weight, rows, blocks, root, inverse_root, tables.inverse_outermost,
-            exponents, bases, base, energy, units, errors,
-            GROUPS=groups, ROWS=4, ACROSS=16, LOG8=log8, num_warps=2, **exact,
-        )  # fmt: skip
-        _blocks_kernel[(triton.cdiv(rows * blocks, 128),)](
-            weight, rows * blocks, blocks, codes.shape[1], root, inverse_root, tables.inverse_outermost,
-            tables.cells_per_unit, tables.cells,
-            exponents, bases, t.steps, t.factors, t.centroids, t.boundaries, t.cell_codes, t.cell_values,
-            codes, stored, errors,
-            BITS=tables.bits, GROUPS=groups, THREADS=128, LOG8=log8, SEARCH=search, num_warps=4, **exact,
-        )  # fmt: skip
-    return EncodedRows(codes=codes, scales=stored, base=base, error=errors * units, energy=energy)
+@_encode_op.register_fake
+def _(
+    weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, columns = weight.shape
+    padded = -(-columns // block_size) * block_size
+    whole = weight.new_empty((rows, padded))
+    out = _empty(whole, centroids.shape[0].bit_length() - 1, block_size, log8)
+    return out.codes, out.scales, out.base, out.units, out.energy
+
+
+def _empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> _Coded:
+    rows, padded = whole.shape
+    return _Coded(
+        codes=whole.new_empty((rows, padded * bits // 8), dtype=torch.uint8),
+        scales=whole.new_empty((rows, padded // block_size), dtype=torch.uint8 if log8 else torch.float16),
+        base=whole.new_empty((rows,), dtype=torch.bfloat16),
+        errors=whole.new_empty((rows,), dtype=torch.int64),
+        units=whole.new_empty((rows,), dtype=torch.float64),
+        energy=whole.new_empty((rows,), dtype=torch.float64),
+    )
+
+
+def _launch(whole: torch.Tensor, tables: _DeviceTables, block_size: int, log8: bool, search: bool, out: _Coded) -> None:
+    rows, blocks = out.scales.shape
+    t, groups = tables.tables, block_size // LANE.value
+    root, inverse_root = float(np.float32(block_size**0.5)), float(np.float32(block_size**-0.5))
+    exponents = whole.new_empty((rows,), dtype=torch.int32)
+    bases = whole.new_empty((rows,), dtype=torch.float32)
+    _rows_kernel[(triton.cdiv(rows, _ROWS),)](
+        whole, rows, blocks, inverse_root, t.inverse_outermost,
+        exponents, bases, out.base, out.energy, out.units, out.errors,
+        GROUPS=groups, ROWS=_ROWS, ACROSS=_ACROSS, LOG8=log8,
+        num_warps=_ROWS * _ACROSS // 32, enable_fp_fusion=False,
+    )  # fmt: skip
+    _blocks_kernel[(triton.cdiv(rows * blocks, _THREADS),)](
+        whole, rows * blocks, blocks, out.codes.shape[1], root, inverse_root, t.inverse_outermost,
+        t.cells_per_unit, t.cells, exponents, bases, tables.steps, tables.factors, tables.centroids,
+        tables.boundaries, tables.cell_codes, tables.cell_values, out.codes, out.scales, out.errors,
+        BITS=t.bits, GROUPS=groups, THREADS=_THREADS, LOG8=log8, SEARCH=search,
+        num_warps=_THREADS // 32, enable_fp_fusion=False,
+    )  # fmt: skip
 
 
 def _whole_blocks(weight: torch.Tensor, block_size: int) -> torch.Tensor:
     """The weight in a type and layout that the kernels load 16 bytes at a time; a copy only where it must be."""
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         weight = weight.to(torch.float32)
-    weight = torch.nn.functional.pad(weight, (0, -weight.shape[1] % block_size)).contiguous()
+    padding = -weight.shape[1] % block_size
+    if padding:
+        weight = torch.nn.functional.pad(weight, (0, padding))
+    weight = weight.contiguous()
     return weight if weight.data_ptr() % 16 == 0 else weight.clone()
