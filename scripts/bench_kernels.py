@@ -2,9 +2,9 @@
 
     python scripts/bench_kernels.py [encode] [decode]
 
-Medians of runs timed by CUDA events, each after the L2 cache was overwritten. A kernel's GB/s count the bytes that go in and
-out once; "of copy" is their share of the bandwidth of a device-to-device copy (read plus written). Weights are random: speed,
-not quality. The torch twin, which defines the result, is timed on the first 16M weights.
+Medians of runs timed by CUDA events, each after the L2 cache was overwritten. A kernel's GB/s count the bytes that go
+in and out once; "of copy" is their share of the bandwidth of a device-to-device copy (read plus written). Weights are
+random: speed, not quality. The torch twin, which defines the result, is timed on the first 16M weights.
 """
 
 import argparse

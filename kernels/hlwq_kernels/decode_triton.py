@@ -1,7 +1,7 @@
 """The decoder for CUDA devices, in Triton: the values of the torch twin.
 
-A thread unpacks and rotates a whole block (see blocks_triton); the blocks are put together before they are stored, so that
-Triton passes them through shared memory and each warp writes whole lines.
+A thread unpacks and rotates a whole block (see blocks_triton). The tensors of a block are put together before they are
+stored: Triton then passes them through shared memory, and each warp writes whole lines.
 """
 
 from __future__ import annotations

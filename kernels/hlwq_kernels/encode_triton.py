@@ -1,9 +1,12 @@
 """The encoder for CUDA devices, in Triton: the bytes of the torch twin.
 
-Two kernels. `_rows_kernel` reads the weights twice, the second time from the cache: for the largest weight of each row, then for
-the energies and the base. `_blocks_kernel` reads them once more, searches the scale, codes and packs; it knows nothing of
-rows but their base and exponent, so that any shape of matrix fills its threads. Fused multiply-adds are forbidden by a launch
-option, square roots and divisions are asked for in their correctly rounded form.
+Two kernels. `_rows_kernel` reads the weights twice, the second time from a cache: for the largest weight of each row,
+then for the energies and the base. `_blocks_kernel` reads them once more, searches the scale, codes and packs; it knows
+nothing of rows but their base and exponent, so that a matrix of any shape fills its threads.
+
+Fused multiply-adds are forbidden by a launch option; square roots and divisions are asked for in their correctly
+rounded form. What Triton may round otherwise decides nothing: log2 makes a guess that the table corrects, and floor may
+take a denormal for zero, which lies beside the boundary at zero and is then compared with it.
 """
 
 from __future__ import annotations

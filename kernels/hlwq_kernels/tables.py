@@ -21,8 +21,8 @@ LARGEST = 2.0**120
 SMALLEST = 2.0**-110
 """A row whose largest weight is below this is coded as zeros."""
 ERROR_UNIT = 2.0**36
-"""Errors and energies of blocks are summed over a row as integer multiples of 1 / ERROR_UNIT of its largest weight's power
-of two squared: exact in any order, for rows of up to 2^24 weights."""
+"""Errors and energies of blocks, in units of the power of two of their row's largest weight squared, are cut to
+multiples of 1 / ERROR_UNIT and summed over the row as integers: exact in any order, for rows of up to 2^24 weights."""
 
 
 def _scale_steps() -> Float32Array:

@@ -88,8 +88,13 @@ def test_no_rows_are_no_codes() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "columns", "weights"),
-    [(DEFAULT, 2816, 400_000_000), (DEFAULT, 704, 150_000_000), ((5, 64, "log8", False), 2112, 300_000_000)]
-    + [(CLASSIC, 8192, 150_000_000), ((4, 64, "log8", True), 1152, 100_000_000)],
+    [
+        (DEFAULT, 2816, 400_000_000),
+        (DEFAULT, 704, 150_000_000),
+        ((5, 64, "log8", False), 2112, 300_000_000),
+        (CLASSIC, 8192, 150_000_000),
+        ((4, 64, "log8", True), 1152, 100_000_000),
+    ],
     ids=str,
 )
 def test_a_thousand_million_weights_have_the_bytes_of_the_torch_twin(kind: Kind, columns: int, weights: int) -> None:
