@@ -95,3 +95,34 @@ def fold(e, GROUPS: tl.constexpr):
 def _upper_on_lower(x, SIZE: tl.constexpr):
     a, b = tl.split(tl.permute(x.reshape(x.shape[0], 2, SIZE // 2), (0, 2, 1)))
     return a + b
+
+
+@triton.jit
+def normalized(x, down, inverse_root, GROUPS: tl.constexpr):
+    """Rotated blocks of rows whose largest weight was scaled into [1, 2)."""
+    scaled = ()
+    for g in tl.static_range(GROUPS):
+        scaled = scaled + (x[g] * down[:, None],)
+    turned = rotate(scaled, GROUPS)
+    z = ()
+    for g in tl.static_range(GROUPS):
+        z = z + (turned[g] * inverse_root,)
+    return z
+
+
+@triton.jit
+def tree_energy(z, GROUPS: tl.constexpr):
+    """Each block's sum of squares."""
+    squares = ()
+    for g in tl.static_range(GROUPS):
+        squares = squares + (z[g] * z[g],)
+    return fold(squares, GROUPS)
+
+
+@triton.jit
+def magnitude(z, GROUPS: tl.constexpr):
+    """Each block's largest magnitude."""
+    largest = tl.abs(z[0])
+    for g in tl.static_range(1, GROUPS):
+        largest = tl.maximum(largest, tl.abs(z[g]))
+    return tl.max(largest, axis=1)

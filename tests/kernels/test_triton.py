@@ -1,7 +1,7 @@
 """The Triton kernels, interpreted on the CPU where Triton is installed: the bytes and values of the torch twins.
 
-In another process, because Triton reads TRITON_INTERPRET when it is imported. Results in bfloat16 are left to tests/gpu:
-the interpreter cuts where a device rounds.
+In another process, because Triton reads TRITON_INTERPRET when it is imported. Results in bfloat16 are left to
+tests/gpu: the interpreter cuts where a device rounds.
 """
 
 import importlib.util

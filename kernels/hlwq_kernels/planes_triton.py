@@ -1,0 +1,110 @@
+"""Bit planes under Triton: a thread packs and unpacks a whole block, word by word, in the order of `planes`."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .blocks_triton import LANE
+
+
+@triton.jit
+def _load_words(at, inside, COUNT: tl.constexpr, PIECE: tl.constexpr):
+    """COUNT words from `at` (blocks,) on, PIECE of them a load: a tuple of int32 (blocks,)."""
+    words = ()
+    for first in tl.static_range(0, COUNT, PIECE):
+        index = (at + first)[:, None] + tl.arange(0, PIECE)[None, :]
+        words = words + _columns(tl.load(index, mask=inside[:, None], other=0), PIECE)
+    return words
+
+
+@triton.jit
+def _columns(x, COUNT: tl.constexpr):
+    """The columns of (blocks, COUNT), as a tuple."""
+    if COUNT == 1:
+        return (x.reshape(x.shape[0]),)
+    else:
+        low, high = tl.split(tl.permute(x.reshape(x.shape[0], 2, COUNT // 2), (0, 2, 1)))
+        return _columns(low, COUNT // 2) + _columns(high, COUNT // 2)
+
+
+@triton.jit
+def _load_plane(
+    row_start,
+    blocks,
+    inner,
+    inside,
+    BELOW: tl.constexpr,
+    WIDTH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    """The fields of one plane, already at their place in the code: a tuple of (blocks, 8)."""
+    block_bytes: tl.constexpr = GROUPS * WIDTH
+    start_bytes: tl.constexpr = GROUPS * BELOW
+    either: tl.constexpr = 16 | ALIGN | block_bytes | start_bytes
+    piece: tl.constexpr = (either & -either) // 4
+    at = (row_start + blocks * start_bytes + inner * block_bytes).to(tl.pointer_type(tl.int32))
+    words = _load_words(at, inside, block_bytes // 4, piece)
+    i = tl.arange(0, LANE)
+    place = ((i & 3) * WIDTH + (i >> 2) * 16)[None, :]
+    fields = ()
+    for g in tl.static_range(GROUPS):
+        word = words[g * WIDTH // 4] >> (4 * (g % (4 // WIDTH)) * WIDTH)
+        fields = fields + (((word[:, None] >> place) & ((1 << WIDTH) - 1)) << BELOW,)
+    return fields
+
+
+@triton.jit
+def _either(a, b, GROUPS: tl.constexpr):
+    joined = ()
+    for g in tl.static_range(GROUPS):
+        joined = joined + (a[g] | b[g],)
+    return joined
+
+
+@triton.jit
+def load_codes(row_start, blocks, inner, inside, BITS: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr):
+    """`planes.unpack_codes` of a block a thread: a tuple of int32 (blocks, 8)."""
+    first: tl.constexpr = 4 if BITS >= 4 else 2
+    codes = _load_plane(row_start, blocks, inner, inside, 0, first, GROUPS, ALIGN)
+    if BITS == 8:
+        codes = _either(codes, _load_plane(row_start, blocks, inner, inside, 4, 4, GROUPS, ALIGN), GROUPS)
+    if BITS == 6 or BITS == 7:
+        codes = _either(codes, _load_plane(row_start, blocks, inner, inside, 4, 2, GROUPS, ALIGN), GROUPS)
+    if BITS & 1:
+        codes = _either(codes, _load_plane(row_start, blocks, inner, inside, BITS - 1, 1, GROUPS, ALIGN), GROUPS)
+    return codes
+
+
+@triton.jit
+def store_planes(place, column, codes, kept, inside, padded, BITS: tl.constexpr, GROUPS: tl.constexpr):
+    """`planes.pack_codes`, a block at a time."""
+    if BITS >= 4:
+        _store_plane(place, column, codes, kept, inside, 0, 4, GROUPS)
+    if BITS == 8:
+        _store_plane(place + padded // 2, column, codes, kept, inside, 4, 4, GROUPS)
+    if BITS == 6 or BITS == 7:
+        _store_plane(place + padded // 2, column, codes, kept, inside, 4, 2, GROUPS)
+    if BITS < 4:
+        _store_plane(place, column, codes, kept, inside, 0, 2, GROUPS)
+    if BITS == 3:
+        _store_plane(place + padded // 4, column, codes, kept, inside, 2, 1, GROUPS)
+    if BITS == 5:
+        _store_plane(place + padded // 2, column, codes, kept, inside, 4, 1, GROUPS)
+    if BITS == 7:
+        _store_plane(place + padded // 4 * 3, column, codes, kept, inside, 6, 1, GROUPS)
+
+
+@triton.jit
+def _store_plane(plane, column, codes, kept, inside, SHIFT: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr):
+    per_word: tl.constexpr = 4 // WIDTH
+    at = (plane + column * WIDTH // 8).to(tl.pointer_type(tl.int32))
+    i = tl.arange(0, LANE)
+    place = ((i & 3) * WIDTH + (i >> 2) * 16)[None, :]
+    for w in tl.static_range(GROUPS // per_word):
+        word = tl.zeros(column.shape, tl.int32)
+        for h in tl.static_range(per_word):
+            field = (codes[w * per_word + h] >> SHIFT) & ((1 << WIDTH) - 1)
+            word |= tl.sum(field << place, axis=1) << (4 * WIDTH * h)
+        tl.store(at + w, tl.where(kept, word, 0), mask=inside)
