@@ -15,12 +15,12 @@ from ..codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode
 from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ..samples import resolve_model
 from .hub import HubRepo, is_repo_id
+from .index import INDEX, collect_tensors, read_json, read_weight_map
 from .jobs import stored_name
 from .manifest import MANIFEST, Manifest, read_manifest
 from .records import FileRecord, TensorRecord
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from .shards import FORMAT_VERSION
-from .source import INDEX, collect_tensors, read_json, read_weight_map
 
 
 @dataclass

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from ..errors import NotAllowedError, OutOfSpaceError
+from .index import INDEX
 from .jobs import CodedTensor, KeptTensor
-from .safetensors_file import DTYPES, build_header
-from .source import INDEX
+from .safetensors_file import DTYPES, build_header, read_into
 
 FORMAT_VERSION = 1
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
-_HASH_STEP = 8 * 2**20
+_HASH_STEP = 2 * 2**20
 
 OutputTensor = tuple[str, torch.dtype, tuple[int, ...]]
 
@@ -117,7 +117,7 @@ class ShardWriter:
     def write(self, name: str, start: int, data: torch.Tensor | bytearray) -> None:
         """Write part of a tensor's data, `start` bytes into it."""
         if isinstance(data, torch.Tensor):
-            view = memoryview(data.contiguous().view(torch.uint8).numpy().data).cast("B")
+            view = data.contiguous().view(-1).view(torch.uint8).numpy().data
         else:
             view = memoryview(data)
         with disk_errors(self.path):
@@ -153,8 +153,11 @@ class ShardWriter:
         return digest.hexdigest()
 
     def _hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
+        buffer = memoryview(bytearray(min(_HASH_STEP, length)))
         for at in range(start, start + length, _HASH_STEP):
-            digest.update(os.pread(self._fd, min(_HASH_STEP, start + length - at), at))
+            piece = buffer[: start + length - at]
+            read_into(self._fd, piece, at, self.partial.name)
+            digest.update(piece)
 
     def abandon(self) -> None:
         """Close and remove the unfinished file."""
