@@ -139,14 +139,16 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     def _close(self, filling: _Filling) -> ShardRecord:
         """Finish a shard. The hashes it waits for were handed to the same pool before it, so they are under way."""
         with self.timeline.span("hash file", filling.writer.size):
-            file = FileRecord(filling.shard.file, filling.writer.size, filling.writer.finish())
+            file = FileRecord(filling.shard.file, filling.writer.size, filling.writer.hash_file())
+        hashes = {name: future.result() for name, future in filling.hashes.items()}
+        with self.timeline.span("sync", filling.writer.size):
+            filling.writer.finish()
         coded, kept = [], []
         for job in filling.shard.jobs:
             if isinstance(job, CodedTensor):
-                sha256 = filling.hashes[job.name].result()
-                coded.append(coded_record(job, sha256, filling.costs[job.name].relative))
+                coded.append(coded_record(job, hashes[job.name], filling.costs[job.name].relative))
             else:
-                kept.append(kept_record(job, filling.hashes[job.info.name].result()))
+                kept.append(kept_record(job, hashes[job.info.name]))
         return ShardRecord(file, tuple(coded), tuple(kept))
 
     def _finished(self) -> Iterator[ShardRecord]:

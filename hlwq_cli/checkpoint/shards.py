@@ -91,7 +91,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 class ShardWriter:
     """Fills one shard by position; several threads may write at once.
 
-    The file has a temporary name until `finish`, which syncs, hashes and renames it.
+    The file has a temporary name until `finish`.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -129,15 +129,13 @@ class ShardWriter:
             n = os.pwrite(self._fd, view, offset)
             view, offset = view[n:], offset + n
 
-    def finish(self) -> str:
-        """Sync, hash and rename the file; returns its sha256."""
+    def finish(self) -> None:
+        """Sync, close and rename the file, which nobody may be writing or hashing any more."""
         with disk_errors(self.path):
             os.fsync(self._fd)
-            digest = self.hash(0, self.size)
             self._close()
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
-        return digest
 
     def hash_tensors(self, names: list[str]) -> str:
         """sha256 of several tensors' data, one after the other."""
@@ -146,10 +144,10 @@ class ShardWriter:
             self._hash_range(digest, *self.places[name])
         return digest.hexdigest()
 
-    def hash(self, start: int, length: int) -> str:
-        """sha256 of a range of the file."""
+    def hash_file(self) -> str:
+        """sha256 of the whole file."""
         digest = hashlib.sha256()
-        self._hash_range(digest, start, length)
+        self._hash_range(digest, 0, self.size)
         return digest.hexdigest()
 
     def _hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
