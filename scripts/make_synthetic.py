@@ -3,9 +3,9 @@
     python scripts/make_synthetic.py FOLDER [--config tests/data/gemma4-26b.json] [--seed 0] [--device auto]
 
 Names and shapes are those that transformers gives the configuration's class and writes to disk. Matrices have a scale
-of their own, rows another; three rows in four are Gaussian, one is heavy-tailed (a Gaussian of log-normal variance). Norms
-are near 1 and embeddings small, so that the model computes finite logits. Random weights prove speed and plumbing and
-say nothing of quality. The same seed gives the same bytes on the same kind of device.
+of their own, rows another; three rows in four are Gaussian, one is heavy-tailed (a Gaussian of log-normal variance).
+Norms are near 1 and embeddings small, so that the model computes finite logits. Random weights prove speed and plumbing
+and say nothing of quality. The same seed gives the same bytes on the same kind of device.
 """
 
 import argparse
