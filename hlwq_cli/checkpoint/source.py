@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,13 @@ class Source:
         text = self.config.get("text_config")
         default = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
         return bool(self.config.get("tie_word_embeddings", default))
+
+    def largest_files(self, count: int) -> int:
+        """Bytes of the largest so many files of weights."""
+        sizes: Counter[str] = Counter()
+        for info in self.tensors.values():
+            sizes[info.file] = max(sizes[info.file], info.offset + info.nbytes)
+        return sum(n for _, n in sizes.most_common(count))
 
     def path(self, file: str) -> Path:
         """The local path of a file that is no weights, fetched first where it must be."""

@@ -16,6 +16,7 @@ from ..errors import GateMissedError, OutOfSpaceError, UsageError
 from ..sizes import format_size
 from .complete import PRIVATE_SOURCE, complete
 from .devices import Device, find_devices, lane_count, peak_bytes, warm_up
+from .files import AHEAD
 from .jobs import CodedTensor
 from .journal import Journal
 from .manifest import Manifest, fingerprint
@@ -155,7 +156,7 @@ class _Run:
         finished, replaced = look_at_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
             return QuantizeResult(self.out, finished, self.plan.unquantized_share, already_complete=True)
-        self._check_space(replaced)
+        self._check_space(replaced, delete_source)
         make_folder(self.out, replaced)
         self.journal.open()
         resumed = len(self.journal.shards)
@@ -179,11 +180,12 @@ class _Run:
             manifest = complete(self.plan, self.out, self.shards, records, self.fingerprint, self.base_model)
         return QuantizeResult(self.out, manifest, self.plan.unquantized_share, resumed)
 
-    def _check_space(self, replaced: list[str]) -> None:
+    def _check_space(self, replaced: list[str], with_source: bool) -> None:
         there = {*replaced, *(s.file for s in self.shards)}
         written = sum(p.stat().st_size for name in there if (p := self.out / name).is_file())
         folder = next(p for p in (self.out.absolute(), *self.out.absolute().parents) if p.exists())
         needed = self.plan.output_bytes - written + _SPARE_BYTES
+        needed += self.plan.source.largest_files(AHEAD) if with_source else 0
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OutOfSpaceError(
