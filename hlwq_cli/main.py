@@ -11,7 +11,10 @@ from typer.core import TyperGroup
 from . import __version__
 
 COMMANDS = ("quantize", "inspect", "bench", "export")
-_EPILOG = "HLWQ_DEBUG=1 shows tracebacks. HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR mean what they mean elsewhere."
+_EPILOG = (
+    "HLWQ_DEBUG=1 shows tracebacks; HLWQ_TRACE=FILE records what each thread of quantize does. "
+    "HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR mean what they mean elsewhere."
+)
 
 
 class _LazyGroup(TyperGroup):

@@ -96,12 +96,12 @@ class HubRepo:
         root = Path(constants.HF_HUB_CACHE) / folder / "snapshots" / commit
         return cls(repo, commit, sorted(s.rfilename for s in info.siblings or []), root)
 
-    def fetch(self, file: str) -> Path:
-        """Download a file into the cache, unless it is there; returns its path."""
+    def fetch(self, file: str, folder: Path | None = None) -> Path:
+        """Download a file into the cache, or into `folder`, unless it is there; returns its path."""
         from huggingface_hub import hf_hub_download
 
         with hub_errors(self.id):
-            return Path(hf_hub_download(self.id, file, revision=self.commit, library_name="hlwq"))
+            return Path(hf_hub_download(self.id, file, revision=self.commit, library_name="hlwq", local_dir=folder))
 
     def header(self, file: str) -> dict[str, TensorInfo]:
         """The tensors of a safetensors file, from its first bytes only."""

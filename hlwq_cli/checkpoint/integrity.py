@@ -58,11 +58,12 @@ def verify(checkpoint: CodedCheckpoint, progress: Callable[[int], None] = lambda
     records = checkpoint.manifest.files
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = [p for p in pool.map(lambda r: _check_file(checkpoint, r, progress), records) if p]
-    for record in checkpoint.manifest.coded:
-        problems += _check_hash(checkpoint, record, checkpoint.stored(record))
-        problems += _check_scales(checkpoint, record)
-    for kept in checkpoint.manifest.kept:
-        problems += _check_hash(checkpoint, kept, [checkpoint.tensors[kept.name]])
+        for found in pool.map(lambda r: _check_coded(checkpoint, r), checkpoint.manifest.coded):
+            problems += found
+        for found in pool.map(
+            lambda r: _check_hash(checkpoint, r, [checkpoint.tensors[r.name]]), checkpoint.manifest.kept
+        ):
+            problems += found
     return VerifyReport(len(records), sum(r.size for r in records), tuple(problems))
 
 
@@ -73,6 +74,10 @@ def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, progress: Calla
     if hash_file(path, progress) != record.sha256:
         return f"{record.name} is not what the manifest states: its sha256 differs"
     return ""
+
+
+def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord) -> list[str]:
+    return _check_hash(checkpoint, record, checkpoint.stored(record)) + _check_scales(checkpoint, record)
 
 
 def _check_hash(checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo]) -> list[str]:

@@ -13,12 +13,13 @@ import numpy as np
 from .. import __version__
 from ..codec import lloyd_max
 from ..errors import ConflictError
+from .index import INDEX
 from .jobs import CodedTensor, KeptTensor
 from .journal import journal_differences
 from .manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
 from .plan import Plan
 from .shards import FORMAT_VERSION, disk_errors, write_file
-from .source import INDEX, Source
+from .source import Source
 
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 

@@ -12,13 +12,13 @@ import torch
 
 from ..errors import ConflictError, OutOfSpaceError, UsageError
 from ..sizes import format_size
+from .index import INDEX
 from .jobs import KeptTensor
 from .reader import CodedCheckpoint, open_coded
 from .records import TensorRecord
 from .safetensors_file import DTYPES, TensorInfo
 from .shards import Shard, ShardWriter, disk_errors, divide, write_file, write_index, write_json
 from .slices import SLICE_WEIGHTS
-from .source import INDEX
 
 EXPORT_DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 

@@ -14,13 +14,14 @@ import torch
 from ..codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode
 from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ..samples import resolve_model
+from .files import SourceFiles
 from .hub import HubRepo, is_repo_id
+from .index import INDEX, collect_tensors, read_json, read_weight_map
 from .jobs import stored_name
 from .manifest import MANIFEST, Manifest, read_manifest
 from .records import FileRecord, TensorRecord
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from .shards import FORMAT_VERSION
-from .source import INDEX, collect_tensors, read_json, read_weight_map
 
 
 @dataclass
@@ -42,7 +43,10 @@ class CodedCheckpoint:
     tensors: dict[str, TensorInfo]
     codebooks: dict[int, torch.Tensor]
     repo: HubRepo | None = None
-    _files: dict[str, int] = field(default_factory=dict, repr=False)
+    _files: SourceFiles = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._files = SourceFiles(self.path, lambda _: None)
 
     def path(self, file: str) -> Path:
         """The local path of a file, fetched first where it must be."""
@@ -81,17 +85,13 @@ class CodedCheckpoint:
 
     def read_bytes(self, info: TensorInfo, start: int, length: int) -> bytearray:
         """`length` bytes of a stored tensor's data from `start`."""
-        if info.file not in self._files:
-            self._files[info.file] = os.open(self.path(info.file), os.O_RDONLY | os.O_CLOEXEC)
         data = bytearray(length)
-        read_into(self._files[info.file], memoryview(data), info.offset + start, info.file)
+        read_into(self._files.descriptor(info.file), memoryview(data), info.offset + start, info.file)
         return data
 
     def close(self) -> None:
         """Close the files."""
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
+        self._files.close()
 
 
 def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> CodedCheckpoint:

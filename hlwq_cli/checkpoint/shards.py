@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from ..errors import NotAllowedError, OutOfSpaceError
+from .index import INDEX
 from .jobs import CodedTensor, KeptTensor
-from .safetensors_file import DTYPES, build_header
-from .source import INDEX
+from .safetensors_file import DTYPES, build_header, read_into
 
 FORMAT_VERSION = 1
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
-_HASH_STEP = 8 * 2**20
+_HASH_STEP = 2 * 2**20
 
 OutputTensor = tuple[str, torch.dtype, tuple[int, ...]]
 
@@ -91,7 +91,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 class ShardWriter:
     """Fills one shard by position; several threads may write at once.
 
-    The file has a temporary name until `finish`, which syncs, hashes and renames it.
+    The file has a temporary name until `finish`.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -117,7 +117,7 @@ class ShardWriter:
     def write(self, name: str, start: int, data: torch.Tensor | bytearray) -> None:
         """Write part of a tensor's data, `start` bytes into it."""
         if isinstance(data, torch.Tensor):
-            view = memoryview(data.contiguous().view(torch.uint8).numpy().data).cast("B")
+            view = data.contiguous().view(-1).view(torch.uint8).numpy().data
         else:
             view = memoryview(data)
         with disk_errors(self.path):
@@ -129,15 +129,13 @@ class ShardWriter:
             n = os.pwrite(self._fd, view, offset)
             view, offset = view[n:], offset + n
 
-    def finish(self) -> str:
-        """Sync, hash and rename the file; returns its sha256."""
+    def finish(self) -> None:
+        """Sync, close and rename the file, which nobody may be writing or hashing any more."""
         with disk_errors(self.path):
             os.fsync(self._fd)
-            digest = self.hash(0, self.size)
             self._close()
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
-        return digest
 
     def hash_tensors(self, names: list[str]) -> str:
         """sha256 of several tensors' data, one after the other."""
@@ -146,15 +144,18 @@ class ShardWriter:
             self._hash_range(digest, *self.places[name])
         return digest.hexdigest()
 
-    def hash(self, start: int, length: int) -> str:
-        """sha256 of a range of the file."""
+    def hash_file(self) -> str:
+        """sha256 of the whole file."""
         digest = hashlib.sha256()
-        self._hash_range(digest, start, length)
+        self._hash_range(digest, 0, self.size)
         return digest.hexdigest()
 
     def _hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
+        buffer = memoryview(bytearray(min(_HASH_STEP, length)))
         for at in range(start, start + length, _HASH_STEP):
-            digest.update(os.pread(self._fd, min(_HASH_STEP, start + length - at), at))
+            piece = buffer[: start + length - at]
+            read_into(self._fd, piece, at, self.partial.name)
+            digest.update(piece)
 
     def abandon(self) -> None:
         """Close and remove the unfinished file."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import threading
-from collections.abc import Mapping
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ import torch
 
 from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ..samples import resolve_model
+from .files import AHEAD, SourceFiles
 from .hub import HubRepo, is_repo_id
+from .index import INDEX, collect_tensors, read_json, read_weight_map, weight_files
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 
-INDEX = "model.safetensors.index.json"
 _WEIGHT_SUFFIXES = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".pkl",
     ".safetensors.index.json", ".bin.index.json",
@@ -49,8 +50,11 @@ class Source:
     companions: tuple[str, ...]
     root: Path
     repo: HubRepo | None = None
-    _files: dict[str, int] = field(default_factory=dict, repr=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _files: SourceFiles = field(init=False, repr=False)
+    _private: Path | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._files = SourceFiles(self._locate, self._drop)
 
     @property
     def tied(self) -> bool:
@@ -59,8 +63,15 @@ class Source:
         default = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
         return bool(self.config.get("tie_word_embeddings", default))
 
+    def largest_files(self, count: int) -> int:
+        """Bytes of the largest so many files of weights."""
+        sizes: Counter[str] = Counter()
+        for info in self.tensors.values():
+            sizes[info.file] = max(sizes[info.file], info.offset + info.nbytes)
+        return sum(n for _, n in sizes.most_common(count))
+
     def path(self, file: str) -> Path:
-        """The local path of a file, fetched first where it must be."""
+        """The local path of a file that is no weights, fetched first where it must be."""
         return self.root / file if self.repo is None else self.repo.fetch(file)
 
     def read(self, info: TensorInfo, first_row: int = 0, rows: int | None = None) -> torch.Tensor:
@@ -74,29 +85,60 @@ class Source:
     def read_bytes(self, info: TensorInfo, start: int, length: int) -> bytearray:
         """`length` bytes of a tensor's data from `start`."""
         data = bytearray(length)
-        read_into(self._descriptor(info), memoryview(data), info.offset + start, info.file)
+        self.read_into(info, start, memoryview(data))
         return data
 
-    def _descriptor(self, info: TensorInfo) -> int:
-        with self._lock:
-            if info.file not in self._files:
-                path = self.path(info.file)
-                if self.repo is not None:
-                    self._check_fetched(path, info.file)
-                self._files[info.file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._files[info.file]
+    def read_into(self, info: TensorInfo, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with a tensor's data from byte `start`."""
+        read_into(self._files.descriptor(info.file), buffer, info.offset + start, info.file)
 
-    def _check_fetched(self, path: Path, file: str) -> None:
+    def begin(self, files: Sequence[str], private: Path | None = None) -> None:
+        """Get ready to read files one after the other, each to be let go at the end: those of a Hub repository are
+        fetched one ahead.
+
+        Args:
+            files: in the order of their use.
+            private: a folder to fetch into instead of the cache, from which files are removed when they are let go.
+                Whatever else it holds is removed now.
+        """
+        if self.repo is None:
+            return
+        self._private = private
+        if private is not None and private.is_dir():
+            for old in set(os.listdir(private)) - set(files[:AHEAD]):
+                shutil.rmtree(private / old)
+        self._files.begin(files)
+
+    def open_file(self, file: str) -> None:
+        """Wait until a file can be read."""
+        self._files.descriptor(file)
+
+    def let_go(self, file: str) -> None:
+        """Say that a file which `begin` was given will not be read again."""
+        if self.repo is not None:
+            self._files.let_go(file)
+
+    def stop(self) -> None:
+        """Fetch no more files; threads that wait for one are told so by CancelledError."""
+        self._files.stop()
+
+    def _locate(self, file: str) -> Path:
+        if self.repo is None:
+            return self.root / file
+        path = self.repo.fetch(file, None if self._private is None else self._private / file)
         header, _ = read_header(path, file)
         planned = {t.name: t for t in self.tensors.values() if t.file == file}
         if header != planned:
             raise CorruptError(f"{file} as fetched differs from its header on the Hub.", "Delete it and run again.")
+        return path
+
+    def _drop(self, file: str) -> None:
+        if self._private is not None:
+            shutil.rmtree(self._private / file)
 
     def close(self) -> None:
         """Close the files."""
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
+        self._files.close()
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the source: id and commit, or each file's size, header and both ends of its tensors."""
@@ -153,7 +195,7 @@ def _open_folder(model: str, root: Path) -> Source:
     names = sorted(p.name for p in root.glob("*.safetensors"))
     weight_map = read_weight_map(index) if index.exists() else None
     tensors = collect_tensors(
-        {f: read_header(root / f, f)[0] for f in _weight_files(names, weight_map, model)}, weight_map
+        {f: read_header(root / f, f)[0] for f in weight_files(names, weight_map, model)}, weight_map
     )
     made = {p.parent for p in root.rglob("*") if p.name in _MADE_HERE}
     found = (p for p in root.rglob("*") if p.is_file() and not made & set(p.parents))
@@ -166,72 +208,10 @@ def _open_repo(model: str, revision: str | None) -> Source:
     config = read_json(repo.fetch("config.json"), "config.json") if "config.json" in repo.files else {}
     names = sorted(f for f in repo.files if f.endswith(".safetensors") and "/" not in f)
     weight_map = read_weight_map(repo.fetch(INDEX)) if INDEX in repo.files else None
-    headers = {f: repo.header(f) for f in _weight_files(names, weight_map, model)}
+    headers = {f: repo.header(f) for f in weight_files(names, weight_map, model)}
     return Source(
         model, repo.commit, config, collect_tensors(headers, weight_map), _companions(repo.files), repo.root, repo
     )
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"There is no {name} in {path.parent}.", "Give the folder that holds a checkpoint's config and weights."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{name} is not valid JSON: {error}.", "Fetch it again.") from error
-    if not isinstance(document, dict):
-        raise CorruptError(f"{name} is not a JSON object.", "Fetch it again.")
-    return document
-
-
-def read_weight_map(path: Path) -> dict[str, str]:
-    """Which file holds which tensor, by an index; names that leave the folder are an error."""
-    weight_map = read_json(path, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CorruptError(f"{INDEX} has no weight_map.", "Fetch it again.")
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
-            raise CorruptError(
-                f"{INDEX} places {name} in {file!r}, outside the folder.", "Do not trust this checkpoint."
-            )
-    return weight_map
-
-
-def _weight_files(names: list[str], weight_map: Mapping[str, str] | None, model: str) -> list[str]:
-    if weight_map is not None:
-        missing = sorted(set(weight_map.values()) - set(names))
-        if missing:
-            raise CorruptError(f"{model} lacks {', '.join(missing)}, which its index names.", "Fetch them.")
-        return sorted(set(weight_map.values()))
-    if not names:
-        raise UnsupportedError(
-            f"{model} has no safetensors weights.", "Convert it first; pickled weights (.bin, .pt) are never read."
-        )
-    return names
-
-
-def collect_tensors(
-    headers: dict[str, dict[str, TensorInfo]], weight_map: Mapping[str, str] | None
-) -> dict[str, TensorInfo]:
-    """All tensors of several files, in order; a tensor listed twice, or an index that disagrees, is an error."""
-    tensors: dict[str, TensorInfo] = {}
-    for header in headers.values():
-        for name, info in sorted(header.items(), key=lambda item: item[1].offset):
-            if name in tensors:
-                raise CorruptError(f"{name} is in both {tensors[name].file} and {info.file}.", "Remove one of them.")
-            tensors[name] = info
-    if weight_map is not None:
-        wrong = sorted(n for n, f in weight_map.items() if n not in tensors or tensors[n].file != f)
-        extra = sorted(set(tensors) - set(weight_map))
-        if wrong or extra:
-            raise CorruptError(
-                f"Index and files disagree: {', '.join((wrong + extra)[:5])} ({len(wrong + extra)} tensors).",
-                "Fetch the checkpoint again.",
-            )
-    return tensors
 
 
 def _companions(files: list[str]) -> tuple[str, ...]:

@@ -1,36 +1,33 @@
-"""The run: read a slice, code it, write it, and so on to the end.
+"""The run: open the source, plan, code shard after shard, complete the folder.
 
-No model is ever in memory, and a killed run continues where its last whole shard ends.
+No model is ever in memory, and a killed run continues where its whole shards end.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from .. import __version__
-from ..codec import SquaredError
-from ..errors import GateMissedError, OutOfSpaceError
+from ..errors import GateMissedError, OutOfSpaceError, UsageError
 from ..sizes import format_size
-from .card import model_card
-from .integrity import file_record
+from .complete import PRIVATE_SOURCE, complete
+from .devices import Device, find_devices, lane_count, peak_bytes, warm_up
+from .files import AHEAD
 from .jobs import CodedTensor
 from .journal import Journal
-from .manifest import JOURNAL, MANIFEST, Manifest, fingerprint
-from .output import copy_companions, look_at_folder, make_folder, quantization_config
+from .manifest import Manifest, fingerprint
+from .output import look_at_folder, make_folder
+from .pipeline import Pipeline
 from .plan import Plan, make_plan
 from .recipe import Recipe
-from .records import FileRecord, ShardRecord, coded_record, kept_record
-from .shards import Shard, ShardWriter, divide, outputs, write_file, write_index, write_json
-from .slices import Slice, code_slice, slices
-from .source import INDEX, open_source
+from .shards import Shard, divide
+from .slices import Slice
+from .source import open_source
+from .timeline import Timeline
 
 _SPARE_BYTES = 64 * 2**20
 DEFAULT_SHARD_BYTES = 2_000_000_000
@@ -81,8 +78,11 @@ def quantize(
     max_unquantized: float | None = None,
     overwrite: bool = False,
     base_model: str | None = None,
+    device: str = "cpu",
     threads: int | None = None,
+    delete_source: bool = False,
     progress: Callable[[Progress], None] = _silent,
+    timeline: Timeline | None = None,
 ) -> QuantizeResult:
     """Code a checkpoint.
 
@@ -95,21 +95,35 @@ def quantize(
         max_unquantized: fail, before any work, when more than this share of the bytes would stay uncoded.
         overwrite: replace an earlier result or unfinished run of hlwq in `out`.
         base_model: Hub id that the card names as the origin of a local folder.
-        threads: that code at once; by default one a processor. The bytes do not depend on it.
+        device: that codes: `auto`, `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`. The bytes do not depend on it.
+        threads: that read, code and write at once; by default one a processor. The bytes do not depend on it.
+        delete_source: of a Hub id, fetch beside the output and remove what has been read: at no time more than two
+            of its files.
         progress: called after each slice and shard.
+        timeline: records what each thread does.
 
     Raises:
         HlwqError: see hlwq_cli/errors.py. What was in `out` before is then still there, and finished shards of this
             run are kept for the next.
     """
-    source = open_source(model, revision)
+    timeline = timeline or Timeline(recording=False)
+    devices = find_devices(device)
+    starting = warm_up(devices, recipe.scheme, timeline)
+    source = None
     try:
-        plan = make_plan(source, recipe)
-        check_unquantized(plan, max_unquantized)
-        run = _Run(plan, Path(out), max_shard_bytes, base_model, threads or os.cpu_count() or 1, progress)
-        return run.start(overwrite)
+        with timeline.span("plan"):
+            source = open_source(model, revision)
+            if delete_source and source.repo is None:
+                raise UsageError(f"--delete-source needs a Hub id, and {model} is a folder.", "Leave it away.")
+            plan = make_plan(source, recipe)
+            check_unquantized(plan, max_unquantized)
+            run = _Run(plan, Path(out), max_shard_bytes, base_model, progress)
+        return run.start(overwrite, devices, lane_count(devices, threads), delete_source, timeline)
     finally:
-        source.close()
+        if source is not None:
+            source.close()
+        for thread in starting:
+            thread.join()
 
 
 def check_unquantized(plan: Plan, limit: float | None) -> None:
@@ -128,36 +142,50 @@ class _Run:
         out: Path,
         max_shard_bytes: int,
         base_model: str | None,
-        threads: int,
         progress: Callable[[Progress], None],
     ) -> None:
-        self.plan, self.out, self.base_model, self.threads, self.progress = plan, out, base_model, threads, progress
+        self.plan, self.out, self.base_model, self.progress = plan, out, base_model, progress
         self.shards = divide(plan.jobs, max_shard_bytes)
         self.fingerprint = fingerprint(plan, max_shard_bytes, base_model)
         self.journal = Journal(out, self.fingerprint)
         self.done_bytes = 0
 
-    def start(self, overwrite: bool) -> QuantizeResult:
+    def start(
+        self, overwrite: bool, devices: tuple[Device, ...], lanes: int, delete_source: bool, timeline: Timeline
+    ) -> QuantizeResult:
         finished, replaced = look_at_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
             return QuantizeResult(self.out, finished, self.plan.unquantized_share, already_complete=True)
-        self._check_space(replaced)
+        self._check_space(replaced, delete_source)
         make_folder(self.out, replaced)
         self.journal.open()
         resumed = len(self.journal.shards)
         self.done_bytes = sum(_source_bytes(s) for s in self.shards if s.file in self.journal.shards)
-        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for shard in self.shards:
-                if shard.file not in self.journal.shards:
-                    self.journal.add(self._write_shard(shard, pool))
-                    self._report("", shard.file)
-        return QuantizeResult(self.out, self._complete(), self.plan.unquantized_share, resumed)
+        missing = [s for s in self.shards if s.file not in self.journal.shards]
+        private = self.out / PRIVATE_SOURCE if delete_source else None
+        with (
+            Pipeline(self.plan.source, self.out, missing, devices, lanes, timeline, private) as pipeline,
+            closing(pipeline.run()) as events,
+        ):
+            for event in events:
+                if isinstance(event, Slice):
+                    self.done_bytes += event.source_bytes
+                    self._report(event.name)
+                else:
+                    self.journal.add(event)
+                    self._report("", event.file.name)
+        timeline.notes["peak_device_bytes"] = peak_bytes(devices)
+        with timeline.span("complete"):
+            records = [self.journal.shards[s.file] for s in self.shards]
+            manifest = complete(self.plan, self.out, self.shards, records, self.fingerprint, self.base_model)
+        return QuantizeResult(self.out, manifest, self.plan.unquantized_share, resumed)
 
-    def _check_space(self, replaced: list[str]) -> None:
+    def _check_space(self, replaced: list[str], with_source: bool) -> None:
         there = {*replaced, *(s.file for s in self.shards)}
         written = sum(p.stat().st_size for name in there if (p := self.out / name).is_file())
         folder = next(p for p in (self.out.absolute(), *self.out.absolute().parents) if p.exists())
         needed = self.plan.output_bytes - written + _SPARE_BYTES
+        needed += self.plan.source.largest_files(AHEAD) if with_source else 0
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OutOfSpaceError(
@@ -165,89 +193,9 @@ class _Run:
                 "Free some or choose another.",
             )
 
-    def _write_shard(self, shard: Shard, pool: ThreadPoolExecutor) -> ShardRecord:
-        writer = ShardWriter(self.out, shard)
-        try:
-            costs = self._fill(shard, writer, pool)
-            hashes = list(pool.map(lambda job: writer.hash_tensors([t[0] for t in outputs(job)]), shard.jobs))
-            file = FileRecord(shard.file, writer.size, writer.finish())
-        except BaseException:
-            writer.abandon()
-            raise
-        coded, kept = [], []
-        for job, sha256 in zip(shard.jobs, hashes, strict=True):
-            if isinstance(job, CodedTensor):
-                coded.append(coded_record(job, sha256, costs[job.name].relative))
-            else:
-                kept.append(kept_record(job, sha256))
-        return ShardRecord(file, tuple(coded), tuple(kept))
-
-    def _fill(self, shard: Shard, writer: ShardWriter, pool: ThreadPoolExecutor) -> dict[str, SquaredError]:
-        """Keep a bounded number of slices in flight; add up their costs in the order of the slices."""
-        costs: dict[str, SquaredError] = {}
-        flying: deque[tuple[Slice, Future[SquaredError]]] = deque()
-
-        def land() -> None:
-            piece, future = flying.popleft()
-            costs[piece.name] = costs.get(piece.name, SquaredError()) + future.result()
-            self.done_bytes += piece.source_bytes
-            self._report(piece.name)
-
-        try:
-            for piece in slices(shard):
-                flying.append((piece, pool.submit(code_slice, self.plan.source, piece, writer)))
-                if len(flying) > 2 * self.threads:
-                    land()
-            while flying:
-                land()
-        finally:
-            for _, future in flying:
-                future.cancel()
-            for _, future in flying:
-                if not future.cancelled():
-                    future.exception()
-        return costs
-
     def _report(self, tensor: str, shard: str = "") -> None:
         done = len(self.journal.shards)
         self.progress(Progress(tensor, self.done_bytes, self.plan.source_bytes, shard, done, len(self.shards)))
-
-    def _complete(self) -> Manifest:
-        """Write all that is not weights, then the manifest, then forget the journal."""
-        records = [self.journal.shards[s.file] for s in self.shards]
-        write_index(self.out, self.shards)
-        companions = copy_companions(self.plan.source, self.out)
-        config = dict(self.plan.source.config)
-        config["quantization_config"] = quantization_config(self.plan)
-        write_json(self.out / "config.json", config)
-        manifest = self._manifest(records, ())
-        write_file(self.out / "README.md", model_card(self.plan, manifest, self.base_model).encode())
-        names = [*companions, "README.md", "config.json"]
-        names += [INDEX] if len(self.shards) > 1 else []
-        others = tuple(file_record(self.out, n) for n in sorted(names))
-        manifest = self._manifest(records, others)
-        write_file(self.out / MANIFEST, manifest.dump())
-        (self.out / JOURNAL).unlink()
-        return manifest
-
-    def _manifest(self, records: list[ShardRecord], others: tuple[FileRecord, ...]) -> Manifest:
-        source = self.plan.source
-        return Manifest(
-            fingerprint=self.fingerprint,
-            tool={"name": "hlwq", "version": __version__},
-            source={"id": _public_id(source.id, source.repo is not None), "revision": source.revision},
-            rule=self.plan.rule,
-            source_bytes=self.plan.source_bytes,
-            files=(*(r.file for r in records), *others),
-            coded=tuple(t for r in records for t in r.coded),
-            kept=tuple(t for r in records for t in r.kept),
-            dropped=tuple({"name": d.info.name, "reason": d.reason} for d in self.plan.dropped),
-        )
-
-
-def _public_id(model: str, is_repo: bool) -> str:
-    """A folder's name without the path to it, which is nobody's business."""
-    return model if is_repo else Path(model).resolve().name
 
 
 def _source_bytes(shard: Shard) -> int:

@@ -4,7 +4,18 @@ It is the scalar case of HIGGS (arXiv 2411.17525), published for weights as Pola
 """
 
 from .codebook import MAX_BITS, MIN_BITS, lloyd_max
-from .encode import SquaredError, decode, encode
+from .encode import SquaredError, coding_cost, decode, encode
 from .scheme import BLOCK_SIZES, Coded, Scheme
 
-__all__ = ["BLOCK_SIZES", "MAX_BITS", "MIN_BITS", "Coded", "Scheme", "SquaredError", "decode", "encode", "lloyd_max"]
+__all__ = [
+    "BLOCK_SIZES",
+    "MAX_BITS",
+    "MIN_BITS",
+    "Coded",
+    "Scheme",
+    "SquaredError",
+    "coding_cost",
+    "decode",
+    "encode",
+    "lloyd_max",
+]

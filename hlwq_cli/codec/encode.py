@@ -63,14 +63,10 @@ def encode(
     weight = weight.detach()
     rows = weight.reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
     encoded = encode_rows(rows, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
-    if encoded.energy.isnan().any():
-        raise _not_codable(
-            rows, name, first_row, lead or (weight.shape[:-1] if not first_row else (first_row + len(rows),))
-        )
-    if encoded.error.isinf().any():
-        raise UnsupportedError(
-            f"A block of {name} has a norm above 65504, too large for a float16 scale.", "Use the log8 scale."
-        )
+    cost = coding_cost(
+        encoded.error, encoded.energy, rows, name, first_row,
+        lead or (weight.shape[:-1] if not first_row else (first_row + len(rows),)),
+    )  # fmt: skip
     lead = weight.shape[:-1]
     coded = Coded(
         codes=encoded.codes.reshape(*lead, encoded.codes.shape[-1]),
@@ -79,7 +75,34 @@ def encode(
         shape=tuple(weight.shape),
         scheme=scheme,
     )
-    return coded, SquaredError(math.fsum(encoded.error.tolist()), math.fsum(encoded.energy.tolist()))
+    return coded, cost
+
+
+def coding_cost(
+    error: torch.Tensor, energy: torch.Tensor, rows: torch.Tensor, name: str, first_row: int, lead: tuple[int, ...]
+) -> SquaredError:
+    """What `encode_rows` says that coding rows cost, or the error it says was met.
+
+    Args:
+        error: float64 (rows,), as `encode_rows` gives it.
+        energy: likewise.
+        rows: (rows, columns), the weights, on any device; looked at only where one is not finite.
+        name: of the tensor they belong to, for messages.
+        first_row: of that tensor.
+        lead: leading dimensions of that tensor.
+
+    Raises:
+        NonFiniteError: see `encode`.
+        UnsupportedError: see `encode`.
+    """
+    cost = SquaredError(float(error.sum()), float(energy.sum()))
+    if math.isnan(cost.energy):
+        raise _not_codable(rows, name, first_row, lead)
+    if math.isinf(cost.error):
+        raise UnsupportedError(
+            f"A block of {name} has a norm above 65504, too large for a float16 scale.", "Use the log8 scale."
+        )
+    return cost
 
 
 def _not_codable(rows: torch.Tensor, name: str, first_row: int, lead: tuple[int, ...]) -> NonFiniteError:

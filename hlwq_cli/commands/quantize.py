@@ -46,7 +46,13 @@ def quantize(
     ] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest output file.")] = "2GB",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier hlwq result in OUT.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads that code. By default one a processor.")] = None,
+    delete_source: Annotated[
+        bool, typer.Option("--delete-source", help="Of a Hub id: remove each file when read; never hold more than two.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="What codes: auto, cpu, cuda, or several: cuda:0,cuda:1.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads that read, code and write. By default one a processor.")
+    ] = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -57,6 +63,7 @@ def quantize(
     """
     sink = Sink(format, json, quiet)
     from ..checkpoint import load_recipe
+    from ..checkpoint.timeline import recorded
 
     settled = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
@@ -71,10 +78,11 @@ def quantize(
     from ..ui.show import show_quantized
 
     folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
-    with run_display(sink) as display:
+    with recorded() as timeline, run_display(sink) as display:
         result = run(
             model, folder, settled, revision=revision, max_shard_bytes=shard_bytes, max_unquantized=share,
-            overwrite=overwrite, base_model=base_model, threads=threads, progress=display,
+            overwrite=overwrite, base_model=base_model, device=device, threads=threads, delete_source=delete_source,
+            progress=display, timeline=timeline,
         )  # fmt: skip
     show_quantized(sink, result)
 

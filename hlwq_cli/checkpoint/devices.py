@@ -1,0 +1,112 @@
+"""The devices that code: which ones are asked for, and what the threads of one share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from hlwq_kernels import encode_rows
+
+from ..codec import Scheme
+from ..errors import UsageError
+from .timeline import Timeline
+
+MAX_GPU_LANES = 32
+"""Pinned memory is 48 MB a lane at 5 bits, so that 32 lanes stay far below what any machine with a GPU has."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device and what its lanes share.
+
+    Attributes:
+        place: where tensors lie for it.
+        lock: taken while work is handed to a GPU: Triton compiles at first use, which must happen once.
+    """
+
+    place: torch.device
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    _streams: list[torch.cuda.Stream] = field(default_factory=list, repr=False)
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether work on it must be copied there and back."""
+        return self.place.type == "cuda"
+
+    @property
+    def coding(self) -> torch.cuda.Stream:
+        """The one stream on which a GPU codes: temporaries of one slice serve the next. Take `lock` before."""
+        if not self._streams:
+            self._streams.append(torch.cuda.Stream(self.place))
+        return self._streams[0]
+
+
+def find_devices(wanted: str = "auto") -> tuple[Device, ...]:
+    """The devices of a `--device` option.
+
+    Args:
+        wanted: `auto` (a GPU where there is one), `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`.
+
+    Raises:
+        UsageError: a device is misspelt or not there.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return tuple(_find(name.strip()) for name in wanted.split(","))
+
+
+def _find(name: str) -> Device:
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind) or (kind == "cpu" and number):
+        raise UsageError(f"--device {name!r} is no device.", "Give auto, cpu, cuda, or several: cuda:0,cuda:1.")
+    if kind == "cpu":
+        return Device(torch.device("cpu"))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= count:
+        raise UsageError(f"--device {name} is not there; torch sees {count} GPUs.", "Use --device cpu, or auto.")
+    return Device(torch.device("cuda", int(number or 0)))
+
+
+def lane_count(devices: Sequence[Device], threads: int | None) -> int:
+    """Threads that code at once: as asked, else one a processor; at least one a device."""
+    processors = os.cpu_count() or 1
+    default = min(max(processors, 4), MAX_GPU_LANES) if any(d.is_gpu for d in devices) else processors
+    return max(threads or default, len(devices))
+
+
+def warm_up(devices: Sequence[Device], scheme: Scheme, timeline: Timeline) -> list[threading.Thread]:
+    """Start GPUs and compile their kernels in the background, while the plan is made.
+
+    What fails here fails again, with a message, when the first slice is coded.
+
+    Returns:
+        The threads that do it, to be joined before the program ends.
+    """
+    threads = [
+        threading.Thread(target=_warm_up, args=(device, scheme, timeline), name=f"start {device.place}")
+        for device in devices
+        if device.is_gpu
+    ]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _warm_up(device: Device, scheme: Scheme, timeline: Timeline) -> None:
+    try:
+        with timeline.span("start GPU"):
+            torch.cuda.synchronize(device.place)
+        with timeline.span("start kernels"), device.lock, torch.cuda.stream(device.coding):
+            zeros = torch.zeros(64, 1024, dtype=torch.bfloat16, device=device.place)
+            encode_rows(zeros, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
+    except Exception:  # reported by the run itself
+        return
+
+
+def peak_bytes(devices: Sequence[Device]) -> int:
+    """The most memory that torch has held on any one of them."""
+    return max((torch.cuda.max_memory_reserved(d.place) for d in devices if d.is_gpu), default=0)

@@ -1,0 +1,54 @@
+"""How long copying takes: reads a checkpoint's weights and writes what a quantized one has, on some threads."""
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+STEP = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds to read and write at once on so many threads."""
+
+    threads: int
+    seconds: float
+    read: int
+    written: int
+
+
+def copy_floor(source: Path, out: Path, share: float, threads: int) -> Floor:
+    """Read the weights of `source` and write the first `share` of each piece read, as `cp` would; removes `out`."""
+    files = sorted(source.glob("*.safetensors"))
+    sizes = [f.stat().st_size for f in files]
+    readers = [os.open(f, os.O_RDONLY) for f in files]
+    writer = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    pieces, at = [], 0
+    for reader, size in zip(readers, sizes, strict=True):
+        for start in range(0, size, STEP):
+            length = min(STEP, size - start)
+            pieces.append((reader, start, length, at))
+            at += int(length * share)
+    os.ftruncate(writer, at)
+    buffers = {}
+
+    def copy(number: int) -> None:
+        buffer = buffers.setdefault(number, memoryview(bytearray(STEP)))
+        for reader, start, length, to in pieces[number::threads]:
+            read = os.preadv(reader, [buffer[:length]], start)
+            assert read == length, "the kernel reads less than asked only where a file ends"
+            part = buffer[: int(length * share)]
+            while part:
+                n = os.pwrite(writer, part, to)
+                part, to = part[n:], to + n
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(copy, range(threads)))
+    seconds = time.perf_counter() - begun
+    for descriptor in (*readers, writer):
+        os.close(descriptor)
+    out.unlink()
+    return Floor(threads, seconds, sum(sizes), at)

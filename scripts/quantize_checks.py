@@ -1,0 +1,177 @@
+"""What bench_quantize.py runs and checks: the command as a process, and every promise about what it made."""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hlwq_cli.checkpoint import CodedCheckpoint, Plan, open_coded, open_source
+from hlwq_cli.checkpoint.manifest import JOURNAL
+from hlwq_cli.checkpoint.records import TensorRecord
+from hlwq_cli.checkpoint.safetensors_file import DTYPES, build_header
+from hlwq_cli.sizes import format_size
+from hlwq_kernels import decode_rows
+
+COMMAND = [sys.executable, "-m", "hlwq_cli.main"]
+ONE_LAYER = "layers.0."
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command from Enter to prompt: seconds, the kernel's account of its largest memory, what it said."""
+
+    seconds: float
+    peak_bytes: int
+    out: str
+
+
+def hlwq(*args: str | Path, env: dict[str, str] | None = None) -> Run:
+    start = time.time()
+    process = subprocess.Popen([*COMMAND, *map(str, args)], stdout=subprocess.PIPE, env={**os.environ, **(env or {})})
+    assert process.stdout is not None
+    out = process.stdout.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.time() - start
+    if process.returncode:
+        sys.exit(f"hlwq {' '.join(map(str, args))} ended with {process.returncode}")
+    return Run(seconds, usage.ru_maxrss * 1024, out)
+
+
+class Checks:
+    """What was promised and whether it held."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, bool]] = []
+
+    def add(self, what: str, found: str, held: bool) -> None:
+        self.lines.append((what, found, held))
+        print(f"| {what} | {found} | {'yes' if held else 'NO'} |", flush=True)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "hlwq_manifest.json").read_text())
+    return document
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {f["name"]: f["sha256"] for f in manifest(folder)["files"]}
+
+
+def check_result(checks: Checks, plan: Plan, out: Path, real: bool) -> None:
+    found = manifest(out)
+    flat = sum(len(t["shape"]) == 2 for t in found["coded"])
+    experts = sum(t["shape"][0] for t in found["coded"] if len(t["shape"]) == 3)
+    routers = sum(k["name"].endswith("router.proj.weight") for k in found["kept"])
+    size = sum((out / f["name"]).stat().st_size for f in found["files"])
+    checks.add("files written", str(len(found["files"]) + 1), all((out / f["name"]).is_file() for f in found["files"]))
+    planned = sum(len(c.shape) == 2 for c in plan.coded), sum(c.shape[0] for c in plan.coded if len(c.shape) == 3)
+    wanted = (396, 7680, 30) if real else (*planned, routers)
+    checks.add("coded layers, coded experts, kept routers", f"{flat} + {experts:,}, {routers}",
+               (flat, experts, routers) == wanted)  # fmt: skip
+    expected = 17.6e9 if real else plan.output_bytes + 10**6
+    checks.add("size of the result", format_size(size), abs(size / expected - 1) < (0.01 if real else 1))
+
+
+def check_experts(checks: Checks, source: Path, out: Path, count: int, device: torch.device) -> None:
+    """Decode random matrices, compare with their source, and the error with that of the whole tensor."""
+    original, checkpoint = open_source(str(source)), open_coded(out)
+    stacks = [t for t in checkpoint.manifest.coded if len(t.shape) == 3] or list(checkpoint.manifest.coded)
+    generator = random.Random(5)
+    worst, errors = 0.0, []
+    allowed = max(0.01, 10 / math.prod(stacks[0].shape[-2:]) ** 0.5)  # chance does more to small matrices
+    for _ in range(count):
+        record = generator.choice(stacks)
+        rows = record.shape[-2]
+        first = rows * generator.randrange(math.prod(record.shape[:-2]))
+        truth = torch.cat(list(source_rows(original, record, first, rows))).to(device).double()
+        decoded = decoded_rows(checkpoint, record, first, rows, device).double()
+        errors.append(float((decoded - truth).square().sum() / truth.square().sum()))
+        worst = max(worst, abs(errors[-1] / record.nmse - 1))
+    mean = sum(errors) / len(errors)
+    checks.add(
+        f"{count} random expert matrices decoded: error of each within {allowed:.1%} of its tensor's",
+        f"mean {mean:.3e}, {min(errors):.3e} to {max(errors):.3e}, off by {worst:.2%} at most", worst < allowed,
+    )  # fmt: skip
+    original.close()
+    checkpoint.close()
+
+
+def source_rows(source: Any, record: TensorRecord, first: int, rows: int) -> Iterable[torch.Tensor]:
+    """Rows of a coded tensor as its source tensors hold them."""
+    for name in record.sources:
+        info = source.tensors[name]
+        begin, end = max(first, 0), min(first + rows, info.rows)
+        if begin < end:
+            yield source.read(info, begin, end - begin)
+        first -= info.rows
+
+
+def decoded_rows(
+    checkpoint: CodedCheckpoint, record: TensorRecord, first: int, rows: int, device: torch.device
+) -> torch.Tensor:
+    """Rows of a coded tensor, decoded on a device."""
+    parts = []
+    for info in checkpoint.stored(record):
+        row = info.nbytes // math.prod(record.shape[:-1])
+        data = checkpoint.read_bytes(info, first * row, rows * row)
+        parts.append(torch.frombuffer(data, dtype=DTYPES[info.dtype]).view(rows, -1).to(device))
+    codes, scales, *base = parts
+    centroids = checkpoint.codebooks[record.bits].to(device)
+    scheme = checkpoint.scheme(record)
+    return decode_rows(codes, scales, base[0].flatten() if base else None, centroids, scheme.block_size,
+                       record.shape[-1])  # fmt: skip
+
+
+def killed_and_resumed(checks: Checks, command: list[str], out: Path, wanted: dict[str, str], shards: int) -> None:
+    process = subprocess.Popen([*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and whole_shards(out) < math.ceil(shards / 3):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    killed, done = process.wait() == -signal.SIGKILL, whole_shards(out)
+    again = hlwq(*command)
+    same = hashes(out) == wanted
+    checks.add(f"killed with {done} of {shards} shards whole, given again: the same files",
+               f"{again.seconds:.1f} s for the rest", killed and same)  # fmt: skip
+
+
+def whole_shards(out: Path) -> int:
+    journal = out / JOURNAL
+    return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
+
+
+def check_one_layer(checks: Checks, source: Path, folder: Path, device: str, coded: Path) -> None:
+    """Code one layer on the CPU and on the device; every hash must be that of the whole run, too."""
+    part = folder / "one-layer"
+    copy_layer(source, part)
+    runs = {name: hlwq("quantize", part, folder / f"layer-{name}", "--device", name, "-q") for name in ("cpu", device)}
+    found = [manifest(folder / f"layer-{name}") for name in ("cpu", device)]
+    by_name = [{t["name"]: t["sha256"] for t in m["coded"] + m["kept"]} for m in found]
+    whole = {t["name"]: t["sha256"] for t in manifest(coded)["coded"] + manifest(coded)["kept"]}
+    same = by_name[0] == by_name[1] == {n: whole[n] for n in by_name[0]} and found[0]["files"] == found[1]["files"]
+    seconds = ", ".join(f"{name} {run.seconds:.1f} s" for name, run in runs.items())
+    checks.add(f"{len(by_name[0])} tensors of {ONE_LAYER}* have one hash by cpu, {device} and the whole run", seconds,
+               same and bool(by_name[0]))  # fmt: skip
+
+
+def copy_layer(source: Path, part: Path) -> None:
+    original = open_source(str(source))
+    chosen = [t for n, t in original.tensors.items() if ONE_LAYER in n]
+    part.mkdir()
+    shutil.copy(source / "config.json", part)
+    with (part / "model.safetensors").open("wb") as file:
+        file.write(build_header([(t.name, DTYPES[t.dtype], t.shape) for t in chosen], {"format": "pt"}))
+        for info in chosen:
+            file.write(original.read_bytes(info, 0, info.nbytes))
+    original.close()

@@ -1,0 +1,93 @@
+"""Lanes, devices and shards in flight: whatever the arrangement, the bytes and the errors are the same."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.checkpoint import pipeline as pipeline_module
+from hlwq_cli.checkpoint.devices import find_devices, lane_count
+from hlwq_cli.checkpoint.timeline import Timeline
+from hlwq_cli.errors import NonFiniteError, UsageError
+from tests.builders import LLAMA, dense, save_shards, save_tensors
+from tests.files import tree
+
+Family = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu,cpu", "cpu,cpu,cpu"])
+def test_devices_do_not_change_a_byte(
+    family: Family, coded: Family, family_name: str, device: str, tmp_path: Path
+) -> None:
+    quantize(str(family(family_name)), tmp_path / "out", load_recipe(), device=device, max_shard_bytes=150_000)
+    assert tree(tmp_path / "out") == tree(coded(family_name))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("recipe", ["default", "classic"])
+def test_gpu_gives_the_bytes_of_the_cpu(family: Family, family_name: str, recipe: str, tmp_path: Path) -> None:
+    for device in ("cpu", "cuda", "cuda:0,cpu"):
+        quantize(
+            str(family(family_name)), tmp_path / device, load_recipe(recipe), device=device, max_shard_bytes=150_000
+        )
+    assert tree(tmp_path / "cuda") == tree(tmp_path / "cpu") == tree(tmp_path / "cuda:0,cpu")
+
+
+@pytest.mark.parametrize("weights", [1, 500, 2**24])
+def test_size_of_slices_does_not_change_a_byte(
+    family: Family, coded: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: int
+) -> None:
+    monkeypatch.setattr(pipeline_module, "SLICE_WEIGHTS", weights)
+    quantize(str(family("qwen3_moe")), tmp_path / "out", load_recipe(), max_shard_bytes=150_000)
+    assert tree(tmp_path / "out") == tree(coded("qwen3_moe"))
+
+
+def test_experts_spread_over_all_files_are_coded_file_by_file(family: Family, coded: Family, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = {n: t for f in sorted(family("qwen3_moe").glob("*.safetensors")) for n, t in load_file(f).items()}
+    files = {f"model-{i:05}-of-00003.safetensors": dict(list(tensors.items())[i - 1 :: 3]) for i in (1, 2, 3)}
+    config = json.loads((family("qwen3_moe") / "config.json").read_text())
+    spread = save_shards(tmp_path / "qwen3_moe", files, config)
+    quantize(str(spread), tmp_path / "out", load_recipe())
+    records = [json.loads((f / "hlwq_manifest.json").read_text()) for f in (tmp_path / "out", coded("qwen3_moe"))]
+    ours, theirs = ({t["name"]: t["sha256"] for t in r["coded"] + r["kept"]} for r in records)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_first_bad_weight_of_the_source_is_named_whichever_lane_was_quicker(tmp_path: Path, threads: int) -> None:
+    tensors = dense(6, 256)
+    for layer, row in ((2, 200), (4, 0)):
+        tensors[f"model.layers.{layer}.self_attn.q_proj.weight"][row, 7] = float("nan")
+    model = save_tensors(tmp_path / "m", tensors, LLAMA)
+    with pytest.raises(NonFiniteError, match=r"layers\.2\.self_attn\.q_proj\.weight\[200, 7\] is nan"):
+        quantize(str(model), tmp_path / "out", load_recipe(), threads=threads)
+    assert not [p.name for p in (tmp_path / "out").iterdir() if p.name.endswith((".partial", ".safetensors"))]
+
+
+@pytest.mark.parametrize("wanted", ["gpu", "cuda:", "cuda:x", "cpu:1", "", "cuda:9999", "cpu,,cpu", "mps"])
+def test_device_that_cannot_be_meant_is_refused(wanted: str) -> None:
+    with pytest.raises(UsageError, match="--device"):
+        find_devices(wanted)
+
+
+def test_every_device_has_a_lane() -> None:
+    devices = find_devices("cpu,cpu,cpu")
+    assert lane_count(devices, 1) == 3
+    assert lane_count(devices, 5) == 5
+
+
+def test_timeline_holds_what_every_byte_went_through(family: Family, tmp_path: Path) -> None:
+    timeline = Timeline()
+    result = quantize(str(family("llama")), tmp_path / "out", load_recipe(), timeline=timeline)
+    moved = {what: sum(n for w, n, *_ in timeline.spans if w == what) for what in ("read", "write", "hash tensor")}
+    stored = result.manifest.coded_bytes + result.manifest.kept_bytes
+    assert moved == {"read": result.manifest.source_bytes, "write": stored, "hash tensor": stored}
+    timeline.save(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert all(e["dur"] >= 0 and e["ts"] > 0 for e in events if e["ph"] == "X")
