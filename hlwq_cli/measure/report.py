@@ -18,7 +18,7 @@ from .divergence import Divergence, compare
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
 from .similarity import TensorSimilarity, similarity
 from .speed import Speed, measure_speed
-from .tasks import TaskScore, run_tasks
+from .tasks import TaskScore, open_tasks, run_tasks
 from .text import load_text
 from .windows import Protocol, ProtocolName, Windows, make_windows
 
@@ -103,6 +103,7 @@ class _Bench:
     tell: Tell
     windows: Windows | None = None
     note: str = ""
+    task_manager: Any = None
     reference_model: Any = None
     reference_nlls: Any = None
     reference_perplexity: Perplexity | None = None
@@ -120,6 +121,8 @@ def bench(
     """
     _check(paths, request, ref)
     run = _Bench(request, tell)
+    if request.tasks:
+        run.task_manager = open_tasks(request.tasks, request.task_folder)
     failed, reference = "", None
     if request.ppl or request.kld:
         text = load_text(request.data)
@@ -205,7 +208,7 @@ def _speed_and_tasks(run: _Bench, found: Measured, model: Any) -> Measured:
         run.tell(f"tasks of {found.path}", 0, 1)
         processor = load_processor(found.path)
         tokenizer = getattr(processor, "tokenizer", processor)
-        found = replace(found, tasks=run_tasks(model, tokenizer, r.tasks, r.task_limit, r.task_folder))
+        found = replace(found, tasks=run_tasks(model, tokenizer, r.tasks, run.task_manager, r.task_limit))
     return found
 
 
