@@ -104,6 +104,7 @@ class _Bench:
     windows: Windows | None = None
     note: str = ""
     task_manager: Any = None
+    vocabulary: tuple[str, int] | None = None
     reference_model: Any = None
     reference_nlls: Any = None
     reference_perplexity: Perplexity | None = None
@@ -140,11 +141,19 @@ def bench(
     except (HlwqError, MemoryError, RuntimeError) as error:
         if not run.done and (reference is None or isinstance(error, HlwqError)):
             raise
-        failed = str(error).split("\n")[0]
+        failed = _sentence(error)
     if reference is not None and reference.perplexity is None:
         reference = replace(reference, perplexity=run.reference_perplexity)
     protocol = run.windows.protocol if run.windows else None
     return BenchReport(protocol, run.note, reference, tuple(run.done), failed)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong; torch, safetensors and CUDA each say in their own way that memory ran out."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return f"there is not enough memory ({first.rstrip('.')})."
+    return first
 
 
 def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
@@ -161,7 +170,19 @@ def _load(run: _Bench, path: str) -> tuple[Any, float]:
     run.tell(f"loading {path}", 0, 1)
     r = run.request
     model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution)
+    if run.windows is not None:
+        _check_vocabulary(run, path, model.config.get_text_config().vocab_size)
     return model, time.perf_counter() - start
+
+
+def _check_vocabulary(run: _Bench, path: str, size: int) -> None:
+    """All models read the same tokens, those of the first: raise UsageError for one that has others."""
+    first, expected = run.vocabulary = run.vocabulary or (path, size)
+    if size != expected:
+        raise UsageError(
+            f"{path} has a vocabulary of {size}, {first} one of {expected}.",
+            "Compare a model with the one it was made from.",
+        )
 
 
 def _reference(run: _Bench, ref: str) -> Measured:

@@ -79,9 +79,7 @@ def test_without_lm_eval_it_says_what_to_install_before_loading_anything(tmp_pat
     env["PYTHONPATH"] = f"{tmp_path}:{env.get('PYTHONPATH', '')}"
     ran = hlwq_process("bench", "sample", "--tasks", "hellaswag", env=env)
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err.endswith(
-        "Error: --tasks needs lm-eval, which is not installed.\nRun `pip install 'hlwq[eval]'`.\n"
-    )
+    assert ran.err.endswith("Error: --tasks needs lm-eval, which is not installed.\nRun `pip install 'hlwq[eval]'`.\n")
     assert "loading sample" not in ran.err
 
 
