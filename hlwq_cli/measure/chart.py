@@ -71,7 +71,8 @@ def _fidelity(axes: Any, report: BenchReport, ink: str) -> None:
         value, error = _value(m, by_kld)
         if value is None:
             continue
-        axes.errorbar(m.bytes / scale, value, yerr=error, fmt="o", ms=8, capsize=3, color=_COLOURS[i % len(_COLOURS)])
+        colour = _COLOURS[i % len(_COLOURS)]
+        axes.errorbar(m.bytes / scale, value, yerr=error, fmt="o", ms=8, capsize=3, color=colour, clip_on=False)
         axes.annotate(Path(m.path).name, (m.bytes / scale, value), xytext=(8, 6), textcoords="offset points", color=ink)
     axes.set_xlim(0, 1.35 * max(m.bytes for m in models) / scale)
     if by_kld:
@@ -89,6 +90,8 @@ def _value(m: Measured, by_kld: bool) -> tuple[float | None, float]:
 
 
 def _errors(axes: Any, measured: Measured) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     folder = _folder(measured.path)
     assert folder is not None
     records = open_coded(folder).manifest.coded
@@ -96,10 +99,10 @@ def _errors(axes: Any, measured: Measured) -> None:
     for role, colour in zip(roles, _COLOURS, strict=False):
         points = [(i, r.nmse) for i, r in enumerate(records) if r.role == role and r.nmse > 0]
         axes.plot(*zip(*points, strict=True), ".", color=colour, label=role) if points else None
-    axes.set_xlabel("coded tensor, in file order")
+    axes.set_xlabel(f"coded tensor of {Path(measured.path).name}, in file order")
     axes.set_ylabel("relative squared error")
     axes.set_title("Error of every coded tensor", loc="left")
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.legend(frameon=False, fontsize=9, ncols=2)
     axes.margins(y=0.35)
 

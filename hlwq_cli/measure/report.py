@@ -18,7 +18,7 @@ from .divergence import Divergence, compare
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
 from .similarity import TensorSimilarity, similarity
 from .speed import Speed, measure_speed
-from .tasks import TaskScore, run_tasks
+from .tasks import TaskScore, open_tasks, run_tasks
 from .text import load_text
 from .windows import Protocol, ProtocolName, Windows, make_windows
 
@@ -103,6 +103,8 @@ class _Bench:
     tell: Tell
     windows: Windows | None = None
     note: str = ""
+    task_manager: Any = None
+    vocabulary: tuple[str, int] | None = None
     reference_model: Any = None
     reference_nlls: Any = None
     reference_perplexity: Perplexity | None = None
@@ -120,6 +122,8 @@ def bench(
     """
     _check(paths, request, ref)
     run = _Bench(request, tell)
+    if request.tasks:
+        run.task_manager = open_tasks(request.tasks, request.task_folder)
     failed, reference = "", None
     if request.ppl or request.kld:
         text = load_text(request.data)
@@ -137,11 +141,19 @@ def bench(
     except (HlwqError, MemoryError, RuntimeError) as error:
         if not run.done and (reference is None or isinstance(error, HlwqError)):
             raise
-        failed = str(error).split("\n")[0]
+        failed = _sentence(error)
     if reference is not None and reference.perplexity is None:
         reference = replace(reference, perplexity=run.reference_perplexity)
     protocol = run.windows.protocol if run.windows else None
     return BenchReport(protocol, run.note, reference, tuple(run.done), failed)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong; torch, safetensors and CUDA each say in their own way that memory ran out."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return f"there is not enough memory ({first.rstrip('.')})."
+    return first
 
 
 def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
@@ -158,7 +170,19 @@ def _load(run: _Bench, path: str) -> tuple[Any, float]:
     run.tell(f"loading {path}", 0, 1)
     r = run.request
     model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution)
+    if run.windows is not None:
+        _check_vocabulary(run, path, model.config.get_text_config().vocab_size)
     return model, time.perf_counter() - start
+
+
+def _check_vocabulary(run: _Bench, path: str, size: int) -> None:
+    """All models read the same tokens, those of the first: raise UsageError for one that has others."""
+    first, expected = run.vocabulary = run.vocabulary or (path, size)
+    if size != expected:
+        raise UsageError(
+            f"{path} has a vocabulary of {size}, {first} one of {expected}.",
+            "Compare a model with the one it was made from.",
+        )
 
 
 def _reference(run: _Bench, ref: str) -> Measured:
@@ -205,7 +229,7 @@ def _speed_and_tasks(run: _Bench, found: Measured, model: Any) -> Measured:
         run.tell(f"tasks of {found.path}", 0, 1)
         processor = load_processor(found.path)
         tokenizer = getattr(processor, "tokenizer", processor)
-        found = replace(found, tasks=run_tasks(model, tokenizer, r.tasks, r.task_limit, r.task_folder))
+        found = replace(found, tasks=run_tasks(model, tokenizer, r.tasks, run.task_manager, r.task_limit))
     return found
 
 

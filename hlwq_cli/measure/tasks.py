@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +28,57 @@ class TaskScore:
     error: float | None
 
 
+def open_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
+    """lm-eval's index of tasks, once it is sure that it knows these; to be asked before any model is loaded.
+
+    Args:
+        tasks: names that lm-eval knows, such as `hellaswag`.
+        folder: a folder of task files of one's own.
+
+    Raises:
+        HlwqError: lm-eval is not installed.
+        NotFoundError: no such task or folder.
+    """
+    if find_spec("lm_eval") is None:
+        raise HlwqError("--tasks needs lm-eval, which is not installed.", "Run `pip install 'hlwq[eval]'`.")
+    if folder is not None and not folder.is_dir():
+        raise NotFoundError(f"There is no folder {folder}.", "Give a folder of lm-eval task files.")
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=None if folder is None else str(folder))
+    unknown = sorted(set(tasks) - set(manager.all_tasks))
+    if unknown:
+        raise NotFoundError(f"lm-eval knows no task {', '.join(unknown)}.", "`lm-eval ls tasks` lists them.")
+    return manager
+
+
 def run_tasks(
-    model: Any, tokenizer: Any, tasks: Sequence[str], limit: int | None = None, folder: Path | None = None
+    model: Any, tokenizer: Any, tasks: Sequence[str], manager: Any, limit: int | None = None
 ) -> tuple[TaskScore, ...]:
     """Evaluate a loaded model.
 
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
-        tasks: names that lm-eval knows, such as `hellaswag`.
+        tasks: names of tasks, or of groups of them.
+        manager: of `open_tasks`.
         limit: use at most so many examples of each.
-        folder: a folder of task files of one's own.
 
     Raises:
-        HlwqError: lm-eval is not installed, or a task's data cannot be had.
-        NotFoundError: lm-eval knows no such task.
+        HlwqError: a task's data cannot be had.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise HlwqError("--tasks needs lm-eval, which is not installed.", "pip install 'hlwq[eval]'") from error
-    manager = TaskManager(include_path=None if folder is None else str(folder))
-    unknown = sorted(set(tasks) - set(manager.all_tasks))
-    if unknown:
-        raise NotFoundError(f"lm-eval knows no task {', '.join(unknown)}.", "`lm-eval ls tasks` lists them.")
+    import lm_eval
+    from httpx import TransportError
+    from lm_eval.models.huggingface import HFLM
+
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
     try:
         found = lm_eval.simple_evaluate(
             wrapped, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0, verbosity="ERROR"
         )
-    except (OSError, ConnectionError) as error:
+    except (OSError, TransportError) as error:
         raise HlwqError(f"The data of {', '.join(tasks)} cannot be loaded.", "Check the network.") from error
-    return tuple(s for task in tasks for s in _scores(task, found["results"][task]))
+    return tuple(score for task, result in found["results"].items() for score in _scores(task, result))
 
 
 def _scores(task: str, result: dict[str, Any]) -> list[TaskScore]:

@@ -49,7 +49,9 @@ class Coding:
         return parts
 
     def bits_of(self, codes_shape: tuple[int, ...], columns: int) -> int:
-        """The width that a `codes` tensor of this shape must have."""
+        """The width that a `codes` tensor of this shape must have; any, where it is missing and nothing will load."""
+        if not codes_shape:
+            return min(self.codebooks)
         padded = -(-columns // self.block_size) * self.block_size
         return codes_shape[-1] * 8 // padded
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ..checkpoint.hub import hub_errors, is_repo_id
-from ..errors import CorruptError, NotFoundError, UnsupportedError
+from ..errors import NotFoundError, UnsupportedError
 from ..samples import resolve_model
 from .coded import Execution
+from .completeness import Gaps
 from .plugin import execution as executed
 from .processor import PictureProcessor, needs_picture_processor
 
@@ -45,7 +46,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all are named at once, below
         )
-    _check_complete(path, info)
+    Gaps.of(*(info.get(kind, ()) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))).check(path)
     return model.eval()
 
 
@@ -106,17 +107,3 @@ def _dtype(dtype: str) -> Any:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise UnsupportedError(f"{dtype} is no floating type of torch.", "Use auto, bfloat16, float16 or float32.")
     return found
-
-
-def _check_complete(path: str, info: dict[str, Any]) -> None:
-    mismatched = [str(m[0]) if isinstance(m, tuple) else str(m) for m in info.get("mismatched_keys", ())]
-    problems = {
-        "missing": sorted(info.get("missing_keys", ())),
-        "left over": sorted(info.get("unexpected_keys", ())),
-        "of another shape": sorted(mismatched),
-    }
-    found = [f"{what}: {', '.join(names)}" for what, names in problems.items() if names]
-    if found:
-        raise CorruptError(
-            f"{path} does not fill its model; {'; '.join(found)}.", "Fetch or make the checkpoint again."
-        )

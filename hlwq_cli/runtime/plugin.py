@@ -24,6 +24,7 @@ from ..checkpoint.safetensors_file import read_header
 from ..checkpoint.shards import FORMAT_VERSION
 from ..errors import CorruptError, UnsupportedError
 from .coded import Coding, Execution
+from .completeness import CodedParts, Gaps, codes_name, watch_loading
 from .experts import PARAMETERS, HLWQExperts, code_experts
 from .linear import HLWQLinear
 
@@ -90,11 +91,27 @@ class HLWQQuantizer(HfQuantizer):
         config: Any = self.quantization_config
         replace_modules(model, stored, config.coding)
         self.shapes = {name: t.shape for name, t in model.state_dict().items()}
+        self.gaps = Gaps()
+        self.parts = CodedParts(stored, config.coding.parts(), config.settings.get("modules_to_not_convert") or ())
+        watch_loading(model, lambda info: self._weigh(model, info))
+
+    def _weigh(self, model: Any, info: Any) -> None:
+        """Keep what is wrong for the end of loading, and off transformers' own lists: one error names everything.
+
+        transformers 5.17 puts tensors of another shape where a quantized checkpoint has them, so shapes are compared.
+        """
+        info.missing_keys = self.parts.as_stored(info.missing_keys)
+        misshapen = {n for n, t in model.state_dict().items() if t.shape != self.shapes.get(n, t.shape)}
+        gaps = Gaps.of(info.missing_keys, info.unexpected_keys, {*info.mismatched_keys, *misshapen})
+        if gaps.damage(model):
+            self.gaps = gaps
+            for names in (info.missing_keys, info.unexpected_keys, info.mismatched_keys):
+                names.clear()
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if not hasattr(HfQuantizer, "get_new_dtype"):
             _restore_dtypes(model, self.dtypes)
-        _check_shapes(model, self.shapes)
+        self.gaps.check(model.name_or_path)
         coded = [m for m in model.modules() if isinstance(m, HLWQLinear | HLWQExperts)]
         for module in coded:
             module.settle()
@@ -128,15 +145,6 @@ def _restore_dtypes(model: Any, dtypes: dict[str, torch.dtype]) -> None:
             parameter.data = parameter.data.to(wanted)
 
 
-def _check_shapes(model: Any, shapes: dict[str, torch.Size]) -> None:
-    """Raise CorruptError for tensors of another shape than their place, which transformers 5.17 puts there."""
-    wrong = sorted(name for name, t in model.state_dict().items() if t.shape != shapes.get(name, t.shape))
-    if wrong:
-        raise CorruptError(
-            f"The checkpoint does not fill its model; of another shape: {', '.join(wrong)}.", "Fetch it again."
-        )
-
-
 def _is_dense(module: HLWQLinear | HLWQExperts) -> bool:
     return module.dense if isinstance(module, HLWQExperts) else module.dense_weight is not None
 
@@ -148,12 +156,15 @@ def _tell_once(text: str) -> None:
 
 
 def _stored_codes(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the `codes` tensors in a checkpoint's shards, by stored name."""
+    """Shapes of the `codes` tensors in a checkpoint's shards, by stored name; () where only their companions are."""
     found: dict[str, tuple[int, ...]] = {}
     for file in files:
         for name, info in read_header(Path(file), Path(file).name)[0].items():
-            if name.rpartition(".")[2].split("_")[0] == "codes":
+            codes = codes_name(name)
+            if codes == name:
                 found[name] = info.shape
+            elif codes:
+                found.setdefault(codes, ())
     return found
 
 
@@ -200,7 +211,7 @@ def replace_modules(model: nn.Module, stored: dict[str, tuple[int, ...]], coding
                 model.set_submodule(path, HLWQLinear(module, bits, coding))
             elif last.removeprefix("codes_") in PARAMETERS and hasattr(module, last.removeprefix("codes_")):
                 experts[path][last.removeprefix("codes_")] = shape
-            else:
+            elif shape:  # companions alone are left over, which transformers sees
                 odd.append(name)
         for path, shapes in experts.items():
             module = model.get_submodule(path)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import resource
+import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,8 @@ import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.samples import resolve_model
+from tests.builders import LLAMA
+from tests.files import write_header
 
 from .run import Ran, assert_refused, environment, hlwq, hlwq_process
 
@@ -123,3 +130,64 @@ def test_a_plain_checkpoint_where_a_coded_one_is_needed_is_said_with_its_code() 
     ran = hlwq("bench", "sample", "--ref", "sample", "--cosine")
     assert (ran.code, ran.out) == (3, "")
     assert "is not an HLWQ checkpoint" in ran.err
+
+
+def test_a_checkpoint_without_a_tokenizer_is_said(coded_sample: Path, copied: Callable[[Path], Path]) -> None:
+    folder = copied(coded_sample)
+    for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        (folder / file).unlink()
+    ran = hlwq("bench", folder, "--ppl", *TEXT)
+    assert (ran.code, ran.out) == (3, "")
+    assert "has no usable tokenizer" in ran.err
+    assert "Copy its tokenizer files there." in ran.err
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_reference_of_another_vocabulary_is_refused(
+    coded: Callable[[str], Path], turned: bool, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(coded("llama"), tmp_path / "other"))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(resolve_model("sample")) / file, other)
+    first, ref = ("sample", str(other)) if turned else (str(other), "sample")
+    ran = hlwq("bench", first, "--ref", ref, "--kld", *TEXT)
+    assert (ran.code, ran.out) == (2, ""), ran.err
+    assert f"{first} has a vocabulary of" in ran.err
+    assert "320" in ran.err
+    assert "4096" in ran.err
+
+
+def big_llama(folder: Path, width: int) -> Path:
+    """A llama whose MLP has `width` hidden units, all of them holes in a sparse file."""
+    shapes = {f"model.layers.0.mlp.{n}_proj.weight": (width, 64) for n in ("gate", "up")}
+    shapes |= {"model.layers.0.mlp.down_proj.weight": (64, width), "model.norm.weight": (64,)}
+    shapes |= {f"model.layers.0.self_attn.{n}_proj.weight": (64, 64) for n in "qkvo"}
+    shapes |= {f"model.layers.0.{n}_layernorm.weight": (64,) for n in ("input", "post_attention")}
+    shapes |= dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (4096, 64))
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        end = at + 4 * math.prod(shape)
+        header[name], at = {"dtype": "F32", "shape": shape, "data_offsets": [at, end]}, end
+    folder.mkdir()
+    path = write_header(folder / "model.safetensors", header)
+    os.truncate(path, path.stat().st_size + at)
+    text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config = LLAMA | text | {"vocab_size": 4096, "intermediate_size": width, "head_dim": 64, "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_when_memory_runs_out_what_was_measured_before_is_reported(tmp_path: Path) -> None:
+    big = big_llama(tmp_path / "big", 30_000_000)  # 23 GB, which 20 GB of address space cannot hold
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (20 * 10**9, 20 * 10**9))
+
+    ran = hlwq_process("bench", "sample", big, "--ppl", *TEXT, "--json", preexec_fn=limit)
+    assert ran.code == 1
+    found = document(ran)["report"]
+    assert [m["path"] for m in found["measured"]] == ["sample"]
+    assert found["measured"][0]["perplexity"]["tokens"] == 126
+    assert "there is not enough memory" in found["failed"]
+    assert "Error: Stopped early: there is not enough memory" in ran.err
+    assert "Unexpected" not in ran.err

@@ -1,6 +1,5 @@
 """A checkpoint that does not fill its model, wholly and exactly, does not load."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hlwq_cli.errors import CorruptError, HlwqError, NotFoundError, UnsupportedError
 from hlwq_cli.runtime.loading import load_model
 from tests.files import edit_json, read_json
+
+from .loads import tokens
 
 Family = Callable[[str], Path]
 Tensors = dict[str, torch.Tensor]
@@ -65,8 +67,28 @@ def test_missing_tensors_are_named_sorted(edited: Callable[..., Path], name: str
 def test_a_missing_part_of_a_coded_tensor_is_named(edited: Callable[..., Path], part: str) -> None:
     name = f"model.layers.1.mlp.up_proj.{part}"
     what = refused(edited("llama", lambda tensors: tensors.pop(name)))
-    assert name.removesuffix(".codes") in what
-    assert name in what or part == "codes"  # with no codes the layer is a plain one, whose weight is missing
+    assert what.endswith(f"does not fill its model; missing: {name}.")
+
+
+@pytest.mark.parametrize("load", [load_model, AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained])
+@pytest.mark.parametrize(
+    ("family_name", "lost"), [("llama", "layers.1.mlp.up_proj."), ("qwen3_moe", "layers.1.mlp.experts.")]
+)
+def test_a_coded_layer_missing_altogether_is_named_as_on_disk(
+    edited: Callable[..., Path], load: Callable[[str], Any], family_name: str, lost: str
+) -> None:
+    gone: list[str] = []
+
+    def drop(tensors: Tensors) -> None:
+        gone.extend(sorted(n for n in tensors if lost in n))
+        for name in gone:
+            del tensors[name]
+
+    with pytest.raises(CorruptError) as caught:
+        load(str(edited(family_name, drop)))
+    prefix = "model." if load == AutoModel.from_pretrained else ""
+    assert f"missing: {', '.join(n.removeprefix(prefix) for n in gone)}" in caught.value.what
+    assert f"{lost}weight" not in caught.value.what
 
 
 def test_left_over_tensors_are_named_sorted(edited: Callable[..., Path]) -> None:
@@ -94,14 +116,33 @@ def test_a_misshapen_part_of_a_coded_tensor_is_named(edited: Callable[..., Path]
     assert name in what
 
 
-def test_all_three_kinds_are_named_at_once(edited: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("load", [load_model, AutoModelForCausalLM.from_pretrained])
+def test_all_three_kinds_are_named_at_once(edited: Callable[..., Path], load: Callable[[str], Any]) -> None:
     def spoil(tensors: Tensors) -> None:
-        del tensors["model.norm.weight"]
+        del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.codes"]
         tensors["model.extra.weight"] = torch.ones(2)
         tensors["model.layers.0.input_layernorm.weight"] = torch.ones(5)
 
-    what = refused(edited("llama", spoil))
-    assert re.search("missing: model.norm.weight; left over: model.extra.weight; of another shape: model.layers", what)
+    with pytest.raises(CorruptError) as caught:
+        load(str(edited("llama", spoil)))
+    assert caught.value.what.endswith(
+        "does not fill its model; missing: model.layers.1.mlp.up_proj.codes, model.norm.weight; "
+        "left over: model.extra.weight; of another shape: model.layers.0.input_layernorm.weight."
+    )
+
+
+def test_plain_transformers_may_leave_out_the_head(coded: Family) -> None:
+    folder, ids = coded("llama"), tokens()
+    base = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(base(ids).last_hidden_state, whole.model(ids).last_hidden_state)
+
+
+def test_plain_transformers_may_put_a_new_head_on(coded: Family) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(coded("llama"), num_labels=3, dtype=torch.float32)
+    assert model.score.weight.isfinite().all()
+    assert model.score.weight.abs().sum() > 0
 
 
 @pytest.mark.parametrize(
