@@ -22,8 +22,13 @@ def is_repo_id(model: str) -> bool:
     return _REPO_ID.fullmatch(model) is not None
 
 
+def is_transport_error(error: Exception) -> bool:
+    """Whether an error comes from the HTTP client below huggingface_hub, which differs from version to version."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpcore", "httpx2", "httpcore2", "requests")
+
+
 @contextmanager
-def hub_errors(repo: str) -> Iterator[None]:
+def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
     """Turn what huggingface_hub raises into errors that say what to do. No token ever reaches a message."""
     from huggingface_hub import errors
 
@@ -53,14 +58,16 @@ def hub_errors(repo: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "an error"
         if status in (401, 403):
-            raise NotAllowedError(f"The Hub does not let you read {repo}.", "Run `hf auth login`.") from error
+            raise NotAllowedError(
+                f"The Hub does not let you {deed} {repo}.", "Run `hf auth login` with a token that may."
+            ) from error
         raise HlwqError(f"The Hub answered {status} for {repo}.", "Try again later.") from error
     except (errors.OfflineModeIsEnabled, ConnectionError, OSError) as error:
         raise HlwqError(
             f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
         ) from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "httpx2", "httpcore2", "requests"):
+        if is_transport_error(error):
             raise HlwqError(
                 f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
             ) from error

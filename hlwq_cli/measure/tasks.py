@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.hub import is_transport_error
 from ..errors import HlwqError, NotFoundError
 
 
@@ -68,7 +69,6 @@ def run_tasks(
         HlwqError: a task's data cannot be had.
     """
     import lm_eval
-    from httpx import TransportError
     from lm_eval.models.huggingface import HFLM
 
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
@@ -76,8 +76,10 @@ def run_tasks(
         found = lm_eval.simple_evaluate(
             wrapped, tasks=list(tasks), limit=limit, task_manager=manager, bootstrap_iters=0, verbosity="ERROR"
         )
-    except (OSError, TransportError) as error:
-        raise HlwqError(f"The data of {', '.join(tasks)} cannot be loaded.", "Check the network.") from error
+    except Exception as error:
+        if isinstance(error, OSError) or is_transport_error(error):
+            raise HlwqError(f"The data of {', '.join(tasks)} cannot be loaded.", "Check the network.") from error
+        raise
     return tuple(score for task, result in found["results"].items() for score in _scores(task, result))
 
 
