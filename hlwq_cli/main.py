@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 
-COMMANDS = ("quantize", "inspect", "bench", "export")
+COMMANDS = ("quantize", "inspect", "bench", "export", "card", "push")
 _EPILOG = (
     "HLWQ_DEBUG=1 shows tracebacks; HLWQ_TRACE=FILE records what each thread of quantize does. "
     "HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR mean what they mean elsewhere."

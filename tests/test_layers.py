@@ -19,9 +19,10 @@ MAY_IMPORT = {
     "codec": {"hlwq_kernels", "errors"},
     "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "hlwq_cli"},
     "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples"},
-    "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples"},
-    "ui": {"measure", "checkpoint", "errors", "sizes"},
-    "commands": {"ui", "measure", "runtime", "checkpoint", "codec", "errors", "sizes"},
+    "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples", "hlwq_cli"},
+    "hub": {"checkpoint", "errors", "sizes"},
+    "ui": {"measure", "hub", "checkpoint", "errors", "sizes"},
+    "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "sizes"},
     "main": {"commands", "hlwq_cli"},
     "hlwq_cli": {"checkpoint", "runtime", "codec", "errors"},
 }
@@ -29,6 +30,7 @@ MAY_USE = {
     "hlwq_kernels": {"torch", "numpy", "numba", "triton"},
     "codec": {"torch"},
     "runtime": {"torch", "transformers", "PIL"},
+    "hub": {"huggingface_hub"},
     "checkpoint": {"torch", "numpy", "safetensors", "huggingface_hub", "yaml", "transformers"},
 }
 

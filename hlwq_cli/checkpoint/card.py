@@ -1,64 +1,84 @@
-"""The model card of a result: front matter that the Hub understands, and what was done, in plain words."""
+"""The model card of a result: front matter that the Hub understands, and what was done, in plain words.
+
+It is made of the result's own files alone, so that it can be made again at any time.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .. import __version__
 from ..sizes import format_size
 from .hub import is_repo_id
 from .manifest import Manifest
-from .plan import Plan
 from .records import KeptRecord, TensorRecord
-from .source import Source
+from .shards import DEFAULT_SHARD_BYTES
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
 _INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+NOTES_MARK = "<!-- What stands below this line is yours: it is kept when the card is made again. -->"
 
 
-def model_card(plan: Plan, manifest: Manifest, base_model: str | None = None) -> str:
+def model_card(
+    folder: Path,
+    config: Mapping[str, Any],
+    manifest: Manifest,
+    *,
+    repo: str | None = None,
+    inherited: Mapping[str, Any] = {},
+    fidelity: str = "",
+) -> str:
     """The README.md of a coded checkpoint.
 
     Args:
-        plan: the run's plan.
-        manifest: what it wrote; files other than weights may be missing.
-        base_model: Hub id of the origin of a local folder.
+        folder: of the checkpoint; its README.source.md gives licence and language, its README.md the owner's notes.
+        config: the checkpoint's config.json.
+        manifest: what it holds; files other than weights may be missing.
+        repo: Hub id that it is to be loaded from.
+        inherited: front matter of the base model, for what the folder's own files do not say.
+        fidelity: a section of measured figures, or nothing.
     """
-    base = base_model or _base_model(plan.source)
+    base = base_model(manifest, config)
     title = base.rpartition("/")[2] if base else str(manifest.source["id"]).rpartition("/")[2]
-    front = yaml.safe_dump(_front_matter(plan, base), sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n{_body(plan, manifest, title, base)}"
+    known = {**inherited, **front_matter(folder / "README.md"), **front_matter(folder / "README.source.md")}
+    front = yaml.safe_dump(_front_matter(known, config, base), sort_keys=False, allow_unicode=True)
+    body = _body(config, manifest, title, base, repo or "FOLDER", fidelity)
+    return f"---\n{front}---\n{body}\n{NOTES_MARK}\n{_notes(folder / 'README.md')}"
 
 
-def _base_model(source: Source) -> str | None:
-    if source.repo is not None:
-        return source.id
-    named = str(source.config.get("_name_or_path", ""))
-    return named if is_repo_id(named) else None
+def base_model(manifest: Manifest, config: Mapping[str, Any]) -> str | None:
+    """Hub id of the model that a checkpoint was made from, where one is known."""
+    named = (manifest.fingerprint.get("base_model"), manifest.source["id"], config.get("_name_or_path"))
+    return next((n for n in named if isinstance(n, str) and is_repo_id(n)), None)
 
 
-def _front_matter(plan: Plan, base: str | None) -> dict[str, Any]:
-    inherited = source_front_matter(plan.source)
-    front: dict[str, Any] = {key: inherited[key] for key in _INHERITED if key in inherited}
-    front.setdefault("pipeline_tag", pipeline_tag(plan.source.config))
+def _notes(card: Path) -> str:
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    return text.partition(NOTES_MARK)[2].lstrip("\n")
+
+
+def _front_matter(known: Mapping[str, Any], config: Mapping[str, Any], base: str | None) -> dict[str, Any]:
+    front: dict[str, Any] = {key: known[key] for key in _INHERITED if key in known}
+    front.setdefault("pipeline_tag", pipeline_tag(config))
     if base:
         front["base_model"] = base
         front["base_model_relation"] = "quantized"
     front["library_name"] = "transformers"
-    front["tags"] = ["hlwq", "quantized", f"{plan.recipe.scheme.bits}-bit", "hadamard", "lloyd-max"]
+    bits = config["quantization_config"]["bits"]
+    front["tags"] = ["hlwq", "quantized", f"{bits}-bit", "hadamard", "lloyd-max"]
     front["quantized_by"] = "hlwq"
     return front
 
 
-def source_front_matter(source: Source) -> dict[str, Any]:
-    """The YAML block that opens the source's own card, or nothing."""
-    if "README.md" not in source.companions:
-        return {}
-    match = _FRONT_MATTER.match(source.path("README.md").read_text(errors="replace"))
+def front_matter(card: Path) -> dict[str, Any]:
+    """The YAML block that opens a card, or nothing."""
+    match = _FRONT_MATTER.match(card.read_text(errors="replace")) if card.is_file() else None
     try:
         document = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError:
@@ -66,7 +86,7 @@ def source_front_matter(source: Source) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def pipeline_tag(config: dict[str, Any]) -> str:
+def pipeline_tag(config: Mapping[str, Any]) -> str:
     """The Hub's task name for a model's class."""
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
@@ -84,22 +104,27 @@ _BODY = """
 
 {origin}, with the weights of its {what} in packed {bits}-bit codes: {after} instead of {before}.
 
+| | size | bits per weight |
+|---|---|---|
+| coded | {coded_size} | {bpw:.3f}, every stored bit counted |
+| kept exact | {kept_size} | as in the source |
+| in all | {after} | |
+| the source | {before} | |
+
 ## Load
 
     import hlwq_cli  # first: transformers finds no plugin by itself
     from transformers import {auto_class}
-    model = {auto_class}.from_pretrained("FOLDER")
+    model = {auto_class}.from_pretrained("{where}")
 
-Safetensors only; nothing in it needs remote code. `hlwq export FOLDER PLAIN --to bf16` writes a plain checkpoint that
+Safetensors only; nothing in it needs remote code. `hlwq export {where} PLAIN --to bf16` writes a plain checkpoint that
 any tool loads.
-
+{fidelity}
 ## What was coded
 
 | role | tensors | matrices | bits | size | relative squared error |
 |---|---|---|---|---|---|
 {coded}
-
-{bpw:.3f} bits per weight, every stored bit of coded tensors counted.
 
 ## What stayed exact
 
@@ -109,9 +134,11 @@ any tool loads.
 
 ## How it was made
 
-`hlwq quantize --bits {bits} --recipe {recipe}`, version {version}. Each block of {block} weights is rotated by a
+    {command}
+
+hlwq {version}{revision}. Each block of {block} weights is rotated by a
 Walsh-Hadamard transform, which makes it nearly Gaussian, and coded with the Lloyd-Max centroids of a normal; scales are
-{scales}. Hashes of every tensor are in `hlwq_manifest.json`; `hlwq inspect FOLDER --verify` checks them.
+{scales}. Hashes of every tensor are in `hlwq_manifest.json`; `hlwq inspect {where} --verify` checks them.
 
 ## References
 
@@ -120,25 +147,55 @@ Walsh-Hadamard transform, which makes it nearly Gaussian, and coded with the Llo
 """
 
 
-def _body(plan: Plan, manifest: Manifest, title: str, base: str | None) -> str:
-    scheme = plan.recipe.scheme
-    origin = f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`"
+def _body(
+    config: Mapping[str, Any], manifest: Manifest, title: str, base: str | None, where: str, fidelity: str
+) -> str:
+    settings, revision = config["quantization_config"], manifest.source["revision"]
+    recipe = _recipe(manifest)
     return _BODY.format(
         title=title,
-        auto_class=_AUTO_CLASSES.get(pipeline_tag(plan.source.config), "AutoModel"),
-        bits=scheme.bits,
-        origin=origin + (f" at revision `{plan.source.revision}`" if plan.source.revision else ""),
+        where=where,
+        fidelity=f"\n{fidelity}" if fidelity else "",
+        auto_class=_AUTO_CLASSES.get(pipeline_tag(config), "AutoModel"),
+        bits=settings["bits"],
+        origin=f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`",
         what="linear layers and experts" if any(t.role == "expert" for t in manifest.coded) else "linear layers",
         after=format_size(manifest.coded_bytes + manifest.kept_bytes),
         before=format_size(manifest.source_bytes),
+        coded_size=format_size(manifest.coded_bytes),
+        kept_size=format_size(manifest.kept_bytes),
         coded="\n".join(_coded_rows(manifest.coded)),
         bpw=manifest.bits_per_weight,
         kept="\n".join(_kept_rows(manifest.kept)),
-        recipe=plan.recipe.name,
-        version=__version__,
-        block=scheme.block_size,
-        scales=f"{scheme.scale}{', searched' if scheme.search else ''}",
+        command=quantize_command(manifest),
+        version=manifest.tool["version"],
+        revision=f", from revision `{revision}`" if revision else "",
+        block=settings["block_size"],
+        scales=f"{settings['scale']}{', searched' if recipe.get('search') else ''}",
     )
+
+
+def _recipe(manifest: Manifest) -> Mapping[str, Any]:
+    recipe = manifest.fingerprint.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def quantize_command(manifest: Manifest) -> str:
+    """The command that makes these bytes again, of the same source."""
+    recipe, shard_bytes = _recipe(manifest), manifest.fingerprint.get("max_shard_bytes", DEFAULT_SHARD_BYTES)
+    words = ["hlwq", "quantize", str(manifest.source["id"]), "--bits", str(recipe.get("bits", ""))]
+    if manifest.source["revision"]:
+        words += ["--revision", manifest.source["revision"]]
+    if recipe.get("recipe", "default") != "default":
+        words += ["--recipe", str(recipe["recipe"])]
+    if recipe.get("search") is False:
+        words += ["--effort", "fast"]
+    for option in ("tensor", "include", "exclude"):
+        for value in recipe.get(option, []):
+            words += [f"--{option}", str(value)]
+    if shard_bytes != DEFAULT_SHARD_BYTES:
+        words += ["--max-shard-size", str(shard_bytes)]
+    return shlex.join(words)
 
 
 def _coded_rows(records: tuple[TensorRecord, ...]) -> list[str]:

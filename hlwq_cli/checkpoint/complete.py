@@ -22,9 +22,8 @@ PRIVATE_SOURCE = ".hlwq_source"
 
 
 def complete(
-    plan: Plan, out: Path, shards: Sequence[Shard], records: Sequence[ShardRecord], fingerprint: dict[str, Any],
-    base_model: str | None,
-) -> Manifest:  # fmt: skip
+    plan: Plan, out: Path, shards: Sequence[Shard], records: Sequence[ShardRecord], fingerprint: dict[str, Any]
+) -> Manifest:
     """Write all that is not weights, then the manifest, then forget the journal and what was fetched.
 
     Args:
@@ -33,7 +32,6 @@ def complete(
         shards: of the checkpoint.
         records: of those shards, in their order.
         fingerprint: of the run.
-        base_model: Hub id that the card names as the origin of a local folder.
     """
     write_index(out, shards)
     companions = copy_companions(plan.source, out)
@@ -41,7 +39,7 @@ def complete(
     config["quantization_config"] = quantization_config(plan)
     write_json(out / "config.json", config)
     manifest = _manifest(plan, fingerprint, records, ())
-    write_file(out / "README.md", model_card(plan, manifest, base_model).encode())
+    write_file(out / "README.md", model_card(out, config, manifest).encode())
     names = [*companions, "README.md", "config.json"]
     names += [INDEX] if len(shards) > 1 else []
     others = tuple(file_record(out, n) for n in sorted(names))

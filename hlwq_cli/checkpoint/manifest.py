@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from .shards import FORMAT_VERSION
 
 MANIFEST = "hlwq_manifest.json"
 JOURNAL = ".hlwq_run.jsonl"
+RESULTS = "hlwq_bench.json"
+CHART = "hlwq_bench.png"
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,20 @@ class Manifest:
         """All stored bits of coded tensors over their weights."""
         weights = sum(math.prod(t.shape) for t in self.coded)
         return 8 * self.coded_bytes / weights if weights else 0.0
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what was made of what: the fingerprint and every tensor's hash, whatever card lies beside them."""
+        tensors = sorted([[t.name, t.sha256] for t in self.coded] + [[t.name, t.sha256] for t in self.kept])
+        return hashlib.sha256(json.dumps([self.fingerprint, tensors], sort_keys=True).encode()).hexdigest()
+
+    def with_files(self, records: Iterable[FileRecord]) -> Manifest:
+        """This manifest with files added or replaced."""
+        new = {r.name: r for r in records}
+        kept = [f for f in self.files if f.name not in new]
+        weights = [f for f in kept if f.name.endswith(".safetensors")]
+        others = [*(f for f in kept if f not in weights), *new.values()]
+        return replace(self, files=(*weights, *sorted(others, key=lambda f: f.name)))
 
     def dump(self) -> bytes:
         """The file's bytes."""

@@ -21,7 +21,7 @@ from .plan import Plan
 from .shards import FORMAT_VERSION, disk_errors, write_file
 from .source import Source
 
-_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def look_at_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:
@@ -60,7 +60,7 @@ def _look(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Mani
         return manifest, []
     if (out / JOURNAL).exists():
         if overwrite and journal_differences(out, fingerprint):
-            weights = [p.name for p in out.iterdir() if _SHARD.fullmatch(p.name)]
+            weights = [p.name for p in out.iterdir() if SHARD.fullmatch(p.name)]
             return None, [*weights, INDEX, "config.json", "README.md", "README.source.md", JOURNAL]
         return None, []
     if out.exists() and any(not _is_stray(p) for p in out.iterdir()):

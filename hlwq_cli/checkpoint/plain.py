@@ -14,6 +14,7 @@ from ..errors import ConflictError, OutOfSpaceError, UsageError
 from ..sizes import format_size
 from .index import INDEX
 from .jobs import KeptTensor
+from .manifest import CHART, RESULTS
 from .reader import CodedCheckpoint, open_coded
 from .records import TensorRecord
 from .safetensors_file import DTYPES, TensorInfo
@@ -133,7 +134,7 @@ class _Export:
         write_json(
             self.out / "config.json", {k: v for k, v in self.checkpoint.config.items() if k != "quantization_config"}
         )
-        skipped = ("config.json", "README.md", INDEX)
+        skipped = ("config.json", "README.md", INDEX, RESULTS, CHART)
         for record in self.checkpoint.manifest.files:
             if record.name not in skipped and not record.name.endswith(".safetensors"):
                 name = "README.md" if record.name == "README.source.md" else record.name

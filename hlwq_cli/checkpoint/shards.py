@@ -19,6 +19,7 @@ from .jobs import CodedTensor, KeptTensor
 from .safetensors_file import DTYPES, build_header, read_into
 
 FORMAT_VERSION = 1
+DEFAULT_SHARD_BYTES = 2_000_000_000
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
 _HASH_STEP = 2 * 2**20
 

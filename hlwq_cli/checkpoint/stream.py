@@ -24,13 +24,12 @@ from .output import look_at_folder, make_folder
 from .pipeline import Pipeline
 from .plan import Plan, make_plan
 from .recipe import Recipe
-from .shards import Shard, divide
+from .shards import DEFAULT_SHARD_BYTES, Shard, divide
 from .slices import Slice
 from .source import open_source
 from .timeline import Timeline
 
 _SPARE_BYTES = 64 * 2**20
-DEFAULT_SHARD_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ class _Run:
         base_model: str | None,
         progress: Callable[[Progress], None],
     ) -> None:
-        self.plan, self.out, self.base_model, self.progress = plan, out, base_model, progress
+        self.plan, self.out, self.progress = plan, out, progress
         self.shards = divide(plan.jobs, max_shard_bytes)
         self.fingerprint = fingerprint(plan, max_shard_bytes, base_model)
         self.journal = Journal(out, self.fingerprint)
@@ -177,7 +176,7 @@ class _Run:
         timeline.notes["peak_device_bytes"] = peak_bytes(devices)
         with timeline.span("complete"):
             records = [self.journal.shards[s.file] for s in self.shards]
-            manifest = complete(self.plan, self.out, self.shards, records, self.fingerprint, self.base_model)
+            manifest = complete(self.plan, self.out, self.shards, records, self.fingerprint)
         return QuantizeResult(self.out, manifest, self.plan.unquantized_share, resumed)
 
     def _check_space(self, replaced: list[str], with_source: bool) -> None:

@@ -41,6 +41,9 @@ def bench(
     chart: Annotated[
         Path | None, typer.Option(metavar="OUT.png", help="Draw it, for light pages and as OUT-dark.png.")
     ] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Leave figures and chart in each PATH, and make its card again.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     execution: Annotated[str, typer.Option(help="auto, coded or dense.")] = "auto",
@@ -61,6 +64,7 @@ def bench(
     from ..measure.gates import Gates, check_gates
     from ..measure.report import Request
     from ..measure.report import bench as measure
+    from ..measure.saved import check_savable
     from ..ui.progress import steps_display
     from ..ui.show_bench import show_bench
 
@@ -74,6 +78,8 @@ def bench(
         data=data, protocol=cast("ProtocolName", protocol), window=window, windows=windows,
         device=device, dtype=dtype, execution=cast("Execution", execution),
     )  # fmt: skip
+    if save:
+        check_savable(paths)
     with steps_display(sink) as tell:
         report = measure(paths, request, ref, tell)
     if report.note:
@@ -82,6 +88,8 @@ def bench(
     show_bench(sink, report, missed)
     if chart is not None:
         _draw(sink, report, chart)
+    if save:
+        _save(sink, report)
     _end(report, missed)
 
 
@@ -89,6 +97,14 @@ def _draw(sink: Sink, report: BenchReport, chart: Path) -> None:
     from ..measure.chart import draw
 
     sink.note(f"Chart: {', '.join(str(p) for p in draw(report, chart))}")
+
+
+def _save(sink: Sink, report: BenchReport) -> None:
+    from ..hub.card import remake_card
+    from ..measure.saved import save_report
+
+    for path in save_report(report):
+        sink.note(f"Saved: {path}; {remake_card(path.parent).path}")
 
 
 def _end(report: BenchReport, missed: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from .sink import Format, Sink
 
 if TYPE_CHECKING:
     from ..checkpoint import Progress as RunProgress
+    from ..hub.upload import PushProgress
 
 
 class RunDisplay(Protocol):
@@ -67,6 +68,22 @@ def steps_display(sink: Sink) -> Iterator[Callable[[str, int, int], None]]:
                 sink.note(f"{what} ...")
 
         yield tell
+
+
+def upload_display(sink: Sink) -> Callable[[PushProgress], None]:
+    """A line for every file sent; on a terminal huggingface_hub adds its bar for the bytes of a file."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    def tell(event: PushProgress) -> None:
+        if event.done:
+            share = event.sent_bytes / max(event.total_bytes, 1)
+            sink.note(f"{event.file} ({event.sent_files}/{event.files}): {share:.0%}")
+
+    quiet = sink.format is Format.quiet or not sink.err.is_terminal
+    if quiet and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # where the environment decides, it has priority
+        disable_progress_bars()
+    return tell
 
 
 def _bar(sink: Sink) -> Progress:

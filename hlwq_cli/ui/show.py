@@ -13,6 +13,7 @@ from .sink import Sink
 
 if TYPE_CHECKING:
     from ..checkpoint import DiffReport, InspectReport, Plan, QuantizeResult, VerifyReport
+    from ..hub.push import PushResult
 
 
 def show_plan(sink: Sink, plan: Plan, threads: int | None) -> None:
@@ -135,3 +136,24 @@ def show_diff(sink: Sink, report: DiffReport) -> None:
         console.print(f"{report.same} tensors are the same.")
 
     sink.result("diff", report, human, "same" if report.identical else "different")
+
+
+def show_pushed(sink: Sink, result: PushResult) -> None:
+    """Where a checkpoint went, and how much of it had to go."""
+
+    def human(console: Console) -> None:
+        if result.dry_run:
+            kind = "private" if result.private else "public"
+            where = f"a new {kind} repository {result.repo}" if result.created else f"{result.repo}, {kind}"
+            console.print(f"Would send to {where}, at {result.revision}:")
+            for name in result.sent:
+                console.print(f"  {name}")
+            for name in result.removed:
+                console.print(f"  {name}: removed")
+        verb = "to send" if result.dry_run else "sent"
+        console.print(
+            f"{len(result.sent)} files {verb}, {format_size(result.sent_bytes)}; {result.unchanged} there already."
+        )
+        console.print(result.url)
+
+    sink.result("push", result, human, result.url)

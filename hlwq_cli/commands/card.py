@@ -1,0 +1,33 @@
+"""hlwq card: a checkpoint's model card, made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..ui.errors import handled
+from ..ui.options import FormatOption, JsonOption, QuietOption
+from ..ui.sink import Format, Sink
+
+
+@handled
+def card(
+    path: Annotated[Path, typer.Argument(help="An HLWQ folder.")],
+    repo: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hub id that the card says to load from.")
+    ] = None,
+    format: FormatOption = Format.auto,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write README.md anew, with the figures that `hlwq bench --save` left; your own notes below its last line stay."""
+    sink = Sink(format, json, quiet)
+    from ..hub.card import remake_card
+
+    result = remake_card(path, repo)
+    for note in result.notes:
+        sink.note(note)
+    verb = "written" if result.changed else "unchanged"
+    sink.result("card", result, lambda console: console.print(f"{result.path}: {verb}."), str(result.path))

@@ -1,0 +1,49 @@
+"""hlwq push: a checkpoint to the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..ui.errors import handled
+from ..ui.options import FormatOption, JsonOption, QuietOption
+from ..ui.sink import Format, Sink
+
+
+@handled
+def push(
+    path: Annotated[Path, typer.Argument(help="An HLWQ folder.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub; made where there is none.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, made where there is none; or refs/pr/N.")] = None,
+    pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of changing main.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace another checkpoint, or what was changed there.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Verify, look and say what would be sent; write nothing.")
+    ] = False,
+    format: FormatOption = Format.auto,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Verify every hash, write the card, and upload what the repository lacks, in one commit.
+
+    A push that was cut off continues when the same command is given again.
+    """
+    sink = Sink(format, json, quiet)
+    from ..hub.push import push as upload
+    from ..ui.progress import bytes_display, upload_display
+    from ..ui.show import show_pushed
+
+    with bytes_display(sink, 0, "hashing") as (bar, task):
+        result = upload(
+            path, repo, public=public, revision=revision, pr=pr, overwrite=overwrite, dry_run=dry_run,
+            hashed=lambda n: bar.advance(task, n) if bar is not None and task is not None else None,
+            tell=upload_display(sink),
+        )  # fmt: skip
+    for note in result.notes:
+        sink.note(note)
+    show_pushed(sink, result)

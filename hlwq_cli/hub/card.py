@@ -1,0 +1,85 @@
+"""README.md and the manifest's line about it, made anew from what lies in a checkpoint's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import CodedCheckpoint, Manifest, open_coded
+from ..checkpoint.card import model_card
+from ..checkpoint.integrity import file_record
+from ..checkpoint.manifest import MANIFEST
+from ..checkpoint.shards import write_file
+from ..errors import NotFoundError
+from .results import fidelity_section
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class CardResult:
+    """A card as written.
+
+    Attributes:
+        path: of README.md.
+        changed: whether it differs from the one before.
+        measured: whether it shows figures of `hlwq bench`.
+        notes: what people should know of it.
+    """
+
+    path: Path
+    changed: bool
+    measured: bool
+    notes: tuple[str, ...]
+
+
+def open_folder(path: str | os.PathLike[str]) -> CodedCheckpoint:
+    """Open a finished checkpoint that lies in a folder; see `open_coded` for the rest of what it raises.
+
+    Raises:
+        NotFoundError: there is no such folder, or its run is not finished.
+    """
+    if not Path(path).is_dir():
+        raise NotFoundError(f"There is no folder {path}.", "Give the folder that `hlwq quantize` made.")
+    return open_coded(path)
+
+
+def remake_card(path: str | os.PathLike[str], repo: str | None = None) -> CardResult:
+    """Write a checkpoint's card anew; what its owner wrote below the card's last line stays.
+
+    Args:
+        path: the folder.
+        repo: Hub id that the card tells people to load from.
+    """
+    checkpoint = open_folder(path)
+    text, notes = render_card(checkpoint, repo)
+    card = checkpoint.folder / CARD
+    changed = not card.is_file() or card.read_bytes() != text.encode()
+    write_card(checkpoint, text)
+    return CardResult(card, changed, "\n## Fidelity\n" in text, notes)
+
+
+def render_card(
+    checkpoint: CodedCheckpoint, repo: str | None, inherited: Mapping[str, Any] = {}
+) -> tuple[str, tuple[str, ...]]:
+    """A checkpoint's card, and what people should know of it; nothing is written."""
+    fidelity, notes = fidelity_section(checkpoint.folder, checkpoint.manifest)
+    text = model_card(
+        checkpoint.folder, checkpoint.config, checkpoint.manifest, repo=repo, inherited=inherited, fidelity=fidelity
+    )
+    found = [notes] if notes else []
+    if "\nlicense:" not in text.partition("\n---\n")[0]:
+        found.append("The card names no licence; add `license: ...` to the head of README.md and run `hlwq card`.")
+    return text, tuple(found)
+
+
+def write_card(checkpoint: CodedCheckpoint, text: str) -> Manifest:
+    """Write README.md and a manifest that states its hash; returns the manifest."""
+    folder = checkpoint.folder
+    write_file(folder / CARD, text.encode())
+    manifest = checkpoint.manifest.with_files([file_record(folder, CARD)])
+    write_file(folder / MANIFEST, manifest.dump())
+    return manifest

@@ -1,0 +1,218 @@
+"""From a folder to a repository: verified, described, and nothing of others undone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import CodedCheckpoint, Manifest, verify
+from ..checkpoint.card import base_model
+from ..checkpoint.hub import hub_errors, is_repo_id
+from ..checkpoint.manifest import MANIFEST
+from ..checkpoint.records import FileRecord
+from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
+from .card import CARD, open_folder, render_card, write_card
+from .remote import Changes, Remote, compare, look, refuse_conflict
+from .upload import Committed, PushProgress, create, push_errors, send
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What a push did, or with `dry_run` would do.
+
+    Attributes:
+        url: of the repository, the revision or the pull request.
+        repo: owner/name.
+        revision: branch.
+        commit: the revision's head now; None where a dry run found none.
+        created: whether the repository was not there before.
+        private: whether it is, or will be.
+        sent: names of files uploaded.
+        sent_bytes: their bytes.
+        removed: names of files removed.
+        unchanged: number of files that were there already.
+        dry_run: nothing was written.
+        notes: what people should know of it.
+    """
+
+    url: str
+    repo: str
+    revision: str
+    commit: str | None
+    created: bool
+    private: bool
+    sent: tuple[str, ...]
+    sent_bytes: int
+    removed: tuple[str, ...]
+    unchanged: int
+    dry_run: bool
+    notes: tuple[str, ...]
+
+
+def push(
+    path: str | os.PathLike[str],
+    repo: str,
+    *,
+    public: bool = False,
+    revision: str | None = None,
+    pr: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    hashed: Callable[[int], None] = lambda n: None,
+    tell: Callable[[PushProgress], None] = lambda event: None,
+) -> PushResult:
+    """Upload a finished checkpoint.
+
+    Args:
+        path: its folder.
+        repo: owner/name; created, private unless `public`, where it is not there.
+        public: of a new repository.
+        revision: branch, created where it is not there, or refs/pr/N.
+        pr: open a pull request instead of changing the branch.
+        overwrite: replace what others left in the way.
+        dry_run: look and write nothing, neither there nor here.
+        hashed: told the bytes of every piece that was hashed.
+        tell: told how far the upload is.
+
+    Raises:
+        CorruptError: a file is not what the manifest states.
+        NotAllowedError: no token, or one that may not write there.
+        ConflictError: the revision was changed by somebody else.
+    """
+    _check_arguments(repo, revision, pr)
+    checkpoint = open_folder(path)
+    try:
+        _check_token()
+        _check_hashes(checkpoint, hashed)
+    finally:
+        checkpoint.close()
+    _check_role(repo)
+    remote = look(repo, revision or "main")
+    _check_target(remote, pr)
+    inherited, notes = _look_at_base(checkpoint)
+    text, more = render_card(checkpoint, repo, inherited)
+    notes += more + _visibility_notes(remote, public)
+    manifest, contents = _with_card(checkpoint.manifest, text)
+    changes = compare(remote, checkpoint.folder, _records(manifest), contents)
+    if not (overwrite or pr):
+        refuse_conflict(remote, manifest, changes)
+    done = None
+    if not dry_run:
+        write_card(checkpoint, text)
+        done = _upload(remote, checkpoint.folder, changes, public, pr, tell)
+    return PushResult(
+        url=_url(remote, done), repo=repo, revision=remote.revision, commit=done.commit if done else remote.commit,
+        created=not remote.exists, private=remote.private if remote.exists else not public,
+        sent=tuple(f.name for f in changes.sent), sent_bytes=changes.bytes, removed=changes.removed,
+        unchanged=changes.unchanged, dry_run=dry_run, notes=notes,
+    )  # fmt: skip
+
+
+def _check_arguments(repo: str, revision: str | None, pr: bool) -> None:
+    if not is_repo_id(repo):
+        raise UsageError(f"{repo} is no name of a repository.", "Write owner/name.")
+    if pr and revision not in (None, "main"):
+        raise UsageError("--pr opens a pull request against main.", "Leave --revision out.")
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UsageError("--revision is a commit, and a push needs a branch.", "Name a branch.")
+
+
+def _check_token() -> None:
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise NotAllowedError("Pushing needs a token.", "Run `hf auth login`, or set HF_TOKEN.")
+
+
+def _check_hashes(checkpoint: CodedCheckpoint, hashed: Callable[[int], None]) -> None:
+    problems = verify(checkpoint, hashed).problems
+    if problems:
+        only_card = all(p.startswith(f"{CARD} ") for p in problems)
+        hint = "Run `hlwq card` on the folder." if only_card else "Make the checkpoint again, or fetch it again."
+        raise CorruptError(f"{problems[0]} ({len(problems)} in all); nothing was sent.", hint)
+
+
+def _check_role(repo: str) -> None:
+    from huggingface_hub import HfApi
+
+    with push_errors(repo):
+        who = HfApi(library_name="hlwq").whoami()
+    role = who.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise NotAllowedError("The token may only read.", "Make one that may write, then run `hf auth login`.")
+
+
+def _check_target(remote: Remote, pr: bool) -> None:
+    if pr and not remote.exists:
+        raise NotFoundError(f"There is no repository {remote.repo} to open a pull request in.", "Leave --pr out.")
+    if remote.commit is None and remote.revision.startswith("refs/"):
+        raise NotFoundError(f"{remote.repo} has no {remote.revision}.", "Open a pull request with --pr.")
+
+
+def _look_at_base(checkpoint: CodedCheckpoint) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The base model's front matter, and a warning where it is gated; neither where it cannot be seen."""
+    from huggingface_hub import HfApi
+
+    base = base_model(checkpoint.manifest, checkpoint.config)
+    if base is None:
+        return {}, ()
+    try:
+        with hub_errors(base):
+            info = HfApi(library_name="hlwq").model_info(base)
+    except HlwqError:
+        return {}, (f"{base}, the base model, cannot be seen; check that its licence lets you share this.",)
+    inherited: dict[str, Any] = dict(vars(info.card_data)) if info.card_data else {}
+    if not info.gated:
+        return inherited, ()
+    terms = "whoever gets this model must accept the same terms. Gate the repository, or keep it private."
+    return inherited, (f"{base} is gated: {terms}",)
+
+
+def _visibility_notes(remote: Remote, public: bool) -> tuple[str, ...]:
+    if not remote.exists or remote.private == (not public):
+        return ()
+    return (f"{remote.repo} is {'private' if remote.private else 'public'} already, and stays so.",)
+
+
+def _with_card(manifest: Manifest, text: str) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest with a card that is yet to be written, and the bytes of both."""
+    import hashlib
+
+    card = text.encode()
+    settled = manifest.with_files([FileRecord(CARD, len(card), hashlib.sha256(card).hexdigest())])
+    return settled, {CARD: card, MANIFEST: settled.dump()}
+
+
+def _records(manifest: Manifest) -> list[FileRecord]:
+    import hashlib
+
+    data = manifest.dump()
+    return [*manifest.files, FileRecord(MANIFEST, len(data), hashlib.sha256(data).hexdigest())]
+
+
+def _upload(
+    remote: Remote, folder: Path, changes: Changes, public: bool, pr: bool, tell: Callable[[PushProgress], None]
+) -> Committed | None:
+    if not (changes.sent or changes.removed):
+        return None
+    if remote.commit is None:
+        create(remote, public)
+        remote = look(remote.repo, remote.revision)
+        ours = {f.name for f in changes.sent}
+        # A new branch begins as a copy of main, whose checkpoint is not this one.
+        left = tuple(n for n in remote.files if n not in ours)
+        changes = Changes(changes.sent, left, changes.unchanged)
+    return send(remote, folder, changes, "Upload an HLWQ checkpoint", pr, tell)
+
+
+def _url(remote: Remote, done: Committed | None) -> str:
+    from huggingface_hub import constants
+
+    if done is not None and done.pull_request:
+        return done.pull_request
+    url = f"{constants.ENDPOINT}/{remote.repo}"
+    return url if remote.revision == "main" else f"{url}/tree/{remote.revision}"

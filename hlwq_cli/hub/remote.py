@@ -1,0 +1,169 @@
+"""What a repository holds now, and what a push would change there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Manifest
+from ..checkpoint.hub import hub_errors
+from ..checkpoint.index import INDEX
+from ..checkpoint.integrity import hash_file
+from ..checkpoint.manifest import MANIFEST, describe_differences, read_manifest
+from ..checkpoint.output import SHARD
+from ..checkpoint.records import FileRecord
+from ..errors import ConflictError, CorruptError, NotFoundError
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on the Hub: sha256 of a large one, git's blob hash of the others."""
+
+    size: int
+    sha256: str | None
+    blob: str | None
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A revision of a repository; `commit` is None where there is none yet.
+
+    Attributes:
+        repo: owner/name.
+        revision: branch or refs/pr/N.
+        exists: whether the repository does.
+        private: whether it is.
+        commit: the revision's head.
+        files: by name, without .gitattributes.
+        manifest: of the checkpoint it holds, or None.
+    """
+
+    repo: str
+    revision: str
+    exists: bool
+    private: bool
+    commit: str | None
+    files: dict[str, RemoteFile]
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a push sends and removes."""
+
+    sent: tuple[FileRecord, ...]
+    removed: tuple[str, ...]
+    unchanged: int
+
+    @property
+    def bytes(self) -> int:
+        """To send."""
+        return sum(f.size for f in self.sent)
+
+
+def look(repo: str, revision: str) -> Remote:
+    """Read a revision's files and its manifest.
+
+    Raises:
+        NotAllowedError: the token may not.
+        HlwqError: the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi(library_name="hlwq")
+    with hub_errors(repo):
+        try:
+            info = api.model_info(repo, revision=revision, files_metadata=True)
+        except errors.RepositoryNotFoundError:
+            return Remote(repo, revision, False, False, None, {}, None)
+        except errors.RevisionNotFoundError:
+            private = bool(api.model_info(repo).private)
+            return Remote(repo, revision, True, private, None, {}, None)
+    files = {s.rfilename: _file(s) for s in info.siblings or [] if s.rfilename != ".gitattributes"}
+    manifest = _manifest(repo, info.sha) if MANIFEST in files else None
+    return Remote(repo, revision, True, bool(info.private), info.sha, files, manifest)
+
+
+def _file(sibling: Any) -> RemoteFile:
+    return RemoteFile(sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else None, sibling.blob_id)
+
+
+def _manifest(repo: str, commit: str | None) -> Manifest | None:
+    """The manifest there; one that cannot be understood is no manifest."""
+    try:
+        return read_manifest(_fetch(repo, MANIFEST, commit).parent, repo)
+    except (CorruptError, NotFoundError):
+        return None
+
+
+def _fetch(repo: str, name: str, commit: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with hub_errors(repo):
+        return Path(hf_hub_download(repo, name, revision=commit, library_name="hlwq"))
+
+
+def compare(remote: Remote, folder: Path, records: list[FileRecord], contents: Mapping[str, bytes]) -> Changes:
+    """What has to be sent so that a revision holds these files, and what of an older result has to go.
+
+    Args:
+        remote: the revision.
+        folder: that the files lie in.
+        records: all of them.
+        contents: of those that are yet to be written.
+    """
+
+    def read(name: str) -> bytes:
+        return contents[name] if name in contents else (folder / name).read_bytes()
+
+    sent = tuple(r for r in records if not _is_there(remote.files.get(r.name), r, read))
+    ours = {r.name for r in records}
+    older = {f.name for f in remote.manifest.files} if remote.manifest else set()
+    removed = sorted(n for n in remote.files if n not in ours and (n in older or n == INDEX or SHARD.fullmatch(n)))
+    return Changes(sent, tuple(removed), len(records) - len(sent))
+
+
+def _is_there(there: RemoteFile | None, record: FileRecord, read: Callable[[str], bytes]) -> bool:
+    if there is None or there.size != record.size:
+        return False
+    if there.sha256 is not None:
+        return there.sha256 == record.sha256
+    data = read(record.name)
+    return there.blob == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def refuse_conflict(remote: Remote, ours: Manifest, changes: Changes) -> None:
+    """Raise ConflictError where a push would undo what somebody else did.
+
+    A push may replace what an earlier push of the same checkpoint left there, and nothing else.
+    """
+    touched = [n for n in (*(f.name for f in changes.sent), *changes.removed) if n in remote.files]
+    if not touched:
+        return
+    where = f"{remote.repo} at {remote.revision}"
+    if remote.manifest is None:
+        raise ConflictError(
+            f"{where} holds {touched[0]}, which no push of hlwq left there.", "Push elsewhere, or --overwrite."
+        )
+    if remote.manifest.digest != ours.digest:
+        different = describe_differences(ours.fingerprint, remote.manifest.fingerprint) or "its weights"
+        raise ConflictError(
+            f"{where} holds another checkpoint, which differs in {different}.", "Push elsewhere, or --overwrite."
+        )
+    stated = {f.name: f for f in remote.manifest.files}
+    changed = [n for n in touched if n != MANIFEST and not _is_as_stated(remote, n, stated.get(n))]
+    if changed:
+        raise ConflictError(
+            f"{', '.join(changed[:3])} of {where} was changed there since it was pushed.",
+            "Fetch that change, or --overwrite.",
+        )
+
+
+def _is_as_stated(remote: Remote, name: str, record: FileRecord | None) -> bool:
+    there = remote.files[name]
+    if record is None or there.size != record.size:
+        return False
+    return (there.sha256 or hash_file(_fetch(remote.repo, name, remote.commit))) == record.sha256

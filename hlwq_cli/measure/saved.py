@@ -1,0 +1,66 @@
+"""A report, left beside the checkpoint that it is about: hlwq_bench.json and hlwq_bench.png, for the card.
+
+The results name the checkpoint by its digest, so that they cannot pass for those of another.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..checkpoint.hub import is_repo_id
+from ..checkpoint.integrity import file_record
+from ..checkpoint.manifest import CHART, MANIFEST, RESULTS, Manifest, read_manifest
+from ..checkpoint.shards import write_file
+from ..errors import UsageError
+from .chart import draw
+from .report import BenchReport, Measured
+
+
+def check_savable(paths: list[str]) -> None:
+    """Raise UsageError where results have no folder of a coded checkpoint to lie in."""
+    for path in paths:
+        if not (Path(path) / MANIFEST).is_file():
+            raise UsageError(f"--save needs folders of coded checkpoints, and {path} is none.", "Leave it out.")
+
+
+def save_report(report: BenchReport) -> tuple[Path, ...]:
+    """Write each measured checkpoint's results and chart into its folder, and their hashes into its manifest."""
+    return tuple(_save(report, m) for m in report.measured)
+
+
+def _save(report: BenchReport, measured: Measured) -> Path:
+    folder = Path(measured.path)
+    manifest = read_manifest(folder)
+    document = json.dumps(_document(report, measured, manifest), indent=1, ensure_ascii=False)
+    write_file(folder / RESULTS, (document + "\n").encode())
+    with tempfile.TemporaryDirectory() as drawn:
+        light, _ = draw(replace(report, measured=(measured,)), Path(drawn) / CHART)
+        write_file(folder / CHART, light.read_bytes())
+    records = [file_record(folder, name) for name in (RESULTS, CHART)]
+    write_file(folder / MANIFEST, manifest.with_files(records).dump())
+    return folder / RESULTS
+
+
+def _document(report: BenchReport, measured: Measured, manifest: Manifest) -> dict[str, Any]:
+    protocol = report.protocol
+    return {
+        "schema": 1,
+        "checkpoint": manifest.digest,
+        "tool": {"name": "hlwq", "version": __version__},
+        "date": datetime.now(UTC).date().isoformat(),
+        "protocol": None if protocol is None else {"line": protocol.line, **asdict(protocol)},
+        "reference": None if report.reference is None else _public(report.reference),
+        "measured": _public(measured),
+    }
+
+
+def _public(measured: Measured) -> dict[str, Any]:
+    """Figures under a name without the path to it, which is nobody's business."""
+    is_repo = is_repo_id(measured.path) and not Path(measured.path).exists()
+    return asdict(replace(measured, path=measured.path if is_repo else Path(measured.path).resolve().name))

@@ -1,0 +1,333 @@
+"""`hlwq push` against a real HTTP server: what goes, what does not go twice, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hlwq_cli.checkpoint import load_recipe, quantize
+from tests.builders import LLAMA, dense, save_tensors
+from tests.cli.run import COMMAND, Ran, assert_refused, environment, hlwq, hlwq_process
+from tests.files import tree
+from tests.hub_server import HubServer
+
+TOKEN = "hf_" + "s3cr3t" * 6
+REPO = "ann/model"
+# huggingface_hub uploads in a way that its own HTTP client calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+CARDS = {"README.md", "hlwq_manifest.json"}
+
+
+@pytest.fixture
+def account(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.login(TOKEN, "ann")
+    return hub
+
+
+@pytest.fixture
+def folder(coded: Callable[[str], Path], copied: Callable[[Path], Path]) -> Path:
+    return copied(coded("qwen3"))
+
+
+def there(hub: HubServer, revision: str = "main", repo: str = REPO) -> dict[str, str]:
+    found = tree(hub.repos[repo].revisions[revision])
+    found.pop(".gitattributes", None)
+    return found
+
+
+def pushed(*args: str | Path) -> dict[str, object]:
+    ran = hlwq("push", *args, "--json")
+    assert ran.code == 0, ran.err
+    assert TOKEN not in ran.out + ran.err
+    found: dict[str, object] = json.loads(ran.out)
+    return found
+
+
+def test_folder_arrives_byte_for_byte_in_a_private_repository(account: HubServer, folder: Path) -> None:
+    found = pushed(folder, REPO)
+    assert there(account) == tree(folder)
+    assert account.repos[REPO].private
+    assert (found["created"], found["private"], found["unchanged"]) == (True, True, 0)
+    assert found["url"] == f"{account.endpoint}/{REPO}"
+    assert hlwq("inspect", REPO, "--verify", "-q").out == "ok\n"
+    assert f'from_pretrained("{REPO}")' in (folder / "README.md").read_text()
+    assert hlwq("inspect", folder, "--verify", "-q").out == "ok\n"
+
+
+def test_public_is_asked_for(account: HubServer, folder: Path) -> None:
+    pushed(folder, REPO, "--public")
+    assert not account.repos[REPO].private
+
+
+def test_url_is_the_quiet_result(account: HubServer, folder: Path) -> None:
+    assert hlwq("push", folder, REPO, "-q").out == f"{account.endpoint}/{REPO}\n"
+
+
+def test_large_files_go_in_parts(account: HubServer, folder: Path) -> None:
+    account.writes.part_size = 50_000
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+    assert any("/complete/" in line for line in account.written())
+
+
+def test_second_push_sends_nothing(account: HubServer, folder: Path) -> None:
+    pushed(folder, REPO)
+    account.requests.clear()
+    found = pushed(folder, REPO)
+    assert (found["sent"], found["sent_bytes"]) == ([], 0)
+    assert account.written() == []
+
+
+def test_changed_card_sends_the_card_and_the_manifest_that_names_its_hash(account: HubServer, folder: Path) -> None:
+    pushed(folder, REPO)
+    with (folder / "README.md").open("a") as f:
+        f.write("A note of mine.\n")
+    assert_refused(hlwq("push", folder, REPO), 1, "README.md is not what", "hlwq card")
+    assert hlwq("card", folder, "--repo", REPO).code == 0
+    account.requests.clear()
+    assert set(pushed(folder, REPO)["sent"]) == CARDS  # type: ignore[arg-type]
+    assert there(account)["README.md"] == tree(folder)["README.md"]
+    assert not [line for line in account.written() if line.startswith("PUT")]
+
+
+def test_dry_run_writes_neither_there_nor_here(account: HubServer, folder: Path) -> None:
+    before = tree(folder)
+    found = pushed(folder, REPO, "--dry-run")
+    assert set(found["sent"]) == set(before)  # type: ignore[call-overload]
+    assert (account.written(), account.repos, tree(folder)) == ([], {}, before)
+
+
+def test_wrong_byte_is_found_before_anything_is_asked(account: HubServer, folder: Path) -> None:
+    path = sorted(folder.glob("*.safetensors"))[0]
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    assert_refused(hlwq("push", folder, REPO), 1, f"{path.name} is not what the manifest states", "nothing was sent")
+    assert account.requests == []
+
+
+def test_unfinished_folder_is_refused(account: HubServer, folder: Path) -> None:
+    (folder / "hlwq_manifest.json").rename(folder / ".hlwq_run.jsonl")
+    assert_refused(hlwq("push", folder, REPO), 3, "holds an unfinished run.")
+    assert account.requests == []
+
+
+def test_without_a_token_it_is_4(hub: HubServer, folder: Path) -> None:
+    assert_refused(hlwq("push", folder, REPO), 4, "Pushing needs a token.")
+
+
+def test_unknown_token_is_4(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    ran = hlwq("push", folder, REPO)
+    assert_refused(ran, 4, f"The Hub does not let you write to {REPO}.")
+    assert TOKEN not in ran.err
+
+
+def test_token_that_may_only_read_is_4(account: HubServer, folder: Path) -> None:
+    account.login(TOKEN, "ann", "read")
+    assert_refused(hlwq("push", folder, REPO), 4, "The token may only read.")
+
+
+def test_name_of_others_is_4(account: HubServer, folder: Path) -> None:
+    assert_refused(hlwq("push", folder, "bob/model"), 4, "The Hub does not let you write to bob/model.")
+
+
+def test_name_that_is_none_is_2(account: HubServer, folder: Path) -> None:
+    assert_refused(hlwq("push", folder, "model"), 2, "Write owner/name.")
+
+
+@pytest.mark.parametrize("where", ["POST .*/repos/create", "POST .*/commit/", "GET /api/whoami"])
+@pytest.mark.parametrize(("status", "code"), [(401, 4), (403, 4), (404, 1), (429, 1), (500, 1)])
+def test_refusals_are_sentences_with_their_code(
+    account: HubServer, folder: Path, where: str, status: int, code: int
+) -> None:
+    account.fail(where, status, Retry_After="7")
+    ran = hlwq("push", folder, REPO)
+    assert_refused_after_lines(ran, code, f"write to {REPO}" if code == 4 else f"The Hub answered {status} for {REPO}.")
+    assert "Unexpected" not in ran.err
+    assert TOKEN not in ran.err
+    assert REPO not in account.repos or there(account) == {}
+
+
+def test_storage_that_stumbles_once_is_asked_again(account: HubServer, folder: Path) -> None:
+    account.fail("PUT /upload/", 429, times=1, Retry_After="0")
+    account.cut("PUT /upload/", 1000)
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+
+
+def test_push_cut_off_for_good_continues_with_what_is_missing(account: HubServer, folder: Path) -> None:
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    oid = tree(folder)[last.name]
+    account.fail(f"PUT .*{oid}", 418)
+    ran = hlwq("push", folder, REPO)
+    assert_refused_after_lines(ran, 1, "The Hub answered 418")
+    assert "signature" not in ran.err
+    assert there(account) == {}
+    sent = list(account.writes.arrived)
+    assert sent
+    account._faults.clear()
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+    assert len(set(account.writes.arrived)) == len(account.writes.arrived)
+
+
+def assert_refused_after_lines(ran: Ran, code: int, *says: str) -> None:
+    """A refusal after lines of progress."""
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.splitlines()[-2].startswith("Error: ")
+    assert all(text in ran.err for text in says), ran.err
+
+
+def test_killed_push_continues_and_readers_saw_nothing_half(account: HubServer, folder: Path) -> None:
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    account.delay(f"PUT .*{tree(folder)[last.name]}", 60)
+    process = subprocess.Popen(
+        [*COMMAND, "push", str(folder), REPO], env=environment(HF_TOKEN=TOKEN),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    shards = len([*folder.glob("*.safetensors")])
+    deadline = time.monotonic() + 60
+    while len(account.writes.arrived) < shards - 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert there(account) == {}
+    before = set(account.writes.arrived)
+    assert len(before) >= shards - 1
+    account._delays.clear()
+    account.requests.clear()
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+    assert not [line for line in account.written() if line.startswith("PUT") and any(oid in line for oid in before)]
+
+
+def test_card_changed_on_the_hub_is_a_conflict(account: HubServer, folder: Path) -> None:
+    pushed(folder, REPO)
+    repo = account.repos[REPO]
+    repo.write("main", {"README.md": b"---\nlicense: mit\n---\nMine.\n"}, {}, [], "main")
+    before = there(account)
+    assert_refused(hlwq("push", folder, REPO), 5, "README.md", "was changed there", "--overwrite")
+    assert there(account) == before
+    pushed(folder, REPO, "--overwrite")
+    assert there(account) == tree(folder)
+
+
+def test_other_checkpoint_is_a_conflict_and_overwriting_removes_it(account: HubServer, tmp_path: Path) -> None:
+    model = save_tensors(tmp_path / "m", dense(4, width=256), LLAMA)
+    for bits in (5, 4):
+        quantize(str(model), tmp_path / str(bits), load_recipe(bits=bits), max_shard_bytes=(9 - bits) * 30_000)
+    pushed(tmp_path / "5", REPO)
+    assert_refused(hlwq("push", tmp_path / "4", REPO), 5, "holds another checkpoint", "--overwrite")
+    pushed(tmp_path / "4", REPO, "--overwrite")
+    assert there(account) == tree(tmp_path / "4")
+
+
+def test_files_of_others_are_a_conflict_only_where_they_are_in_the_way(
+    account: HubServer, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes.txt").write_text("theirs")
+    account.publish(REPO, tmp_path / "theirs")
+    pushed(folder, REPO)
+    assert there(account) == tree(folder) | tree(tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").write_text("{}")
+    account.publish("ann/taken", tmp_path / "theirs")
+    assert_refused(hlwq("push", folder, "ann/taken"), 5, "no push of hlwq left there")
+
+
+def test_revision_is_made_without_the_files_of_main(account: HubServer, folder: Path, tmp_path: Path) -> None:
+    pushed(folder, REPO)
+    other = save_tensors(tmp_path / "m", dense(), LLAMA)
+    quantize(str(other), tmp_path / "four", load_recipe(bits=4))
+    main = there(account)
+    found = pushed(tmp_path / "four", REPO, "--revision", "four")
+    assert there(account, "four") == tree(tmp_path / "four")
+    assert there(account) == main
+    assert found["url"] == f"{account.endpoint}/{REPO}/tree/four"
+
+
+def test_pull_request_leaves_main_alone(account: HubServer, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "README.md").write_text("theirs")
+    account.publish("bob/model", tmp_path / "theirs")
+    found = pushed(folder, "bob/model", "--pr")
+    assert found["url"] == f"{account.endpoint}/bob/model/discussions/1"
+    assert there(account, repo="bob/model") == tree(tmp_path / "theirs")
+    assert there(account, "refs/pr/1", "bob/model") == tree(folder)
+    assert_refused(hlwq("push", folder, "bob/none", "--pr"), 3, "There is no repository bob/none")
+
+
+def test_gated_base_is_warned_of_and_its_licence_carried_over(account: HubServer, tmp_path: Path) -> None:
+    base = save_tensors(tmp_path / "base", dense(), LLAMA)
+    (base / "README.md").write_text("---\nlicense: gemma\n---\n# Base\n")
+    account.publish("owner/base", base, gated=True)
+    quantize(str(base), tmp_path / "out", load_recipe(), base_model="owner/base")
+    ran = hlwq("push", tmp_path / "out", REPO)
+    assert ran.code == 0, ran.err
+    assert "owner/base is gated" in ran.err
+    assert "\nlicense: gemma\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_token_shows_nowhere(account: HubServer, folder: Path) -> None:
+    ran = hlwq_process("push", folder, REPO, env=environment(HF_TOKEN=TOKEN, HLWQ_DEBUG="1"))
+    assert ran.code == 0, ran.err
+    account.fail("GET /api/models", 500)
+    failed = hlwq_process("push", folder, REPO, env=environment(HF_TOKEN=TOKEN, HLWQ_DEBUG="1"))
+    assert "Traceback" in failed.err
+    assert TOKEN not in ran.out + ran.err + failed.out + failed.err
+    assert not [p for p in folder.rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+
+
+def test_card_is_valid_for_the_hub(account: HubServer, folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    pushed(folder, REPO)
+    assert [r.status for r in account.requests if r.path == "/api/validate-yaml"] == [200]
+    assert ModelCard.load(folder / "README.md").data.library_name == "transformers"
+
+
+def test_what_was_measured_is_pushed_measured_and_loaded_again(account: HubServer, tmp_path: Path) -> None:
+    from hlwq_cli import HLWQModel
+    from hlwq_cli.samples import resolve_model
+
+    out, text = tmp_path / "out", ("--data", "sample", "--window", "64", "--windows", "1", "--kld", "--ref", "sample")
+    quantize(resolve_model("sample"), out, load_recipe())
+    assert "Fidelity" not in (out / "README.md").read_text()
+    ran = hlwq("bench", out, *text, "--save", "--json")
+    assert ran.code == 0, ran.err
+    card = (out / "README.md").read_text()
+    kld = json.loads(ran.out)["report"]["measured"][0]["divergence"]["mean"]
+    for part in ("## Fidelity", "protocol paper: sample/addresses", f"{kld:.5f}", "hlwq_bench.png"):
+        assert part in card
+    assert str(tmp_path) not in card + (out / "hlwq_bench.json").read_text()
+    assert hlwq("inspect", out, "--verify", "-q").out == "ok\n"
+    pushed(out, REPO)
+    again = hlwq("bench", REPO, *text, "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["report"]["measured"][0]["divergence"]["mean"] == kld
+    answers = [HLWQModel.from_pretrained(p).generate("We are", max_new_tokens=8) for p in (REPO, str(out))]
+    assert answers[0] == answers[1] != ""
+    assert hlwq("quantize", REPO, "--dry-run").code == 1  # coded already, and said so
+
+
+def test_figures_of_another_checkpoint_stay_out_of_the_card(folder: Path) -> None:
+    (folder / "hlwq_bench.json").write_text(json.dumps({"checkpoint": "0" * 64}))
+    ran = hlwq("card", folder)
+    assert ran.code == 0
+    assert "measured on another checkpoint" in ran.err
+    assert "Fidelity" not in (folder / "README.md").read_text()
+
+
+def test_card_of_a_fresh_result_is_made_again_to_the_byte(folder: Path) -> None:
+    before = tree(folder)
+    assert hlwq("card", folder).out == f"{folder / 'README.md'}: unchanged.\n"
+    assert tree(folder) == before
