@@ -136,7 +136,7 @@ def test_file_that_cannot_be_fetched_ends_the_run_and_the_next_one_continues(
     hub.publish("tests/broken-later", model)
 
     def break_it(event: Progress) -> None:
-        hub.fail(rf"^/storage/.*{FILES[5]}", 404)
+        hub.fail(rf"^GET /storage/.*{FILES[5]}", 404)
 
     with pytest.raises(HlwqError, match="answered 404 for tests/broken-later"):
         run("tests/broken-later", tmp_path / "out", delete_source=True, progress=break_it)
