@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hlwq_kernels.linear import coded_linear
+from hlwq_kernels.experts import coded_experts
+from hlwq_kernels.matmul import CodedWeight
 
 from .coded import Coding
 
@@ -28,6 +29,7 @@ class HLWQExperts(nn.Module):
         columns: dict[str, int]
         compute_dtype: torch.dtype
         dense: bool
+        gate_name: str | None
         _apply_gate: Callable[[torch.Tensor], torch.Tensor]
 
     def decoded(self, parameter: str) -> torch.Tensor:
@@ -50,11 +52,10 @@ class HLWQExperts(nn.Module):
         assert scales is not None
         return codes, scales, self._buffers.get(f"base_{parameter}")
 
-    def _project(self, x: torch.Tensor, parameter: str, expert: int) -> torch.Tensor:
+    def _coded(self, parameter: str) -> CodedWeight:
         codes, scales, base = self._parts(parameter)
         centroids = self.coding.centroids(self.bits[parameter], codes.device)
-        part = None if base is None else base[expert]
-        return coded_linear(x, codes[expert], scales[expert], part, centroids, self.coding.block_size)
+        return CodedWeight(codes, scales, base, centroids, self.coding.block_size)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -63,17 +64,17 @@ class HLWQExperts(nn.Module):
         if self.dense:
             result: torch.Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
             return result
-        out = torch.zeros_like(hidden_states)
-        for expert in torch.unique(top_k_index).tolist():
-            if expert >= self._parts(PARAMETERS[0])[0].shape[0]:
-                continue
-            token, place = (top_k_index == expert).nonzero(as_tuple=True)
-            gate_up = self._project(hidden_states[token], "gate_up_proj", expert)
-            hidden = self._project(self._apply_gate(gate_up), "down_proj", expert)
-            out.index_add_(0, token, (hidden * top_k_weights[token, place, None]).to(out.dtype))
-        return out
+        gate_up, down = (self._coded(parameter) for parameter in PARAMETERS)
+        return coded_experts(hidden_states, top_k_index, top_k_weights, gate_up, down, self._apply_gate, self.gate_name)
 
 
+def _gate_name(module: nn.Module) -> str | None:
+    """The activation that gates the experts, where their gate is the usual one and the kernels know it."""
+    usual = getattr(getattr(module, "_apply_gate", None), "__name__", "") == "_default_apply_gate"
+    return _GATES.get(type(getattr(module, "act_fn", None)).__name__) if usual else None
+
+
+_GATES = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_pytorch_tanh"}
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -96,4 +97,5 @@ def code_experts(module: nn.Module, bits: dict[str, int], coding: Coding) -> Non
     assert isinstance(module, HLWQExperts)
     module.coding, module.bits, module.compute_dtype, module.dense = coding, dict(bits), dtype, False
     module._is_hf_initialized = True  # type: ignore[assignment]  # there is nothing here for transformers to initialize
+    module.gate_name = _gate_name(module)
     module.columns = {name: shape[-1] for name, shape in shapes.items()}

@@ -61,8 +61,7 @@ class HLWQLinear(nn.Linear):
         assert isinstance(self.codes, torch.Tensor)
         assert isinstance(self.scales, torch.Tensor)
         centroids = self.coding.centroids(self.bits, self.codes.device)
-        y = coded_linear(input, self.codes, self.scales, self._base, centroids, self.coding.block_size)
-        return y if self.bias is None else y + self.bias
+        return coded_linear(input, self.codes, self.scales, self._base, centroids, self.coding.block_size, self.bias)
 
     def extra_repr(self) -> str:
         """Shape and width."""

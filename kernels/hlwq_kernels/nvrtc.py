@@ -69,10 +69,10 @@ def _stream(handle: int) -> Any:
 
 
 @lru_cache(maxsize=4096)
-def _config(grid: tuple[int, ...], block: int, shared: int) -> Any:
+def _config(grid: tuple[int, ...], block: int, shared: int, overlap: bool) -> Any:
     from cuda.core import LaunchConfig
 
-    return LaunchConfig(grid=grid, block=block, shmem_size=shared)
+    return LaunchConfig(grid=grid, block=block, shmem_size=shared, programmatic_stream_serialization=overlap)
 
 
 class CudaKernel:
@@ -88,8 +88,9 @@ class CudaKernel:
         self.sources, self.name, self.fma = sources, name, fma
 
     def launch(
-        self, device: torch.device, macros: Macros, grid: tuple[int, ...], block: int, *args: Any, shared: int = 0
-    ) -> None:
+        self, device: torch.device, macros: Macros, grid: tuple[int, ...], block: int, *args: Any,
+        shared: int = 0, overlap: bool = False,
+    ) -> None:  # fmt: skip
         """Queue the kernel.
 
         Args:
@@ -99,13 +100,15 @@ class CudaKernel:
             block: threads.
             args: tensors, which become pointers; ints, which kernels take as 64 bits; ctypes scalars; None is a null.
             shared: bytes of dynamic shared memory.
+            overlap: start while the kernel before still runs, where the GPU can; this one then waits for it itself.
         """
         from cuda.core import launch
 
         with torch.cuda.device(device):
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
             stream = _stream(torch.cuda.current_stream(device).cuda_stream)
-            launch(stream, _config(grid, block, shared), kernel, *(_argument(a) for a in args))
+            config = _config(grid, block, shared, overlap and torch.cuda.get_device_capability(device) >= (9, 0))
+            launch(stream, config, kernel, *(_argument(a) for a in args))
 
 
 def _argument(value: Any) -> Any:
