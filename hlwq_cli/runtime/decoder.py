@@ -108,14 +108,6 @@ class Decoder:
         assert self._logits is not None
         return self._logits
 
-    def run_eagerly(self) -> None:
-        """Run the last step's work again without its graph, for a profiler; nothing moves on."""
-        assert self._cache is not None
-        self._cache.place.column.sub_(1)
-        with torch.inference_mode():
-            self._run()
-        self._cache.place.column.add_(1)
-
     def _allocate(self, batch: int, capacity: int) -> None:
         """Buffers, which later answers use again when they are large enough; graphs belong to them."""
         if self._cache is not None and self._cache.batch == batch and self._cache.capacity >= capacity:
@@ -152,7 +144,7 @@ class Decoder:
             _, experts, self._graphs[length] = min(captured, key=lambda c: c[0])
             self._experts, self._pool = (experts,), self._graphs[length].pool()
         else:
-            self.uncapturable = str(failure).splitlines()[0]
+            self.uncapturable = (str(failure).splitlines() or [type(failure).__name__])[0]
             logger.warning("Decoding without a CUDA graph, which is slower: %s", self.uncapturable)
 
     def _captured(self, experts: str | None) -> torch.cuda.CUDAGraph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing
@@ -25,6 +26,8 @@ from .static_cache import NotStaticError
 
 Decoding = Literal["graph", "eager", "transformers"]
 
+logger = logging.getLogger("hlwq")
+
 AHEAD = 2
 """Steps that a GPU is given before the host looks at the first one's tokens."""
 
@@ -39,16 +42,18 @@ class Generation:
 
     Attributes:
         decoder: the static loop; None where the model, or its device, leaves it to transformers.
+        unfit: why the model does, on a GPU.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.decoder: Decoder | None = None
+        self.unfit = ""
         if model.device.type == "cuda":
             try:
                 self.decoder = Decoder(model)
-            except NotStaticError:
-                self.decoder = None
+            except NotStaticError as error:
+                self._leave_to_transformers(error)
 
     @property
     def decoding(self) -> Decoding:
@@ -69,12 +74,16 @@ class Generation:
                 loop = _Loop.fitting(decoder, streamer, stopping_criteria, dict(options))
                 if loop is not None:
                     return loop.run()
-            except NotStaticError:
-                self.decoder = None
+            except NotStaticError as error:
+                self._leave_to_transformers(error)
             finally:
                 decoder.lock.release()
         out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
         return out
+
+    def _leave_to_transformers(self, reason: NotStaticError) -> None:
+        self.decoder, self.unfit = None, str(reason)
+        logger.warning("Decoding by transformers' own loop, which is slower: %s.", reason)
 
 
 class _Loop:
