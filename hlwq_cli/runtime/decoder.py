@@ -159,6 +159,7 @@ class Decoder:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self.device),
+            _random_numbers_unharmed(),
             torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
         ):
             self._run(experts)
@@ -174,6 +175,18 @@ def _waiting_is_an_error() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _random_numbers_unharmed() -> Iterator[None]:
+    """Give the device's generator a fresh state when a capture fails, which would leave it unfit to draw."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    before = generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
 
 
 def _milliseconds(graph: torch.cuda.CUDAGraph) -> float:
