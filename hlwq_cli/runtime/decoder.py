@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationMixin
 
 from .experts import HLWQExperts
+from .fused_norms import fused, fusible_norms
 from .static_cache import NotStaticError, StaticCache, bucket
 from .step_attention import stepping
 
@@ -46,6 +47,7 @@ class Decoder:
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._experts = _experts_choices(model) if self.uncapturable is None else (None,)
+        self._norms = fusible_norms(model)
         self._cache: StaticCache | None = None
         self._logits: torch.Tensor | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -121,7 +123,7 @@ class Decoder:
     def _run(self, experts: str | None = None) -> None:
         """The work of a step, from and to the static buffers; to be repeated at will."""
         assert self._cache is not None
-        with stepping(self.config, experts):
+        with stepping(self.config, experts), fused(self._norms):
             out = self.model(
                 input_ids=self._ids, position_ids=self._positions, attention_mask=self._cache.begin_step(),
                 use_cache=True, return_dict=True, **{self._cache_name: self._cache}, **self._last_only,
@@ -135,11 +137,13 @@ class Decoder:
         failure: RuntimeError | None = None
         for experts in self._experts:
             try:
-                graph = self._captured(experts)
+                with torch.cuda.device(self.device):
+                    graph = self._captured(experts)
+                    time = _milliseconds(graph) if len(self._experts) > 1 else 0.0
             except RuntimeError as error:
                 failure = error
                 continue
-            captured.append((_milliseconds(graph) if len(self._experts) > 1 else 0.0, experts, graph))
+            captured.append((time, experts, graph))
         if captured:
             _, experts, self._graphs[length] = min(captured, key=lambda c: c[0])
             self._experts, self._pool = (experts,), self._graphs[length].pool()
@@ -150,15 +154,14 @@ class Decoder:
     def _captured(self, experts: str | None) -> torch.cuda.CUDAGraph:
         """Run once to compile and plan, once to find waits for the device, which would spoil a capture, and capture."""
         stream = self._stream = self._stream or torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.device(self.device), torch.cuda.stream(stream):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             self._run(experts)
             with _waiting_is_an_error():
                 self._run(experts)
-        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with (
-            torch.cuda.device(self.device),
             _random_numbers_unharmed(),
             torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
         ):

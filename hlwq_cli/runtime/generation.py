@@ -66,18 +66,16 @@ class Generation:
         """Ids (batch, prompt and answer), as from `model.generate` with the same inputs and settings.
 
         Beams, penalties for tokens that were there before, and a cache of the caller's own, of codes for instance, are
-        left to transformers; so is an answer asked for while another is being decoded.
+        left to transformers. An answer asked for while another is being decoded waits for its end.
         """
         decoder = self.decoder
-        if decoder is not None and decoder.lock.acquire(blocking=False):
+        loop = None if decoder is None else _Loop.fitting(decoder, streamer, stopping_criteria, dict(options))
+        if loop is not None:
             try:
-                loop = _Loop.fitting(decoder, streamer, stopping_criteria, dict(options))
-                if loop is not None:
+                with loop.decoder.lock:
                     return loop.run()
             except NotStaticError as error:
                 self._leave_to_transformers(error)
-            finally:
-                decoder.lock.release()
         out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
         return out
 
@@ -185,7 +183,7 @@ class _Arriving:
         self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
         self.tokens.copy_(tokens, non_blocking=True)
         self.event = torch.cuda.Event()
-        self.event.record()
+        self.event.record(torch.cuda.current_stream(tokens.device))
 
     def wait(self) -> torch.Tensor:
         if self.event is not None:

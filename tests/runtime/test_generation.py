@@ -1,6 +1,7 @@
 """The loop over a static cache answers as transformers' own generate does, token by token; here without capturing."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -220,15 +221,15 @@ def test_what_the_loop_does_not_do_is_left_to_transformers(
     assert settings.items() <= given[0].items()
 
 
-def test_an_answer_asked_for_amid_another_is_left_to_transformers(
-    models: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_asked_for_at_once_come_one_after_the_other(models: Callable[[str], Any]) -> None:
     model = models("llama")
     generation = looped(model)
-    assert generation.decoder is not None
-    with generation.decoder.lock:
-        assert torch.equal(generation.generate(**asked()), model.generate(**asked()))
-    same(model, generation, **asked())
+    prompts = [tokens(1, length, seed=length) for length in (4, 6, 8, 10)]
+    settings = {"max_new_tokens": 15, "do_sample": False, "pad_token_id": 0}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda ids: generation.generate(input_ids=ids, **settings), prompts))
+    for ids, answer in zip(prompts, found, strict=True):
+        assert torch.equal(answer, model.generate(input_ids=ids, **settings))
 
 
 def test_a_model_whose_steps_ask_for_lengths_is_left_to_transformers(
