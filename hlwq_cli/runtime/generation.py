@@ -85,7 +85,7 @@ class Generation:
 
 
 class _Loop:
-    """The tokens of one batch of answers."""
+    """The tokens of one batch of answers, whose prompts came with their mask."""
 
     def __init__(self, decoder: Decoder, config: Any, inputs: dict[str, Any], processors: LogitsProcessorList) -> None:
         self.decoder, self.inputs, self.processors = decoder, inputs, processors
@@ -106,18 +106,13 @@ class _Loop:
         config, inputs = model._prepare_generation_config(None, **options)
         inputs = {name: value for name, value in inputs.items() if value is not None}
         ids = inputs.get("input_ids")
-        if (
-            not _is_plain(config)
-            or ids is None
-            or not ids.numel()
-            or {"past_key_values", "cache", "inputs_embeds"} & inputs.keys()
-        ):
+        own = {"past_key_values", "cache", "inputs_embeds"} & inputs.keys()
+        if not _is_plain(config) or own or ids is None or not ids.numel() or "attention_mask" not in inputs:
             return None
-        model._prepare_special_tokens(config, "attention_mask" in inputs, device=decoder.device)
+        model._prepare_special_tokens(config, True, device=decoder.device)
         processors = model._get_logits_processor(config, input_ids_seq_length=ids.shape[1], device=decoder.device)
         if not all(isinstance(p, _OF_SCORES) for p in processors):
             return None
-        inputs.setdefault("attention_mask", torch.ones_like(ids))
         loop = cls(decoder, config, inputs, processors)
         loop.streamer = streamer
         loop.criteria = StoppingCriteriaList(criteria or [])

@@ -74,6 +74,11 @@ def asked(length: int = 9, new: int = 20, **settings: Any) -> dict[str, Any]:
     return {"do_sample": False, **common, **settings}
 
 
+def alone(ids: torch.Tensor) -> dict[str, Any]:
+    """Prompts without padding."""
+    return asked(new=12) | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
 def same(model: Any, generation: Generation, **options: Any) -> torch.Tensor:
     """Ids that both give, from the same seed, and logits within rounding."""
     torch.manual_seed(5)
@@ -111,7 +116,7 @@ def test_answers_one_after_the_other_do_not_see_each_other(models: Callable[[str
     same(model, generation, **asked(30, 12))
     same(model, generation, **asked(5, 12))
     same(model, generation, **(asked(7, 8) | {"input_ids": tokens(2, 7, seed=9)}))
-    same(model, generation, input_ids=tokens(1, 4), max_new_tokens=5, do_sample=False, pad_token_id=0)
+    same(model, generation, **alone(tokens(1, 4)))
 
 
 @pytest.mark.parametrize(("length", "new"), [(9, 80), (63, 4), (64, 4), (70, 30), (130, 3)])
@@ -225,11 +230,10 @@ def test_answers_asked_for_at_once_come_one_after_the_other(models: Callable[[st
     model = models("llama")
     generation = looped(model)
     prompts = [tokens(1, length, seed=length) for length in (4, 6, 8, 10)]
-    settings = {"max_new_tokens": 15, "do_sample": False, "pad_token_id": 0}
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda ids: generation.generate(input_ids=ids, **settings), prompts))
+        found = list(pool.map(lambda ids: generation.generate(**alone(ids)), prompts))
     for ids, answer in zip(prompts, found, strict=True):
-        assert torch.equal(answer, model.generate(input_ids=ids, **settings))
+        assert torch.equal(answer, model.generate(**alone(ids)))
 
 
 def test_a_model_whose_steps_ask_for_lengths_is_left_to_transformers(
