@@ -17,7 +17,7 @@ from ..samples import resolve_model
 from .divergence import Divergence, compare
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
 from .similarity import TensorSimilarity, similarity
-from .speed import Speed, measure_speed
+from .speed import Speed, measure_speed, release_memory
 from .tasks import TaskScore, open_tasks, run_tasks
 from .text import load_text
 from .windows import Protocol, ProtocolName, Windows, make_windows
@@ -166,6 +166,7 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
 
 
 def _load(run: _Bench, path: str) -> tuple[Any, float]:
+    release_memory()
     start = time.perf_counter()
     run.tell(f"loading {path}", 0, 1)
     r = run.request

@@ -1,17 +1,21 @@
-"""Tokens per second: prefill and decode, after a warm-up, several times, with the spread."""
+"""Tokens per second: prefill and decode as `HLWQModel` does them, after a warm-up, several times, with the spread."""
 
 from __future__ import annotations
 
+import gc
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-PREFILL, DECODE = 512, 128
+from ..runtime.generation import Decoding, Generation
+
+PREFILL, PROMPT, DECODE = 512, 8, 128
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,17 @@ class Speed:
 
     Attributes:
         device: what it ran on.
-        prefill: tokens per second of a prompt of 512.
+        decoding: how it decoded: by replaying a CUDA `graph`, `eager` steps of the same loop, or `transformers`' own.
+        not_captured: why a GPU did not replay a graph, where it did not; else empty.
+        prefill: tokens per second of a prompt of 512, up to its first new token.
         decode: tokens per second while 128 are generated greedily after a prompt of 8.
-        device_peak: bytes of device memory at most, 0 on the CPU.
-        host_peak: bytes of host memory the process has held at most, everything included.
+        device_peak: bytes of device memory at most, from the start of loading; 0 on the CPU.
+        host_peak: bytes of host memory the process has held at most, from the start of loading, mapped files included.
     """
 
     device: str
+    decoding: Decoding
+    not_captured: str
     prefill: Rate
     decode: Rate
     device_peak: int
@@ -44,37 +52,53 @@ class Speed:
 
 def measure_speed(model: Any, runs: int = 5) -> Speed:
     """Time a model on fixed tokens; `runs` counted runs after one warm-up of each kind."""
-    device = model.device
-    generator = torch.Generator().manual_seed(0)
+    device: torch.device = model.device
+    generation = Generation(model)
+    random = torch.Generator().manual_seed(0)
     vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(10, vocabulary // 2, (1, PREFILL), generator=generator).to(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    ids = torch.randint(10, vocabulary // 2, (1, PREFILL), generator=random).to(device)
     with torch.inference_mode():
-        prefill = _rate(lambda: model(input_ids=ids, use_cache=True), PREFILL, runs, device)
-        prompt = ids[:, :8]
-        one = _seconds(lambda: _generate(model, prompt, 1), runs, device)
-        many = _seconds(lambda: _generate(model, prompt, DECODE + 1), runs, device)
-    first = statistics.mean(one)
+        prefill = _seconds(lambda: _answer(generation, ids, 1), runs, device)
+        first = _seconds(lambda: _answer(generation, ids[:, :PROMPT], 1), runs, device)
+        whole = _seconds(lambda: _answer(generation, ids[:, :PROMPT], DECODE + 1), runs, device)
+    mean_first = statistics.mean(first)
     return Speed(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-        prefill=prefill,
-        decode=_summary([DECODE / (t - first) for t in many]),
+        decoding=generation.decoding,
+        not_captured=_why_not_captured(generation, device),
+        prefill=_summary([PREFILL / t for t in prefill]),
+        decode=_summary([DECODE / (t - mean_first) for t in whole]),
         device_peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
         host_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
 
 
-def _generate(model: Any, ids: torch.Tensor, n: int) -> None:
-    mask = torch.ones_like(ids)
-    model.generate(
-        ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=False,
-        temperature=None, top_p=None, top_k=None, pad_token_id=0,
+def release_memory() -> None:
+    """Let go of models that nobody holds any more, and forget the peaks they made; Linux forgets the host's."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _answer(generation: Generation, ids: torch.Tensor, tokens: int) -> None:
+    """Greedy, to the last token asked for."""
+    generation.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, eos_token_id=None, pad_token_id=0,
+        do_sample=False, temperature=None, top_p=None, top_k=None,
     )  # fmt: skip
 
 
-def _rate(work: Callable[[], Any], tokens: int, runs: int, device: torch.device) -> Rate:
-    return _summary([tokens / t for t in _seconds(work, runs, device)])
+def _why_not_captured(generation: Generation, device: torch.device) -> str:
+    if device.type != "cuda" or generation.decoding == "graph":
+        return ""
+    decoder = generation.decoder
+    return generation.unfit if decoder is None else decoder.uncapturable or ""
 
 
 def _seconds(work: Callable[[], Any], runs: int, device: torch.device) -> list[float]:

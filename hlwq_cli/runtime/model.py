@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UsageError
 from .coded import Execution
+from .generation import Generation
 from .loading import load_model, load_processor, sees
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class HLWQModel:
         model: the transformers model.
         processor: its processor, or its tokenizer where it takes no pictures.
         tokenizer: the tokenizer, in either case.
+        generation: how answers are decoded.
 
     Example:
         >>> model = HLWQModel.from_pretrained("out")  # doctest: +SKIP
@@ -33,6 +35,7 @@ class HLWQModel:
         self.model = model
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        self.generation = Generation(model)
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -90,7 +93,7 @@ class HLWQModel:
         pictures = _pictures_for(prompts, images, single)
         inputs = self.prepare(prompts, pictures, system=system, chat=chat)
         with torch.inference_mode():
-            out = self.model.generate(**inputs, **self._settings(max_new_tokens, temperature, top_p, seed, stop))
+            out = self.generation.generate(**inputs, **self._settings(max_new_tokens, temperature, top_p, seed, stop))
         new = out[:, inputs["input_ids"].shape[1] :]
         answers = [_cut(a, stop) for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return answers[0] if single else answers
@@ -120,7 +123,7 @@ class HLWQModel:
         def work() -> None:
             try:
                 with torch.inference_mode():
-                    self.model.generate(
+                    self.generation.generate(
                         **inputs, **settings, streamer=streamer, stopping_criteria=StoppingCriteriaList([Cancelled()])
                     )
             except BaseException as error:

@@ -11,6 +11,7 @@ from .sink import Sink
 
 if TYPE_CHECKING:
     from ..measure.report import BenchReport, Measured
+    from ..measure.speed import Speed
 
 _WORST = 5
 
@@ -35,6 +36,10 @@ def _human(console: Console, report: BenchReport) -> None:
     _table(console, models)
     for m in report.measured:
         _details(console, m)
+    for m in models:
+        if s := m.speed:
+            runs = f"{s.decode.runs} runs after a warm-up"
+            console.print(f"{m.path}: on {s.device}; {runs}; decoded {_decoding(s)}.", markup=False)
 
 
 def _table(console: Console, models: list[Measured]) -> None:
@@ -64,9 +69,19 @@ def _cells(m: Measured, columns: list[str]) -> list[str]:
     if m.speed:
         cells["prefill tok/s"] = f"{m.speed.prefill.mean:.1f} ± {m.speed.prefill.deviation:.1f}"
         cells["decode tok/s"] = f"{m.speed.decode.mean:.1f} ± {m.speed.decode.deviation:.1f}"
-        cells["peak memory"] = format_size(m.speed.device_peak or m.speed.host_peak)
+        peaks = [format_size(m.speed.device_peak)] if m.speed.device_peak else []
+        cells["peak memory"] = ", host ".join([*peaks, format_size(m.speed.host_peak)])
         cells["load s"] = f"{m.load_seconds or 0:.1f}"
     return [cells.get(column, "") for column in columns]
+
+
+def _decoding(speed: Speed) -> str:
+    words = {
+        "graph": "by replaying a CUDA graph",
+        "eager": "step by step, without a CUDA graph",
+        "transformers": "by transformers' own loop",
+    }[speed.decoding]
+    return f"{words} ({speed.not_captured.rstrip('.')})" if speed.not_captured else words
 
 
 def _details(console: Console, m: Measured) -> None:
@@ -92,5 +107,3 @@ def _details(console: Console, m: Measured) -> None:
     for s in m.tasks or ():
         error = "" if s.error is None else f" ± {s.error:.4f}"
         console.print(f"{m.path}: {s.task} {s.metric} {s.value:.4f}{error}")
-    if m.speed:
-        console.print(f"{m.path}: on {m.speed.device}; {m.speed.decode.runs} runs after a warm-up.")

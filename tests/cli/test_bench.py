@@ -191,3 +191,17 @@ def test_when_memory_runs_out_what_was_measured_before_is_reported(tmp_path: Pat
     assert "there is not enough memory" in found["failed"]
     assert "Error: Stopped early: there is not enough memory" in ran.err
     assert "Unexpected" not in ran.err
+
+
+def test_speed_is_that_of_each_model_and_says_how_it_decoded(coded: Callable[[str], Path]) -> None:
+    folder = str(coded("llama"))
+    ran = hlwq("bench", folder, "--ref", folder, "--speed", "--device", "cpu", "--json")
+    assert ran.code == 0, ran.err
+    report = document(ran)["report"]
+    for found in (report["reference"], *report["measured"]):
+        speed = found["speed"]
+        assert (speed["decoding"], speed["not_captured"], speed["device_peak"]) == ("transformers", "", 0)
+        assert speed["prefill"]["runs"] == speed["decode"]["runs"] == 5
+        assert speed["decode"]["mean"] > 1
+        assert 10**8 < speed["host_peak"] < 10**10
+        assert found["load_seconds"] > 0

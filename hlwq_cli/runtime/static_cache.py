@@ -1,0 +1,175 @@
+"""A KV cache whose buffers stay where they are, so that a step of decoding can be captured in a CUDA graph.
+
+transformers' static layers cannot be captured by hand: a sliding layer counts its tokens in a Python int and branches
+on it, and once full it moves the whole window at every step. Here a layer is a ring: the key of column c, the c-th
+place of the padded sequence, lies in slot c mod size. A full layer's ring is as long as the cache, a sliding layer's as
+its window; keys carry their positions already, so their order in memory does not matter to attention. Where decoding
+stands is one tensor on the device, and attention sees the first `length` slots, which is fixed in a captured graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+
+
+class NotStaticError(Exception):
+    """A model that cannot decode on a static cache; its sentence says why."""
+
+
+class Place:
+    """Where decoding stands, shared by the layers of a cache.
+
+    Attributes:
+        column: int64 (1,), the column of the token that is being decoded.
+        seen: bool (batch, capacity), false where the prompt was padded.
+        slots: int64 (1,) by ring size, where that token's key goes.
+        length: columns that attention looks at, at least column + 1; an int, fixed in a captured step.
+        prefilling: whether the prompt is being read, from column 0 on.
+    """
+
+    def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
+        self.column = torch.zeros(1, dtype=torch.int64, device=device)
+        self.seen = torch.ones(batch, capacity, dtype=torch.bool, device=device)
+        self.slots: dict[int, torch.Tensor] = {}
+        self.length = capacity
+        self.prefilling = True
+
+
+class RingLayer(CacheLayerMixin):
+    """Keys and values of one layer, (batch, heads, size, head size)."""
+
+    def __init__(self, place: Place, size: int, sliding: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.place, self.size, self.is_sliding = place, size, sliding
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make the buffers, when the first keys show their shape."""
+        self.keys = key_states.new_zeros(*key_states.shape[:2], self.size, key_states.shape[-1])
+        self.values = value_states.new_zeros(*value_states.shape[:2], self.size, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep new keys and values, and give those to attend to: of a prompt its own, of a step the slots in use."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        if self.place.prefilling:
+            self._keep_prompt(self.keys, key_states)
+            self._keep_prompt(self.values, value_states)
+            return key_states, value_states
+        slot = self.place.slots[self.size]
+        self.keys.index_copy_(2, slot, key_states)
+        self.values.index_copy_(2, slot, value_states)
+        length = min(self.place.length, self.size)
+        return self.keys[:, :, :length], self.values[:, :, :length]
+
+    def _keep_prompt(self, buffer: torch.Tensor, states: torch.Tensor) -> None:
+        columns = states.shape[2]
+        first = max(0, columns - self.size)
+        slots = torch.arange(first, columns, device=states.device) % self.size
+        buffer.index_copy_(2, slots, states[:, :, first:])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys of a prompt; a step brings its own mask."""
+        self._refuse_in_step()
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Nothing, before the prompt."""
+        self._refuse_in_step()
+        return 0
+
+    def get_max_length(self) -> int:
+        """Slots."""
+        return self.size
+
+    def _refuse_in_step(self) -> None:
+        """A number asked for in Python would be frozen in a captured step, and the answer silently wrong."""
+        if not self.place.prefilling:
+            raise NotStaticError("its forward asks the cache for lengths at every step")
+
+
+class StaticCache(Cache):
+    """The cache of one batch, and the masks that go with it.
+
+    Args:
+        config: of the text model.
+        batch: rows.
+        capacity: columns it can hold, prompt and answer.
+        dtype: of masks, that of the model.
+        device: where it lies.
+
+    Raises:
+        NotStaticError: a layer is neither full nor sliding attention.
+    """
+
+    def __init__(self, config: Any, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.place = Place(batch, capacity, device)
+        self.batch, self.capacity, self.dtype = batch, capacity, dtype
+        super().__init__(layers=[self._static(layer) for layer in DynamicCache(config=config).layers])
+        self.sizes = sorted({layer.size for layer in self.layers if isinstance(layer, RingLayer)})
+        self.place.slots = {size: torch.zeros_like(self.place.column) for size in self.sizes}
+        self.columns = torch.arange(capacity, device=device)
+        types = getattr(config, "layer_types", None)
+        self.size_of_type = (
+            None
+            if types is None
+            else {t: layer.size for t, layer in zip(types, self.layers, strict=False) if isinstance(layer, RingLayer)}
+        )
+
+    def _static(self, layer: Any) -> Any:
+        """What stands for a layer of transformers' own choice for this model."""
+        if type(layer) is DynamicLayer:
+            return RingLayer(self.place, self.capacity, sliding=False)
+        if type(layer) is DynamicSlidingWindowLayer:
+            return RingLayer(self.place, min(layer.sliding_window, self.capacity), sliding=True)
+        if type(layer).__name__ == "DummyLayer":  # of layers that share another's keys; transformers 5.17 has none
+            return layer
+        raise NotStaticError(f"it has a cache layer of another kind ({type(layer).__name__})")
+
+    def begin(self, attention_mask: torch.Tensor) -> None:
+        """Empty the cache for a prompt, (batch, columns) of ones and of zeros where it is padded."""
+        self.reset()  # type: ignore[no-untyped-call]
+        columns = attention_mask.shape[1]
+        self.place.prefilling = True
+        self.place.column.fill_(columns)
+        self.place.seen.fill_(True)
+        self.place.seen[:, :columns] = attention_mask.bool()
+
+    def begin_step(self) -> dict[str, torch.Tensor] | torch.Tensor:
+        """Find the slots of the current column; the mask or masks the model takes, additive (batch, 1, 1, slots)."""
+        for size, slot in self.place.slots.items():
+            torch.remainder(self.place.column, size, out=slot)
+        masks = {size: self._mask(size) for size in self.sizes}
+        if self.size_of_type is None:
+            return masks[self.sizes[0]]
+        return {name: masks[size] for name, size in self.size_of_type.items()}
+
+    def _mask(self, size: int) -> torch.Tensor:
+        slots = self.columns[: min(self.place.length, size)]
+        if self.place.length <= size:  # column and slot are the same
+            visible = self.place.seen[:, : self.place.length] & (slots <= self.place.column)
+        else:
+            held = self.place.column - torch.remainder(self.place.column - slots, size)
+            visible = self.place.seen[:, held.clamp(min=0)] & (held >= 0)
+        hidden = torch.finfo(self.dtype).min
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, hidden)[:, None, None, :]
+
+
+def bucket(columns: int) -> int:
+    """The length that attention looks at for so many columns: 256 times 1, 2, 3, 4, 6, 8, 12, 16 and so on.
+
+    At most half of it is in vain beyond 256, and a context of 128 K is reached by 18 captures.
+    """
+    length = 256
+    while length < columns:
+        length += max(256, 1 << (length.bit_length() - 2))
+    return length

@@ -1,0 +1,56 @@
+"""Attention of one new token over a cache, for transformers' attention interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "hlwq_step"
+
+
+def step_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Query heads that share a key head are taken as that many queries of it, so that no key is copied.
+
+    transformers 5.17 would repeat the whole cache for each of them when there is a mask. All but one token of plain
+    attention is left to transformers' own.
+    """
+    special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+    batch, heads, queries, size = query.shape
+    if queries != 1 or special:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
+    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, value.shape[-1]), None
+
+
+AttentionInterface.register(NAME, step_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def stepping(config: Any, experts: str | None = None) -> Iterator[None]:
+    """Steps of a text model run with this attention, and with `experts` as its experts implementation where named."""
+    before = config._attn_implementation, config._experts_implementation
+    if before[0] == "sdpa":
+        config._attn_implementation = NAME
+    if experts is not None:
+        config._experts_implementation = experts
+    try:
+        yield
+    finally:
+        config._attn_implementation, config._experts_implementation = before
