@@ -93,7 +93,7 @@ def gate(rows: torch.Tensor) -> torch.Tensor:
 
 
 def batched(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    x: torch.Tensor, routed: torch.Tensor, chosen: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> object:
     """One token as transformers' batched_mm does it, without its copy of repeated tokens."""
     e = chosen[0]
@@ -102,7 +102,7 @@ def batched(
 
 
 def grouped(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    x: torch.Tensor, routed: torch.Tensor, chosen: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> object:
     """Any number of tokens as transformers' grouped_mm does it."""
     tokens, k = chosen.shape

@@ -1,4 +1,4 @@
-"""A layer of experts from codes: a few tokens in four launches, many by decoding the experts that they chose.
+"""A layer of experts from codes: a few tokens in two launches, many by decoding the experts that they chose.
 
 For a few tokens nothing is decoded and nothing is asked of the host: the choice of experts stays on the device, where
 the kernels read it. So a CUDA graph replays the layer whatever is chosen.
@@ -12,7 +12,7 @@ import torch
 
 from .decode import decode_rows
 from .linear import coded_linear
-from .matmul import ACTIVATIONS, CodedWeight, multiply_and_sum, multiply_each, rotate_rows, runs_matmul
+from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_matmul
 
 FEW_PAIRS = 512
 """Pairs of a token and an expert up to which each pair's codes are multiplied (docs/log.md, 2026-11-25)."""
@@ -39,7 +39,7 @@ def coded_experts(
         gate_up: coded (experts, 2 * inner, hidden).
         down: coded (experts, hidden, inner).
         gate: (rows, 2 * inner) to (rows, inner).
-        gate_name: what `gate` is where it halves its input and is one of `matmul.ACTIVATIONS`.
+        gate_name: what `gate` is where it halves its input and is one of `matmul.GATES`.
 
     Returns:
         (tokens, hidden), in the dtype of `x`.
@@ -50,7 +50,7 @@ def coded_experts(
     if chosen.numel() > FEW_PAIRS:
         return _grouped(x, chosen, routed, gate_up, down, gate)
     chosen, routed = chosen.to(torch.int64).contiguous(), routed.to(torch.float32).contiguous()
-    if gate_name is not None and gate_name in ACTIVATIONS:
+    if gate_name is not None and gate_name in GATES:
         inner = _each_op(x, chosen, *gate_up, torch.float32)
     else:
         gate_name, inner = "", gate(_each_op(x, chosen, *gate_up, x.dtype))
@@ -84,7 +84,7 @@ def _each_op(
     centroids: torch.Tensor, block_size: int, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     experts = CodedWeight(codes, scales, base, centroids, block_size)
-    return multiply_each(rotate_rows(x, block_size), experts, chosen, dtype)
+    return multiply_each(x, experts, chosen, dtype)
 
 
 @_each_op.register_fake
@@ -101,7 +101,7 @@ def _sum_op(
     base: torch.Tensor | None, centroids: torch.Tensor, block_size: int, gate: str, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     experts = CodedWeight(codes, scales, base, centroids, block_size)
-    return multiply_and_sum(rotate_rows(x, block_size, gate or None), experts, chosen, routed, dtype)
+    return multiply_and_sum(x, experts, chosen, routed, gate or None, dtype)
 
 
 @_sum_op.register_fake

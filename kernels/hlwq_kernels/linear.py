@@ -12,7 +12,7 @@ import torch
 
 from .decode import block_scales, decode_rows
 from .hadamard import hadamard
-from .matmul import FEW, CodedWeight, multiply_codes, rotate_rows, runs_matmul
+from .matmul import FEW, CodedWeight, multiply_codes, runs_matmul
 from .planes import unpack_codes
 
 _TILE_WEIGHTS = 2**22
@@ -62,7 +62,7 @@ def _linear_op(
     if not rows.shape[0]:
         y = x.new_empty(0, codes.shape[0])
     elif len(rows) <= FEW and runs_matmul(x):
-        y = multiply_codes(rotate_rows(rows, block_size), weight, x.dtype, bias)
+        y = multiply_codes(rows, weight, bias)
     elif x.is_cuda:
         y = _decode_and_multiply(rows, weight, bias)
     else:

@@ -1,9 +1,9 @@
-"""Products of a few rows of activations with coded weights on a CUDA device: launches of rotate.cu and matmul.cu."""
+"""Products of a few rows of activations with coded weights on a CUDA device: launches of matvec.cu and matmul.cu."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,25 +11,21 @@ from .nvrtc import CudaKernel, Macros, runs_nvrtc
 from .tables import scale_steps_on
 
 FEW = 16
-"""Rows of activations up to which multiplying by codes beats decoding them first (docs/log.md, 2026-11-25)."""
+"""Rows of activations up to which multiplying by codes is offered (docs/log.md, 2026-11-25)."""
 
-_ROTATE = CudaKernel("rotate.cu", name="rotate_rows")
-_MULTIPLY = CudaKernel("matmul.cu", name="multiply_codes")
+_ONE = CudaKernel("lookup.cu", "rotation.cu", "matvec.cu", name="multiply_one")
+_FEW = CudaKernel("lookup.cu", "matmul.cu", name="multiply_few")
+_ROTATE = CudaKernel("lookup.cu", "rotation.cu", "rotate.cu", name="rotate_rows")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _COPIES = {2: 32, 3: 32, 4: 32, 5: 8, 6: 2, 7: 32, 8: 32}
 """How often the table of centroids lies in shared memory: as often as 32 KB hold it, at most once a bank."""
-_WARPS, _ROWS, _CHUNK = 8, 16, 128
-_ACTIVATIONS = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
+_GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
+_WARPS, _ROWS, _CHUNK, _SLICE = 8, 16, 128, 32
+_THREADS, _THREADS_A_PROCESSOR = 384, 768
+_SHARED_BYTES = 48 * 2**10
 
-ACTIVATIONS = frozenset(name for name in _ACTIVATIONS if name)
-"""Gates that `rotate_rows` applies itself."""
-
-
-class Rotated(NamedTuple):
-    """Rotated rows, for `multiply_codes`: fp16 (rows, padded), and float32 (rows,), what one unit of each is worth."""
-
-    values: torch.Tensor
-    units: torch.Tensor
+GATES = frozenset(name for name in _GATES if name)
+"""Gates that the kernels apply themselves."""
 
 
 class CodedWeight(NamedTuple):
@@ -53,47 +49,25 @@ class CodedWeight(NamedTuple):
 
 
 def runs_matmul(x: torch.Tensor) -> bool:
-    """Whether `multiply_codes` takes activations like these: float16 or bfloat16, on a CUDA device that can."""
+    """Whether these kernels take activations like `x`: float16 or bfloat16, on a CUDA device that can."""
     return x.dtype in (torch.bfloat16, torch.float16) and runs_nvrtc(x.device)
 
 
-def rotate_rows(x: torch.Tensor, block_size: int, gate: str | None = None) -> Rotated:
-    """Rotate the blocks of each row.
-
-    Args:
-        x: (rows, columns), or with a gate (rows, 2 * columns): gates, then values, of which gate(a) * b is rotated.
-        block_size: n; columns are padded with zeros to whole blocks.
-        gate: None or one of ACTIVATIONS.
-    """
-    x = x.contiguous()
-    rows, columns = x.shape[0], x.shape[1] // (2 if gate else 1)
-    blocks = -(-columns // block_size)
-    out = Rotated(
-        torch.empty(rows, blocks * block_size, dtype=torch.float16, device=x.device),
-        torch.empty(rows, dtype=torch.float32, device=x.device),
-    )
-    macros: Macros = (("N", block_size), ("INPUT", _TYPES[x.dtype]), ("ACT", _ACTIVATIONS[gate]))
-    threads = 32 * min(32, max(1, -(-blocks // 2)))
-    _ROTATE.launch(x.device, macros, (rows,), threads, x, columns, blocks, out.values, out.units)
-    return out
-
-
-def multiply_codes(x: Rotated, weight: CodedWeight, dtype: torch.dtype, bias: torch.Tensor | None) -> torch.Tensor:
-    """X W^T + bias for up to FEW rows: (rows, out), of `dtype`, summed in float32."""
-    rows = len(x.values)
-    y = torch.empty(rows, weight.codes.shape[0], dtype=dtype, device=x.values.device)
-    groups = -(-y.shape[1] // _ROWS)
-    split = _split(groups, weight.padded, y.device)
-    grid = (-(-groups * split // _WARPS), 1)
-    _launch(x, rows, weight, y, grid, split, 0, tiles=-(-rows // 8), bias=bias)
+def multiply_codes(x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32."""
+    y = x.new_empty(len(x), weight.codes.shape[0])
+    if len(x) == 1 and weight.padded // _SLICE <= _THREADS:
+        _launch_one(x, weight, y, bias=bias)
+    else:
+        _launch_few(x, weight, y, bias)
     return y
 
 
-def multiply_each(x: Rotated, experts: CodedWeight, chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Row i of x times each of the experts that it chose.
+def multiply_each(x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Each token times each of the experts that it chose.
 
     Args:
-        x: of (tokens, in).
+        x: (tokens, in).
         experts: coded (experts, out, in).
         chosen: int64 (tokens, k); numbers that are no expert's give zeros.
         dtype: of the result.
@@ -101,63 +75,122 @@ def multiply_each(x: Rotated, experts: CodedWeight, chosen: torch.Tensor, dtype:
     Returns:
         (tokens * k, out).
     """
-    tokens, k = chosen.shape
-    y = torch.empty(tokens * k, experts.codes.shape[1], dtype=dtype, device=chosen.device)
-    groups = -(-y.shape[1] // _ROWS)
-    split = _split(groups * len(y), experts.padded, y.device)
-    grid = (-(-groups * split // _WARPS), len(y))
-    _launch(x, tokens, experts, y, grid, split, 1, chosen=chosen, share=k)
+    y = x.new_empty(chosen.numel(), experts.codes.shape[1], dtype=dtype)
+    _launch_one(x, experts, y, kind=1, chosen=chosen)
     return y
 
 
 def multiply_and_sum(
-    x: Rotated, experts: CodedWeight, chosen: torch.Tensor, routed: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """For each token the sum of rows of x times the experts that it chose, weighed.
+    x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, routed: torch.Tensor, gate: str | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """For each token the sum of rows of x, gated, times the experts that it chose, weighed.
 
     Args:
-        x: of (tokens * k, in).
+        x: (tokens * k, in); with a gate (tokens * k, 2 * in), of which gate(first half) * second half counts.
         experts: coded (experts, out, in).
         chosen: int64 (tokens, k).
         routed: float32 (tokens, k), the weights.
+        gate: None or one of GATES.
         dtype: of the result.
 
     Returns:
         (tokens, out).
     """
-    tokens, k = chosen.shape
-    y = torch.empty(tokens, experts.codes.shape[1], dtype=dtype, device=chosen.device)
-    grid = (-(-y.shape[1] // _ROWS), tokens)
-    split = max(s for s in (1, 2, 4, 8) if s * k <= max(_WARPS, k))
-    _launch(x, tokens, experts, y, grid, split, 2, chosen=chosen, routed=routed, share=k)
+    y = x.new_empty(len(chosen), experts.codes.shape[1], dtype=dtype)
+    _launch_one(x, experts, y, kind=2, chosen=chosen, routed=routed, gate=gate)
     return y
 
 
-def _launch(
-    x: Rotated, tokens: int, weight: CodedWeight, y: torch.Tensor, grid: tuple[int, ...], split: int, experts: int, *,
-    tiles: int = 1, bias: torch.Tensor | None = None, chosen: torch.Tensor | None = None,
-    routed: torch.Tensor | None = None, share: int = 1,
+class _Shape(NamedTuple):
+    """How matvec.cu is laid out: rows at once, threads of a CTA, CTAs a multiprocessor, CTAs along the rows."""
+
+    teams: int
+    threads: int
+    ctas: int
+    grid: int
+
+
+def _launch_one(
+    x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, *, kind: int = 0, bias: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None, routed: torch.Tensor | None = None, gate: str | None = None,
 ) -> None:  # fmt: skip
-    codes, scales = _aligned(weight.codes), weight.scales.contiguous()
-    base = None if weight.base is None else weight.base.contiguous()
-    row_bytes, bits = codes.shape[-1], weight.bits
+    """Kinds are the kernel's EXPERTS."""
+    if not y.numel():
+        return
+    x, share = x.contiguous(), 1 if chosen is None else chosen.shape[1]
+    tokens = 1 if chosen is None else len(chosen)
+    slices = weight.padded // _SLICE * (share if kind == 2 else 1)
+    at_once = tokens * (share if kind == 1 else 1)
+    shape = _shape(y.shape[1], slices, at_once, _processors(y.device))
     macros: Macros = (
-        ("BITS", bits), ("N", weight.block_size), ("LOG8", int(base is not None)), ("SPLIT", split), ("TILES", tiles),
-        ("ALIGN", min(16, row_bytes & -row_bytes)), ("OUTPUT", _TYPES[y.dtype]), ("EXPERTS", experts),
-        ("COPIES", _COPIES[bits]),
+        *_coding(weight, y, shape.threads, slices * 2 * _SLICE), ("INPUT", _TYPES[x.dtype]), ("GATE", _GATES[gate]),
+        ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
     )  # fmt: skip
-    centroids, steps = weight.centroids.to(y.device), scale_steps_on(y.device)
-    count = codes.shape[0] if experts else 1
-    if y.numel():
-        _MULTIPLY.launch(
-            y.device, macros, grid, 32 * _WARPS, x.values, x.units, tokens, codes, scales, base, centroids, steps,
-            bias, y.shape[-1], weight.padded, chosen, routed, share, count, y, overlap=True,
-        )  # fmt: skip
+    grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
+    _ONE.launch(
+        y.device, macros, grid, shape.threads, x, x.shape[1] // (2 if gate else 1), *_stored(weight, y), bias,
+        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, y,
+    )  # fmt: skip
+
+
+def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
+    x, tokens, n = x.contiguous(), len(x), weight.block_size
+    blocks = weight.padded // n
+    values, units = x.new_empty(tokens, weight.padded, dtype=torch.float16), x.new_empty(tokens, dtype=torch.float32)
+    rotating = (("BITS", 5), ("N", n), ("ALIGN", 4), ("COPIES", 1), ("OUTPUT", 0), ("INPUT", _TYPES[x.dtype]),
+                ("GATE", 0), ("THREADS", 32))  # fmt: skip
+    threads = 32 * min(32, max(1, -(-blocks // 2)))
+    _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
+    groups = -(-y.shape[1] // _ROWS)
+    split = _split(groups, weight.padded, y.device)
+    macros: Macros = (
+        *_coding(weight, y, 32 * _WARPS, 0), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split), ("TILES", -(-tokens // 8)),
+    )  # fmt: skip
+    _FEW.launch(
+        y.device, macros, (-(-groups * split // _WARPS),), 32 * _WARPS, values, units, tokens, *_stored(weight, y),
+        bias, y.shape[1], weight.padded, y, overlap=True,
+    )  # fmt: skip
+
+
+def _coding(weight: CodedWeight, y: torch.Tensor, threads: int, x_bytes: int) -> Macros:
+    """The macros of lookup.cu, with as many copies of the table as there is room for, and those of the scales."""
+    bits, row_bytes = weight.bits, weight.codes.shape[-1]
+    entries, copies = 1 << (2 * bits if bits <= 6 else bits), _COPIES[bits]
+    others = max(x_bytes, 32 * threads) + 4 * (256 + weight.padded // 32) + 4096
+    while copies > 1 and 4 * entries * copies + others > _SHARED_BYTES:
+        copies //= 2
+    return (
+        ("BITS", bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", copies), ("OUTPUT", _TYPES[y.dtype]),
+        ("THREADS", threads), ("N", weight.block_size), ("LOG8", int(weight.base is not None)),
+    )  # fmt: skip
+
+
+def _stored(weight: CodedWeight, y: torch.Tensor) -> tuple[Any, ...]:
+    base = None if weight.base is None else weight.base.contiguous()
+    codes = weight.codes.contiguous()
+    codes = codes if codes.data_ptr() % 16 == 0 else codes.clone()
+    return codes, weight.scales.contiguous(), base, weight.centroids.to(y.device), scale_steps_on(y.device)
+
+
+@lru_cache(maxsize=None)
+def _shape(rows: int, slices: int, at_once: int, processors: int) -> _Shape:
+    """The layout that leaves the fewest threads idle: beyond the last slice, and in the last round."""
+
+    def laid_out(teams: int) -> tuple[float, _Shape]:
+        threads = -(-teams * slices // 32) * 32
+        ctas = max(1, min(4, _THREADS_A_PROCESSOR // threads))
+        grid = max(1, min(-(-rows // teams), processors * ctas // at_once))
+        rounds = -(-rows // (teams * grid))
+        used = rows * slices / (rounds * grid * threads) * min(1.0, grid * at_once / (processors * ctas))
+        return used, _Shape(teams, threads, ctas, grid)
+
+    return max(laid_out(teams) for teams in range(1, max(1, _THREADS // slices) + 1))[1]
 
 
 def _split(groups: int, columns: int, device: torch.device) -> int:
     """How many warps share a group of rows: enough to fill the device, no more than there are chunks of columns."""
-    wanted = 24 * _processors(device)
+    wanted = 16 * _processors(device)
     most = -(-columns // _CHUNK)
     return next((s for s in (1, 2, 4) if groups * s >= wanted or 2 * s > most), 8)
 
@@ -165,8 +198,3 @@ def _split(groups: int, columns: int, device: torch.device) -> int:
 @lru_cache(maxsize=None)
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _aligned(codes: torch.Tensor) -> torch.Tensor:
-    codes = codes.contiguous()
-    return codes if codes.data_ptr() % 16 == 0 else codes.clone()
