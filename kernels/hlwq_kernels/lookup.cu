@@ -85,7 +85,7 @@ __device__ __forceinline__ u32 weights(const Planes& w, u32 table, u32 copy) {
 }
 
 // Which code stands at which place of a table's index: the bits of `fields` in their order.
-__device__ __forceinline__ void codes_of(u32 index, u32& low, u32& high) {
+__device__ __forceinline__ void codes_of(const u32 index, u32& low, u32& high) {
   low = index & ((1 << PLANE_A) - 1);
   high = index >> PLANE_A & ((1 << PLANE_A) - 1);
   if (PLANE_B) {
@@ -140,12 +140,17 @@ __device__ __forceinline__ float load_bias(const void* bias, i64 at) {
 #endif
 }
 
+// Neighbouring threads write neighbouring words, so that no two meet at a bank.
 __device__ __forceinline__ void make_table(u32* table, const float* centroids) {
-  for (int entry = threadIdx.x; entry < ENTRIES; entry += THREADS) {
-    u32 low = entry, high = entry;
-    if (PAIRS) codes_of(entry, low, high);
-    u32 value = as_half(centroids[low]) | as_half(centroids[high]) << 16;
-#pragma unroll
-    for (int c = 0; c < COPIES; c++) table[entry * COPIES + c] = value;
+  constexpr int WIDE = COPIES >= 4 ? 4 : 1;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < ENTRIES * COPIES / WIDE; i += THREADS) {
+    u32 low = i * WIDE / COPIES, high = low;
+    if (PAIRS) codes_of(low, low, high);
+    const u32 value = as_half(__ldg(centroids + low)) | as_half(__ldg(centroids + high)) << 16;
+    if constexpr (WIDE == 4)
+      ((uint4*)table)[i] = make_uint4(value, value, value, value);
+    else
+      table[i] = value;
   }
 }

@@ -114,7 +114,7 @@ __device__ __forceinline__ float largest_norm(const u8* scales, i64 blocks, int 
 extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multiply_few(
     const u16* x, const float* units, i64 tokens, const u8* codes, const u8* scales, const u16* base,
     const float* centroids, const float* steps, const void* bias, i64 rows, i64 columns, void* y) {
-  __shared__ u32 table[ENTRIES * COPIES];
+  __shared__ __align__(16) u32 table[ENTRIES * COPIES];
   __shared__ u32 step_table[256];
   __shared__ float sums_of[WARPS][TILES][ROWS][8];
   constexpr int WAYS = WARPS / SPLIT, STRIDE_K = SPLIT * CHUNK;

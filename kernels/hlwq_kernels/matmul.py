@@ -21,7 +21,7 @@ _COPIES = {2: 32, 3: 32, 4: 32, 5: 8, 6: 2, 7: 32, 8: 32}
 """How often the table of centroids lies in shared memory: as often as 32 KB hold it, at most once a bank."""
 _GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
 _WARPS, _ROWS, _CHUNK, _SLICE = 8, 16, 128, 32
-_THREADS, _THREADS_A_PROCESSOR = 384, 768
+_THREADS, _THREADS_A_PROCESSOR = 448, 896
 _SHARED_BYTES = 48 * 2**10
 
 GATES = frozenset(name for name in _GATES if name)
@@ -123,8 +123,10 @@ def _launch_one(
     slices = weight.padded // _SLICE * (share if kind == 2 else 1)
     at_once = tokens * (share if kind == 1 else 1)
     shape = _shape(y.shape[1], slices, at_once, _processors(y.device))
+    x_blocks = slices * _SLICE // weight.block_size
+    beside = 4 * (256 + x_blocks) + 64 * shape.teams + max(2 * _SLICE * slices, 32 * shape.threads)
     macros: Macros = (
-        *_coding(weight, y, shape.threads, slices * 2 * _SLICE), ("INPUT", _TYPES[x.dtype]), ("GATE", _GATES[gate]),
+        *_coding(weight, y, shape.threads, beside), ("INPUT", _TYPES[x.dtype]), ("GATE", _GATES[gate]),
         ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
     )  # fmt: skip
     grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
@@ -143,9 +145,10 @@ def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: tor
     threads = 32 * min(32, max(1, -(-blocks // 2)))
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups = -(-y.shape[1] // _ROWS)
-    split = _split(groups, weight.padded, y.device)
+    split, tiles = _split(groups, weight.padded, y.device), -(-tokens // 8)
     macros: Macros = (
-        *_coding(weight, y, 32 * _WARPS, 0), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split), ("TILES", -(-tokens // 8)),
+        *_coding(weight, y, 32 * _WARPS, 1024 + 4096 * tiles), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split),
+        ("TILES", tiles),
     )  # fmt: skip
     _FEW.launch(
         y.device, macros, (-(-groups * split // _WARPS),), 32 * _WARPS, values, units, tokens, *_stored(weight, y),
@@ -153,12 +156,11 @@ def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: tor
     )  # fmt: skip
 
 
-def _coding(weight: CodedWeight, y: torch.Tensor, threads: int, x_bytes: int) -> Macros:
-    """The macros of lookup.cu, with as many copies of the table as there is room for, and those of the scales."""
+def _coding(weight: CodedWeight, y: torch.Tensor, threads: int, beside: int) -> Macros:
+    """The macros of lookup.cu, with as many copies of the table as fit beside so many bytes, and of the scales."""
     bits, row_bytes = weight.bits, weight.codes.shape[-1]
     entries, copies = 1 << (2 * bits if bits <= 6 else bits), _COPIES[bits]
-    others = max(x_bytes, 32 * threads) + 4 * (256 + weight.padded // 32) + 4096
-    while copies > 1 and 4 * entries * copies + others > _SHARED_BYTES:
+    while copies > 1 and 4 * entries * copies + beside > _SHARED_BYTES:
         copies //= 2
     return (
         ("BITS", bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", copies), ("OUTPUT", _TYPES[y.dtype]),

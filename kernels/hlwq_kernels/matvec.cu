@@ -11,7 +11,7 @@
 
 constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
 constexpr int ROW_BYTES = COLUMNS / 8 * BITS, BLOCKS = COLUMNS / N, SCALE_BYTES = BLOCKS * (LOG8 ? 1 : 2);
-constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AHEAD = 4, BATCH = 4, WARPS = THREADS / 32;
+constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AT_ONCE = 4, AHEAD = 2, BATCH = 4, WARPS = THREADS / 32;
 
 struct Piece {
   Planes codes;
@@ -73,18 +73,30 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // on their way while the rest is made ready
-  make_table(table, centroids);
-  if (LOG8)
-    for (int k = t; k < 256; k += THREADS) step_table[k] = steps[k];
-  for (int block = warp; block < X_BLOCKS; block += WARPS) {
-    float v[VALUES];
-    const i64 row = EXPERTS == 2 ? token * SHARE + block / BLOCKS : token;
-    rotate_block(v, x, row, in_columns, block % BLOCKS, lane);
-    // The block's largest goes to [2^9, 2^10): four products with the largest centroid stay below 2^15.
-    const int exponent = exponent_of(largest_in_warp(v)) - 9;
-    if (lane == 0) units[block] = power_of_two(exponent) * ROOT * (LOG8 ? 1.0f : ROOT);
+  for (int some = warp; some < X_BLOCKS || some == warp; some += AT_ONCE * WARPS) {
+    float v[AT_ONCE][VALUES];
 #pragma unroll
-    for (int j = 0; j < VALUES; j++) shared.x[block * N + j * 32 + lane] = (u16)as_half(v[j] * power_of_two(-exponent));
+    for (int i = 0; i < AT_ONCE; i++) {  // several blocks' loads before anything waits for one
+      const int block = some + i * WARPS < X_BLOCKS ? some + i * WARPS : 0;
+      load_block(v[i], x, EXPERTS == 2 ? token * SHARE + block / BLOCKS : token, in_columns, block % BLOCKS, lane);
+    }
+    if (some == warp) {
+      make_table(table, centroids);
+      if (LOG8)
+        for (int k = t; k < 256; k += THREADS) step_table[k] = steps[k];
+    }
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const int block = some + i * WARPS;
+      if (block >= X_BLOCKS) break;
+      rotate_block(v[i], lane);
+      // The block's largest goes to [2^9, 2^10): four products with the largest centroid stay below 2^15.
+      const int exponent = exponent_of(largest_in_warp(v[i])) - 9;
+      if (lane == 0) units[block] = power_of_two(exponent) * ROOT * (LOG8 ? 1.0f : ROOT);
+#pragma unroll
+      for (int j = 0; j < VALUES; j++)
+        shared.x[block * N + j * 32 + lane] = (u16)as_half(v[i][j] * power_of_two(-exponent));
+    }
   }
   __syncthreads();
   u32 values[16];

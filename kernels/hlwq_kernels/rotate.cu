@@ -9,7 +9,8 @@ extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
   float v[VALUES], largest = 0.0f;
   for (i64 block = warp; block < blocks; block += warps) {
-    rotate_block(v, x, row, columns, block, lane);
+    load_block(v, x, row, columns, block, lane);
+    rotate_block(v, lane);
     largest = fmaxf(largest, largest_in_warp(v));
   }
   if (lane == 0) largest_of[warp] = largest;
@@ -19,7 +20,8 @@ extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u
   const int exponent = exponent_of(largest) - 13;
   if (threadIdx.x == 0) units[row] = power_of_two(exponent) * ROOT;
   for (i64 block = warp; block < blocks; block += warps) {
-    rotate_block(v, x, row, columns, block, lane);
+    load_block(v, x, row, columns, block, lane);
+    rotate_block(v, lane);
 #pragma unroll
     for (int j = 0; j < VALUES; j++)
       out[(row * blocks + block) * N + j * 32 + lane] = (u16)as_half(v[j] * power_of_two(-exponent));

@@ -19,13 +19,17 @@ __device__ __forceinline__ float activation(const void* x, i64 row, i64 columns,
 #endif
 }
 
-// Not divided by sqrt(N); zeros beyond the columns.
-__device__ __forceinline__ void rotate_block(float* v, const void* x, i64 row, i64 columns, i64 block, int lane) {
+// Zeros beyond the columns.
+__device__ __forceinline__ void load_block(float* v, const void* x, i64 row, i64 columns, i64 block, int lane) {
 #pragma unroll
   for (int j = 0; j < VALUES; j++) {
     const i64 i = block * N + j * 32 + lane;
     v[j] = i < columns ? activation(x, row, columns, i) : 0.0f;
   }
+}
+
+// Not divided by sqrt(N).
+__device__ __forceinline__ void rotate_block(float* v, int lane) {
 #pragma unroll
   for (int h = 1; h < VALUES; h *= 2)
 #pragma unroll

@@ -11,7 +11,7 @@ from tests.kernels.weights import BITS, tables
 
 pytestmark = needs_cuda
 
-TOLERANCE = {torch.bfloat16: 2.5e-3, torch.float16: 8e-4, torch.float32: 1e-5}
+TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 8e-4, torch.float32: 1e-5}
 
 
 def random_weight(bits: int, n: int, scale: str, rows: int, columns: int, seed: int = 0) -> CodedWeight:
@@ -22,7 +22,8 @@ def random_weight(bits: int, n: int, scale: str, rows: int, columns: int, seed: 
     base = None
     if scale == "log8":
         scales = torch.randint(150, 256, (rows, blocks), dtype=torch.uint8, device=CUDA, generator=g)
-        scales[:, blocks // 2 : (blocks + 1) // 2] = 0
+        if blocks > 1:
+            scales[:, blocks // 2] = 0
         base = (torch.rand(rows, device=CUDA, generator=g) + 0.01).bfloat16()
     else:
         scales = (torch.rand(rows, blocks, device=CUDA, generator=g) * n**0.5).half()
