@@ -140,17 +140,38 @@ __device__ __forceinline__ float load_bias(const void* bias, i64 at) {
 #endif
 }
 
-// Neighbouring threads write neighbouring words, so that no two meet at a bank.
-__device__ __forceinline__ void make_table(u32* table, const float* centroids) {
+// A lane's own centroid, to be asked for early.
+__device__ __forceinline__ float own_centroid(const float* centroids) {
+  return __ldg(centroids + threadIdx.x % 32 % (1 << BITS));
+}
+
+// Whole warps call this. Neighbouring threads write neighbouring words, so that no two meet at a bank.
+__device__ __forceinline__ void make_table(u32* table, const float* centroids, float own) {
   constexpr int WIDE = COPIES >= 4 ? 4 : 1;
 #pragma unroll 4
   for (int i = threadIdx.x; i < ENTRIES * COPIES / WIDE; i += THREADS) {
     u32 low = i * WIDE / COPIES, high = low;
     if (PAIRS) codes_of(low, low, high);
-    const u32 value = as_half(__ldg(centroids + low)) | as_half(__ldg(centroids + high)) << 16;
+    const float a = BITS <= 5 ? __shfl_sync(0xffffffff, own, low) : __ldg(centroids + low);
+    const float b = BITS <= 5 ? __shfl_sync(0xffffffff, own, high) : __ldg(centroids + high);
+    const u32 value = as_half(a) | as_half(b) << 16;
     if constexpr (WIDE == 4)
       ((uint4*)table)[i] = make_uint4(value, value, value, value);
     else
       table[i] = value;
   }
+}
+
+// Where a launch overlaps with the kernel before: nothing that one wrote may be read before this.
+__device__ __forceinline__ void wait_for_the_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// From here on the next kernel may start to prepare itself, where it is launched to overlap.
+__device__ __forceinline__ void let_the_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }

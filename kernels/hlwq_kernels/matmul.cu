@@ -125,6 +125,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
   const i64 row = ((i64)blockIdx.x * WAYS + way) * ROWS + lane / 4;
   const int first = part * CHUNK + quarter * LANE_CODES, end = (int)columns;
   const bool mine = row - lane / 4 < rows;
+  const float own = own_centroid(centroids);
   Place at = place(codes, scales, row, rows, columns, first);
   const Place start = at;
   Piece now = {}, next = {};
@@ -133,13 +134,11 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
 #pragma unroll
   for (int r = 0; r < 2; r++)
     if (LOG8 && row + 8 * r < rows) size[r] = from_bf16(base[row + 8 * r]);
-  make_table(table, centroids);
+  make_table(table, centroids, own);
   if (LOG8)
     for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = as_half(steps[k]) * 0x10001;
   __syncthreads();
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;");
-#endif
+  wait_for_the_kernel_before();
   if (!LOG8)
 #pragma unroll
     for (int r = 0; r < 2; r++) {

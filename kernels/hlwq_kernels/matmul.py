@@ -132,7 +132,7 @@ def _launch_one(
     grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
     _ONE.launch(
         y.device, macros, grid, shape.threads, x, x.shape[1] // (2 if gate else 1), *_stored(weight, y), bias,
-        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, y,
+        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, y, overlap=True,
     )  # fmt: skip
 
 

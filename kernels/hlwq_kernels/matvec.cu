@@ -44,6 +44,9 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
   const int t = threadIdx.x, warp = t / 32, lane = t % 32, team = t / SLICES, slice = t % SLICES;
   const i64 token = EXPERTS == 1 ? blockIdx.z : blockIdx.y, slot = EXPERTS == 1 ? blockIdx.y : slice / PER_EXPERT;
   const u32 first = slice % PER_EXPERT * LANE_CODES;
+  let_the_next_kernel_start();
+  const float own = own_centroid(centroids), own_step = LOG8 && t < 256 ? steps[t] : 0.0f;
+  if (EXPERTS) wait_for_the_kernel_before();
   const i64 expert = EXPERTS ? chosen[token * SHARE + slot] : 0;
   const bool known = expert >= 0 && expert < experts;
   // A thread beyond the last team reads what the first does, and nobody reads its sums.
@@ -73,6 +76,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // on their way while the rest is made ready
+  if (!EXPERTS) wait_for_the_kernel_before();
   for (int some = warp; some < X_BLOCKS || some == warp; some += AT_ONCE * WARPS) {
     float v[AT_ONCE][VALUES];
 #pragma unroll
@@ -81,9 +85,10 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
       load_block(v[i], x, EXPERTS == 2 ? token * SHARE + block / BLOCKS : token, in_columns, block % BLOCKS, lane);
     }
     if (some == warp) {
-      make_table(table, centroids);
+      make_table(table, centroids, own);
+      if (LOG8 && t < 256) step_table[t] = own_step;
       if (LOG8)
-        for (int k = t; k < 256; k += THREADS) step_table[k] = steps[k];
+        for (int k = t + THREADS; k < 256; k += THREADS) step_table[k] = steps[k];
     }
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {

@@ -1,9 +1,7 @@
 // Rows of activations, rotated block by block and rounded to fp16 under a power of two of their own. A CTA takes a row.
 
 extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u16* out, float* units) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
+  let_the_next_kernel_start();
   __shared__ float largest_of[32];
   const i64 row = blockIdx.x;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;

@@ -124,3 +124,27 @@ def test_a_cuda_graph_and_a_compiled_function_take_it() -> None:
     assert torch.equal(y, coded_linear(x, *weight))
     compiled = torch.compile(lambda v: coded_linear(v, *weight), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), y)
+
+
+@pytest.mark.parametrize("before", ["copy", "fill", "kernel", "nothing"])
+def test_a_graph_takes_it_after_whatever_comes_before(before: str) -> None:
+    """Launches overlap with the kernel before them; before a copy or a fill there is none."""
+    weight, x = random_weight(5, 64, "log8", 512, 2816), activations(1, 2816, torch.bfloat16)
+    source, zeros = x.clone(), torch.zeros(2**20, device=CUDA)
+    expected = coded_linear(x, *weight)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        if before == "copy":
+            x.copy_(source)
+        elif before == "fill":
+            zeros.zero_()
+        elif before == "kernel":
+            torch.add(source, 0.0, out=x)
+        y = coded_linear(x, *weight)
+        again = coded_linear(torch.nn.functional.pad(y, (0, 2816 - 512)), *weight)
+    for _ in range(20):
+        if before in ("copy", "kernel"):
+            x.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(y, expected)
+        assert torch.equal(again, coded_linear(torch.nn.functional.pad(expected, (0, 2816 - 512)), *weight))
