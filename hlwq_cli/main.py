@@ -10,9 +10,10 @@ from typer.core import TyperGroup
 
 from . import __version__
 
-COMMANDS = ("quantize", "inspect", "bench", "export", "card", "push")
+COMMANDS = ("quantize", "inspect", "bench", "demo", "export", "card", "push")
 _EPILOG = (
-    "HLWQ_DEBUG=1 shows tracebacks; HLWQ_TRACE=FILE records what each thread of quantize does. "
+    "HLWQ_DEBUG=1 shows tracebacks; HLWQ_TRACE=FILE records what each thread of quantize does; "
+    "HLWQ_DEMO_AUTH=USER:PASSWORD is the login of demo's page. "
     "HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR mean what they mean elsewhere."
 )
 

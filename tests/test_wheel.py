@@ -28,6 +28,7 @@ def test_wheel_holds_packages_types_configs_and_licence(wheel: Path) -> None:
         assert name in names
     configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")}
     assert {f"hlwq_cli/{c}" for c in configs} <= names
+    assert "hlwq_cli/ui/demo/page.css" in names
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert not [n for n in names if n.startswith(("tests/", "scripts/", "kernels/"))]
 

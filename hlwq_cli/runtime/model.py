@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import UsageError
+from .answer import Answer, cut
 from .coded import Execution
+from .conversation import Turn, messages
 from .generation import Generation
 from .loading import load_model, load_processor, sees
 
@@ -59,6 +60,17 @@ class HLWQModel:
         """Whether the model takes pictures."""
         return sees(self.model.config)
 
+    @property
+    def chats(self) -> bool:
+        """Whether it has a chat template, so that it can hold a conversation."""
+        return getattr(self.processor, "chat_template", None) is not None
+
+    @property
+    def context(self) -> int | None:
+        """The longest conversation the model reads, in tokens; None where its config does not say."""
+        longest: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return longest
+
     def generate(
         self,
         text: str | Sequence[str],
@@ -71,6 +83,7 @@ class HLWQModel:
         stop: Sequence[str] = (),
         system: str | None = None,
         chat: bool | None = None,
+        history: Sequence[Turn] = (),
     ) -> str | list[str]:
         """Answer a prompt, or each of several of any lengths.
 
@@ -84,61 +97,40 @@ class HLWQModel:
             stop: the answer ends before the first of these.
             system: a system prompt, where the chat template takes one.
             chat: wrap prompts as a user's turn; by default where there is a chat template.
+            history: the turns of the conversation before the prompt, pictures included.
 
         Raises:
-            UsageError: pictures for a model that takes none.
+            UsageError: pictures for a model that takes none; a prompt that leaves no room in the model's context;
+                earlier turns without a chat template.
         """
         single = isinstance(text, str)
         prompts = [text] if isinstance(text, str) else list(text)
         pictures = _pictures_for(prompts, images, single)
-        inputs = self.prepare(prompts, pictures, system=system, chat=chat)
+        inputs = self.prepare(prompts, pictures, system=system, chat=chat, history=history)
+        length = self._room(inputs, max_new_tokens)
         with torch.inference_mode():
-            out = self.generation.generate(**inputs, **self._settings(max_new_tokens, temperature, top_p, seed, stop))
+            out = self.generation.generate(**inputs, **self._settings(length, temperature, top_p, seed, stop))
         new = out[:, inputs["input_ids"].shape[1] :]
-        answers = [_cut(a, stop) for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        answers = [cut(a, stop) for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return answers[0] if single else answers
 
-    def stream(self, text: str, images: Sequence[Image] | None = None, **options: Any) -> Iterator[str]:
-        """Answer one prompt piece by piece; options are those of `generate`. Closing the iterator stops the model."""
-        from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+    def stream(self, text: str, images: Sequence[Image] | None = None, **options: Any) -> Answer:
+        """Answer one prompt piece by piece; options and errors are those of `generate`.
 
-        cancelled = threading.Event()
-
-        class Cancelled(StoppingCriteria):
-            def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-                return torch.full((input_ids.shape[0],), cancelled.is_set(), device=input_ids.device)
-
+        The model stops when the answer is cancelled, closed or dropped.
+        """
         stop = tuple(options.pop("stop", ()))
-        shaping = {key: options.pop(key) for key in ("system", "chat") if key in options}
+        shaping = {key: options.pop(key) for key in ("system", "chat", "history") if key in options}
         inputs = self.prepare([text], [list(images)] if images else None, **shaping)
-        settings = self._settings(
-            options.pop("max_new_tokens", 256), options.pop("temperature", 0.0), options.pop("top_p", 1.0),
-            options.pop("seed", None), stop,
-        )  # fmt: skip
+        length = self._room(inputs, options.pop("max_new_tokens", 256))
+        sampling = options.pop("temperature", 0.0), options.pop("top_p", 1.0), options.pop("seed", None)
         if options:
             raise UsageError(f"stream does not know {', '.join(sorted(options))}.")
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        failure: list[BaseException] = []
 
-        def work() -> None:
-            try:
-                with torch.inference_mode():
-                    self.generation.generate(
-                        **inputs, **settings, streamer=streamer, stopping_criteria=StoppingCriteriaList([Cancelled()])
-                    )
-            except BaseException as error:
-                failure.append(error)
-                streamer.end()
+        def generate(**hooks: Any) -> None:
+            self.generation.generate(**inputs, **self._settings(length, *sampling, stop), **hooks)
 
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            yield from _until_stop(streamer, stop)
-        finally:
-            cancelled.set()
-            thread.join()
-        if failure:
-            raise failure[0]
+        return Answer(self.tokenizer, inputs["input_ids"].shape[1], generate, stop)
 
     def prepare(
         self,
@@ -147,17 +139,21 @@ class HLWQModel:
         *,
         system: str | None = None,
         chat: bool | None = None,
+        history: Sequence[Turn] = (),
     ) -> Any:
         """Token ids, masks and pixels of prompts, padded on the left, on the model's device."""
-        if images is not None and not self.sees:
+        before = [i for turn in history for i in turn.images]
+        if (before or images is not None) and not self.sees:
             raise UsageError("This model takes no pictures.", "Leave them out, or load a model that sees.")
-        has_template = getattr(self.processor, "chat_template", None) is not None
-        wrapped = has_template if chat is None else chat
-        texts = list(prompts)
+        wrapped = self.chats if chat is None else chat
+        if history and not wrapped:
+            raise UsageError("Without a chat template there are no earlier turns.", "Write them into the prompt.")
+        texts, pictures = list(prompts), [list(i) for i in images or [()] * len(prompts)]
         if wrapped:
-            counts = [len(i) for i in images] if images else [0] * len(texts)
-            texts = [self._as_turn(t, n, system) for t, n in zip(texts, counts, strict=True)]
-        extra = {} if images is None else {"images": [list(i) for i in images]}
+            asked = [Turn("user", t, i) for t, i in zip(texts, pictures, strict=True)]
+            texts = [self._as_chat([*history, turn], system) for turn in asked]
+        shown = [[*before, *i] for i in pictures]
+        extra = {"images": shown} if any(shown) else {}
         inputs = self.processor(text=texts, return_tensors="pt", padding=True, add_special_tokens=not wrapped, **extra)
         inputs = inputs.to(self.model.device)
         for key, value in inputs.items():
@@ -165,15 +161,21 @@ class HLWQModel:
                 inputs[key] = value.to(self.model.dtype)
         return inputs
 
-    def _as_turn(self, text: str, pictures: int, system: str | None) -> str:
-        content: Any = text
-        if self.sees:
-            content = [{"type": "image"}] * pictures + [{"type": "text", "text": text}]
-        messages = [{"role": "user", "content": content}]
-        if system:
-            messages.insert(0, {"role": "system", "content": system})
-        turn: str = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return turn
+    def _as_chat(self, turns: Sequence[Turn], system: str | None) -> str:
+        wrapped: str = self.processor.apply_chat_template(
+            messages(turns, system, self.sees), tokenize=False, add_generation_prompt=True
+        )
+        return wrapped
+
+    def _room(self, inputs: Any, max_new_tokens: int) -> int:
+        """How many tokens an answer may have, at most those asked for."""
+        tokens = inputs["input_ids"].shape[1]
+        if self.context is not None and tokens >= self.context:
+            raise UsageError(
+                f"The prompt is {tokens:,} tokens long, and this model reads fewer than {self.context:,}.",
+                "Make it shorter, or start a new conversation.",
+            )
+        return max_new_tokens if self.context is None else min(max_new_tokens, self.context - tokens)
 
     def _settings(
         self, max_new_tokens: int, temperature: float, top_p: float, seed: int | None, stop: Sequence[str]
@@ -201,25 +203,3 @@ def _pictures_for(prompts: list[str], images: Any, single: bool) -> list[list[An
     if len(groups) != len(prompts):
         raise UsageError(f"{len(prompts)} prompts came with pictures for {len(groups)}.")
     return groups
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    ends = [text.find(s) for s in stop if s in text]
-    return text[: min(ends)] if ends else text
-
-
-def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass text on, holding back what may be the beginning of a stop string."""
-    held = ""
-    longest = max((len(s) for s in stop), default=1) - 1
-    for piece in pieces:
-        held += piece
-        if any(s in held for s in stop):
-            yield _cut(held, stop)
-            return
-        ready = len(held) - longest
-        if ready > 0:
-            yield held[:ready]
-            held = held[ready:]
-    if held:
-        yield held

@@ -5,10 +5,12 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetensors")
+HEAVY = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetensors", "gradio")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["quantize", "--help"], ["inspect", "--help"], []])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["quantize", "--help"], ["inspect", "--help"], ["demo", "--help"], []]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         f"import sys; sys.argv = ['hlwq', *{arguments!r}]\nfrom hlwq_cli.main import main\n"
@@ -21,7 +23,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_help_names_commands_and_environment_variables() -> None:
     done = subprocess.run([sys.executable, "-m", "hlwq_cli.main", "--help"], capture_output=True, text=True, check=True)
-    for word in ("quantize", "inspect", "export", "HLWQ_DEBUG", "HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "NO_COLOR"):
+    for word in (
+        "quantize",
+        "inspect",
+        "export",
+        "demo",
+        "HLWQ_DEBUG",
+        "HLWQ_DEMO_AUTH",
+        "HF_TOKEN",
+        "HF_HOME",
+        "HF_ENDPOINT",
+        "NO_COLOR",
+    ):
         assert word in done.stdout
     assert done.stderr == ""
 

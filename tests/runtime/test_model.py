@@ -1,14 +1,17 @@
 """HLWQModel answers: one prompt or many, whole or piece by piece, the same each time."""
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hlwq_cli.errors import UsageError
+from hlwq_cli.runtime.conversation import Turn
 from hlwq_cli.runtime.model import HLWQModel, PolarQuantModel
-from hlwq_cli.samples import resolve_model
+from hlwq_cli.samples import resolve_model, sample_file
 
 PROMPTS = ["My fellow citizens,", "The state of our union is", "We"]
 LONG = 8
@@ -89,8 +92,74 @@ def test_closing_a_stream_stops_its_thread(model: HLWQModel) -> None:
     before = threading.active_count()
     pieces = model.stream(PROMPTS[1], max_new_tokens=400, chat=False)
     next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert threading.active_count() == before
+
+
+def test_dropping_a_stream_stops_its_thread(model: HLWQModel) -> None:
+    before = threading.active_count()
+    pieces = model.stream(PROMPTS[1], max_new_tokens=400, chat=False)
+    next(pieces)
+    del pieces
+    assert threading.active_count() == before
+
+
+def test_a_cancelled_stream_ends_with_what_was_said_until_then(model: HLWQModel) -> None:
+    pieces = model.stream(PROMPTS[1], max_new_tokens=400, chat=False)
+    said = next(pieces)
+    pieces.cancel()
+    said += "".join(pieces)
+    whole = answer(model, PROMPTS[1], max_new_tokens=pieces.tokens)
+    assert pieces.tokens < 40
+    assert said == whole
+
+
+def test_a_stream_counts_its_tokens_and_their_speed(model: HLWQModel) -> None:
+    pieces = model.stream(PROMPTS[1], max_new_tokens=LONG, chat=False)
+    assert (pieces.prompt_tokens, pieces.tokens, pieces.tokens_per_second) == (8, 0, None)
+    list(pieces)
+    assert pieces.tokens == LONG
+    assert pieces.tokens_per_second is not None
+    assert 1 < pieces.tokens_per_second < 10_000
+
+
+def test_history_is_what_the_chat_template_makes_of_it(model: HLWQModel) -> None:
+    history = [Turn("user", PROMPTS[0]), Turn("assistant", "We are at peace.")]
+    written = (
+        f"<|turn>system\nBe brief.<turn|>\n<|turn>user\n{PROMPTS[0]}<turn|>\n<|turn>model\nWe are at peace.<turn|>\n"
+        f"<|turn>user\n{PROMPTS[1]}<turn|>\n<|turn>model\n"
+    )
+    told = model.prepare([PROMPTS[1]], system="Be brief.", history=history)["input_ids"]
+    assert told.tolist() == model.prepare([written], chat=False)["input_ids"].tolist()
+    one = answer(model, PROMPTS[1], chat=True, history=history, max_new_tokens=32)
+    assert "".join(model.stream(PROMPTS[1], max_new_tokens=32, history=history)) == one
+
+
+def test_pictures_of_earlier_turns_are_seen(model: HLWQModel) -> None:
+    document = json.loads(sample_file("eval/captions.json").read_text())
+    question, captions = document["question"], document["captions"]
+    first, second = (Image.open(sample_file(f"eval/{name}")) for name in ("picture-00.png", "picture-03.png"))
+    history = [Turn("user", question, [first]), Turn("assistant", captions["picture-00.png"])]
+    inputs = model.prepare([question], [[second]], history=history)
+    alone = model.prepare([question], [[second]])
+    assert len(inputs["pixel_values"]) == 2
+    assert inputs["pixel_values"][1].tolist() == alone["pixel_values"][0].tolist()
+    assert model.generate(question, [second], history=history, max_new_tokens=48) == captions["picture-03.png"]
+
+
+def test_history_without_a_chat_template_is_refused(model: HLWQModel) -> None:
+    with pytest.raises(UsageError, match="no earlier turns"):
+        model.generate("We", chat=False, history=[Turn("user", "No.")])
+
+
+def test_a_prompt_longer_than_the_context_is_refused_and_an_answer_ends_with_it(model: HLWQModel) -> None:
+    assert model.context == 2048
+    for ask in (model.generate, model.stream):
+        with pytest.raises(UsageError, match=r"2,103 tokens long, and this model reads fewer than 2,048"):
+            ask("We " * 2100, chat=False)  # type: ignore[operator]
+    pieces = model.stream("We " * 2040, max_new_tokens=LONG * 10, chat=False, temperature=1.0, seed=1)
+    list(pieces)
+    assert pieces.prompt_tokens + pieces.tokens <= 2048
 
 
 def test_a_failure_in_the_thread_reaches_the_caller(model: HLWQModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,100 @@
+"""hlwq demo: chat with a checkpoint in the browser."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ..ui.errors import INTERRUPTED, handled
+from ..ui.options import FormatOption, JsonOption, QuietOption
+from ..ui.sink import Format, Sink
+
+if TYPE_CHECKING:
+    from ..runtime.coded import Execution
+
+
+@handled
+def demo(
+    path: Annotated[str, typer.Argument(help="A checkpoint, coded or plain: a folder, a Hub id or 'sample'.")],
+    compare: Annotated[
+        str | None, typer.Option(metavar="REF", help="A second checkpoint, which answers side by side.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port on 127.0.0.1; by default a free one from 7860 up.")
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Make a public address through Gradio, behind a login.")
+    ] = False,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD",
+            envvar="HLWQ_DEMO_AUTH",
+            show_envvar=True,
+            help="Login of the page; with --share one is made up and shown once.",
+        ),
+    ] = None,
+    open_to_all: Annotated[bool, typer.Option("--open", help="With --share: no login.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    execution: Annotated[str, typer.Option(help="auto, coded or dense.")] = "auto",
+    format: FormatOption = Format.auto,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Serve a page to chat with a checkpoint, with pictures where it sees, until Ctrl-C."""
+    sink = Sink(format, json, quiet)
+    from ..errors import UsageError
+    from ..ui.demo.serve import check_gradio, check_port, choose_access, gradio_environment, served
+    from ..ui.show_demo import show_demo, show_login
+
+    if execution not in ("auto", "coded", "dense"):
+        raise UsageError(f"--execution is auto, coded or dense, not {execution!r}.")
+    access = choose_access(share, open_to_all, auth)
+    check_gradio()
+    check_port(port)
+    load = _Load(device, dtype, cast("Execution", execution))
+    try:
+        with gradio_environment():
+            page = _page(sink, [path] if compare is None else [path, compare], load)
+            with served(page, access, port) as address:
+                show_login(sink, access)
+                signal.signal(signal.SIGTERM, _end)
+                show_demo(sink, address)
+                threading.Event().wait()
+    except KeyboardInterrupt:  # not for `handled`, which would repeat the command line and with it the password
+        sink.note("Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@dataclass(frozen=True)
+class _Load:
+    """How checkpoints are loaded, see `load_model`."""
+
+    device: str
+    dtype: str
+    execution: Execution
+
+
+def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
+    from ..runtime.model import HLWQModel
+    from ..ui.demo.facts import describe
+    from ..ui.demo.page import Shown, build_page
+    from ..ui.progress import steps_display
+
+    shown = []
+    with steps_display(sink) as tell:
+        for i, path in enumerate(paths):
+            tell(f"loading {path}", i, len(paths))
+            model = HLWQModel.from_pretrained(path, **asdict(load))
+            shown.append(Shown(model, describe(path, model)))
+    return build_page(shown)
+
+
+def _end(number: int, frame: object) -> None:
+    """End as on Ctrl-C, with everything put away."""
+    raise SystemExit(128 + number)

@@ -1,0 +1,123 @@
+"""An answer that comes piece by piece, counted while it comes, and stopped at any token."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+
+class Answer(Iterator[str]):
+    """The text of an answer in pieces; the model starts with the first one asked for, and stops when this is dropped.
+
+    Attributes:
+        prompt_tokens: tokens of what was asked, pictures included.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prompt_tokens: int, generate: Callable[..., Any], stop: Sequence[str] = ()
+    ) -> None:
+        """Wrap `generate`, which takes transformers' `streamer` and `stopping_criteria` and blocks until the end."""
+        self.prompt_tokens = prompt_tokens
+        self._cancelled = threading.Event()
+        self._streamer = _Counting(tokenizer)
+        self._pieces = _run(self._streamer, generate, self._cancelled, tuple(stop))
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer so far, its end mark included."""
+        return len(self._streamer.times)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed after the first token, which waits for the prompt to be read; None before there is a second one."""
+        times = self._streamer.times
+        return (len(times) - 1) / max(times[-1] - times[0], 1e-9) if len(times) > 1 else None
+
+    def cancel(self) -> None:
+        """Make the model stop at its next token; what it said until then still comes. From any thread."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """Stop the model, wait until it has, and drop the rest of the text."""
+        self._pieces.close()
+
+
+def _run(
+    streamer: TextIteratorStreamer, generate: Callable[..., Any], cancelled: threading.Event, stop: tuple[str, ...]
+) -> Generator[str]:
+    """No method of `Answer`, so that one that is dropped is freed at once, and this generator closed."""
+    failure: list[BaseException] = []
+    criteria = StoppingCriteriaList([_Cancelled(cancelled)])
+
+    def work() -> None:
+        try:
+            with torch.inference_mode():
+                generate(streamer=streamer, stopping_criteria=criteria)
+        except BaseException as error:
+            failure.append(error)
+            streamer.end()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield from _until_stop(streamer, stop)
+    finally:
+        cancelled.set()
+        thread.join()
+    if failure:
+        raise failure[0]
+
+
+class _Cancelled(StoppingCriteria):
+    """Ends a generation when an event is set."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
+
+
+class _Counting(TextIteratorStreamer):
+    """A streamer that remembers when each token of the answer came."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take a token, or at first the prompt."""
+        if not self.next_tokens_are_prompt:
+            self.times.append(time.perf_counter())
+        super().put(value)  # type: ignore[no-untyped-call]
+
+
+def cut(text: str, stop: Sequence[str]) -> str:
+    """Text up to the first of some stop strings."""
+    ends = [text.find(s) for s in stop if s in text]
+    return text[: min(ends)] if ends else text
+
+
+def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """Pass text on, holding back what may be the beginning of a stop string."""
+    held = ""
+    longest = max((len(s) for s in stop), default=1) - 1
+    for piece in pieces:
+        held += piece
+        if any(s in held for s in stop):
+            yield cut(held, stop)
+            return
+        ready = len(held) - longest
+        if ready > 0:
+            yield held[:ready]
+            held = held[ready:]
+    if held:
+        yield held

@@ -1,0 +1,1 @@
+"""The page of `hlwq demo`: a chat with a checkpoint, beside what the checkpoint is."""

@@ -1,0 +1,131 @@
+"""What a checkpoint is, in a few lines, from its headers and small files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...checkpoint import open_coded, open_source
+from ...checkpoint.hub import is_repo_id
+from ...checkpoint.manifest import CHART, RESULTS
+from ...errors import NotFoundError
+from ...sizes import format_size
+
+if TYPE_CHECKING:
+    from ...checkpoint import CodedCheckpoint
+    from ...runtime.model import HLWQModel
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A checkpoint at a glance.
+
+    Attributes:
+        name: of the repository or folder.
+        summary: what matters most, in a few words.
+        lines: label and value of each fact.
+        chart: the chart that `hlwq bench --save` left, when it is of these very weights.
+    """
+
+    name: str
+    summary: str
+    lines: tuple[tuple[str, str], ...]
+    chart: Path | None = None
+
+
+def describe(path: str, model: HLWQModel) -> Facts:
+    """Describe a checkpoint, coded or plain, and how it is held."""
+    try:
+        found = _coded(path)
+    except NotFoundError:
+        found = _plain(path)
+    return replace(found, lines=(*found.lines, *_live(model)))
+
+
+def _coded(path: str) -> Facts:
+    checkpoint = open_coded(path)
+    try:
+        manifest, recipe = checkpoint.manifest, checkpoint.manifest.fingerprint.get("recipe", {})
+        bits: Counter[int] = Counter()
+        for t in manifest.coded:
+            bits[t.bits] += math.prod(t.shape)
+        size = manifest.coded_bytes + manifest.kept_bytes
+        weights = sum(bits.values()) + sum(math.prod(k.shape) for k in manifest.kept)
+        revision = manifest.source.get("revision")
+        lines = [
+            ("Weights", f"{_count(weights)}, {sum(bits.values()) / max(weights, 1):.0%} of them coded"),
+            ("Coded with", _widths(bits)),
+            ("Bits per weight", f"{manifest.bits_per_weight:.3f}"),
+            ("Size", f"{format_size(size)}, {size / max(2 * weights, 1):.0%} of bf16 ({format_size(2 * weights)})"),
+            ("Recipe", f"{recipe.get('recipe', 'unknown')}, blocks of {checkpoint.settings['block_size']}"),
+            ("Made from", f"{manifest.source['id']}" + (f" at {str(revision)[:8]}" if revision else "")),
+        ]
+        summary = f"{_widths(bits)}, {format_size(size)} instead of {format_size(2 * weights)}"
+        return Facts(_name(path), summary, tuple(lines), _chart(checkpoint))
+    finally:
+        checkpoint.close()
+
+
+def _plain(path: str) -> Facts:
+    source = open_source(path)
+    try:
+        weights = sum(math.prod(t.shape) for t in source.tensors.values())
+        size = sum(t.nbytes for t in source.tensors.values())
+        kinds = Counter[str]()
+        for t in source.tensors.values():
+            kinds[t.dtype.lower()] += t.nbytes
+        kind = kinds.most_common(1)[0][0] if kinds else "nothing"
+        lines = [
+            ("Weights", f"{_count(weights)}, none of them coded"),
+            ("Stored as", kind),
+            ("Size", format_size(size)),
+        ]
+        return Facts(_name(path), f"{kind}, {format_size(size)}", tuple(lines))
+    finally:
+        source.close()
+
+
+def _live(model: HLWQModel) -> list[tuple[str, str]]:
+    network = model.model
+    context = "not stated" if model.context is None else f"{model.context:,} tokens"
+    kind = str(network.dtype).removeprefix("torch.")
+    return [
+        ("Architecture", type(network).__name__),
+        ("Takes", "text and pictures" if model.sees else "text"),
+        ("Context", context),
+        ("Runs on", f"{network.device}, {kind}"),
+    ]
+
+
+def _chart(checkpoint: CodedCheckpoint) -> Path | None:
+    listed = {f.name for f in checkpoint.manifest.files}
+    if not {CHART, RESULTS} <= listed:
+        return None
+    try:
+        document = json.loads(checkpoint.path(RESULTS).read_text())
+        chart = checkpoint.path(CHART)
+        return chart if document["checkpoint"] == checkpoint.manifest.digest and chart.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):  # a page without its chart is still a page
+        return None
+
+
+def _widths(bits: Counter[int]) -> str:
+    total = sum(bits.values())
+    if len(bits) == 1:
+        return f"{next(iter(bits))} bits"
+    return ", ".join(f"{width} bits {n / total:.0%}" for width, n in sorted(bits.items()))
+
+
+def _count(weights: int) -> str:
+    for unit, scale in (("G", 10**9), ("M", 10**6)):
+        if weights >= scale:
+            return f"{weights / scale:.2f} {unit}"
+    return f"{weights:,}"
+
+
+def _name(path: str) -> str:
+    return path if is_repo_id(path) and not Path(path).exists() else Path(path).resolve().name

@@ -1,0 +1,68 @@
+"""A session and a checkpoint's facts, as the page shows them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from ...sizes import format_size
+from .facts import Facts
+from .session import Exchange, Reply, Session
+
+_ENDS = {"stopped": "stopped", "full": "as long as allowed"}
+
+
+def messages(session: Session | None, model: int) -> list[dict[str, Any]]:
+    """One model's side of a conversation, as gradio's Chatbot takes it."""
+    found: list[dict[str, Any]] = []
+    for exchange in session.exchanges if session else ():
+        found.append({"role": "user", "content": _asked(exchange)})
+        found.append({"role": "assistant", "content": _answered(exchange.replies[model])})
+    return found
+
+
+def figures(reply: Reply) -> str:
+    """What stands beneath an answer: tokens, speed, memory, and how it ended if not by itself."""
+    parts = [f"{reply.tokens} token{'' if reply.tokens == 1 else 's'}"]
+    if reply.tokens_per_second is not None:
+        parts.append(f"{reply.tokens_per_second:.1f} tok/s")
+    parts.append(f"{format_size(reply.memory)} memory")
+    if reply.end in _ENDS:
+        parts.append(_ENDS[reply.end])
+    return " · ".join(parts)
+
+
+def headline(facts: Sequence[Facts]) -> str:
+    """HTML of the page's title."""
+    names = " and ".join(html.escape(f.name) for f in facts)
+    sizes = " against ".join(html.escape(f.summary) for f in facts)
+    return f"<h1>{names}</h1><p>{sizes}</p>"
+
+
+def facts_table(facts: Facts) -> str:
+    """HTML of what a checkpoint is."""
+    rows = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in facts.lines)
+    return f'<section class="facts"><h2>{html.escape(facts.name)}</h2><dl>{rows}</dl></section>'
+
+
+def _asked(exchange: Exchange) -> list[Any]:
+    pictures: list[Any] = [{"path": str(p), "alt_text": p.name} for p in exchange.pictures]
+    return [*pictures, *([exchange.text] if exchange.text else [])]
+
+
+def _answered(reply: Reply) -> list[str]:
+    """The answer and, as a part of its own that no Markdown of the model's can swallow, what there is to say of it."""
+    if not reply.end and not reply.text:
+        return [_waiting(reply)]
+    if reply.problem:
+        about = f"⚠ {html.escape(reply.problem)}"
+    else:
+        about = figures(reply) if reply.tokens else _ENDS.get(reply.end, "no words")
+    return [*([reply.text] if reply.text else []), about]
+
+
+def _waiting(reply: Reply) -> str:
+    if reply.ahead:
+        return f"{reply.ahead} {'person is' if reply.ahead == 1 else 'people are'} first …"
+    return "…"

@@ -1,0 +1,220 @@
+"""One person's conversation, with one model or two: kept here on the server, shared with nobody."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import HlwqError, UsageError
+from ...runtime.answer import Answer
+from ...runtime.conversation import Turn
+from ...runtime.memory import memory_held
+from ...runtime.model import HLWQModel
+from .line import Line
+from .pictures import MAX_PICTURES, open_picture
+
+MAX_CHARACTERS = 1_000_000
+_POLL_SECONDS = 0.5
+_STOP_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an answer is drawn; see `HLWQModel.generate`."""
+
+    system: str = ""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int | None = None
+
+
+@dataclass
+class Reply:
+    """One model's answer so far.
+
+    Attributes:
+        text: what it said.
+        tokens: of the answer.
+        tokens_per_second: while it spoke.
+        memory: bytes held when it ended or was last looked at.
+        ahead: people whose turn comes first, while it waits.
+        end: "" until it ends; then "done", "stopped", "full" (as long as it was allowed) or "failed".
+        problem: why it failed.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    tokens_per_second: float | None = None
+    memory: int = 0
+    ahead: int = 0
+    end: str = ""
+    problem: str = ""
+
+
+@dataclass
+class Exchange:
+    """A prompt and each model's answer to it."""
+
+    text: str
+    pictures: tuple[Path, ...]
+    replies: list[Reply]
+
+
+@dataclass
+class Session:
+    """A conversation. Its handlers may run in any thread; at most one `answer` runs at a time.
+
+    Attributes:
+        exchanges: from the first to the last.
+    """
+
+    exchanges: list[Exchange] = field(default_factory=list)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    _answering: threading.Lock = field(default_factory=threading.Lock)
+    _current: Answer | None = None
+
+    def ask(self, text: str, pictures: Sequence[Path], models: int) -> None:
+        """Add a prompt, to be answered next.
+
+        Raises:
+            UsageError: it is empty, too long to look at, comes while another is answered, or a picture is none.
+        """
+        self._begin()
+        if not text.strip() and not pictures:
+            raise UsageError("There is nothing to answer.", "Write something first.")
+        if len(text) > MAX_CHARACTERS:
+            raise UsageError(f"That is {len(text):,} characters.", f"At most {MAX_CHARACTERS:,} are read.")
+        if len(pictures) > MAX_PICTURES:
+            raise UsageError(f"Those are {len(pictures)} pictures.", f"Send at most {MAX_PICTURES} at once.")
+        for path in pictures:
+            open_picture(path)
+        self.exchanges.append(Exchange(text, tuple(pictures), [Reply() for _ in range(models)]))
+
+    def retry(self) -> None:
+        """Forget the last answer, so that it is given anew.
+
+        Raises:
+            UsageError: there is none, or it is still coming.
+        """
+        self._begin()
+        if not self.exchanges:
+            raise UsageError("There is no answer to try again.", "Write something first.")
+        last = self.exchanges[-1]
+        last.replies = [Reply() for _ in last.replies]
+
+    def stop(self) -> None:
+        """End the answer that is coming, or being waited for, at the model's next token."""
+        self._stopped.set()
+        if self._current is not None:
+            self._current.cancel()
+        if not self._answering.locked():
+            self._end()
+
+    def fail(self, problem: str) -> None:
+        """End the answer that was to come, and say why."""
+        for reply in self.exchanges[-1].replies if self.exchanges else ():
+            if not reply.end:
+                reply.end, reply.problem = "failed", problem
+
+    def clear(self) -> None:
+        """Stop, and forget everything."""
+        self.stop()
+        self.exchanges = []
+
+    def answer(self, models: Sequence[HLWQModel], line: Line, settings: Settings) -> Iterator[None]:
+        """Answer the last prompt with each model in turn, yielding whenever there is something new to see.
+
+        Closing the iterator stops the model, and whoever is next in line has it.
+        """
+        if not self.exchanges or self.exchanges[-1].replies[0].end or not self._answering.acquire(blocking=False):
+            return
+        exchange, earlier = self.exchanges[-1], self.exchanges[:-1]
+        try:
+            with line.place() as place:
+                while not self._stopped.is_set() and not place.wait(_POLL_SECONDS):
+                    exchange.replies[0].ahead = place.ahead
+                    yield
+                for i, model in enumerate(models):
+                    yield from self._reply(model, exchange, _turns(earlier, i), exchange.replies[i], settings)
+        finally:
+            self._end()
+            self._answering.release()
+
+    def _reply(
+        self, model: HLWQModel, exchange: Exchange, history: list[Turn], reply: Reply, settings: Settings
+    ) -> Iterator[None]:
+        reply.ahead = 0
+        if self._stopped.is_set():
+            reply.end = "stopped"
+            yield
+            return
+        try:
+            answer = self._start(model, exchange, history, settings)
+            try:
+                for piece in answer:
+                    _count(reply, answer, piece, model)
+                    yield
+            finally:
+                self._current = None
+                answer.close()
+            _count(reply, answer, "", model)
+            full = reply.tokens >= settings.max_new_tokens
+            reply.end = "stopped" if self._stopped.is_set() else "full" if full else "done"
+        except HlwqError as error:
+            reply.end, reply.problem = "failed", str(error)
+        except Exception as error:
+            if os.environ.get("HLWQ_DEBUG") == "1":
+                traceback.print_exc(file=sys.stderr)
+            reply.end, reply.problem = "failed", f"{type(error).__name__}: {error}"
+        yield
+
+    def _start(self, model: HLWQModel, exchange: Exchange, history: list[Turn], settings: Settings) -> Answer:
+        answer = model.stream(
+            exchange.text,
+            [open_picture(p) for p in exchange.pictures] or None,
+            history=history if model.chats else (),
+            system=settings.system.strip() or None,
+            temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
+            max_new_tokens=settings.max_new_tokens,
+        )  # fmt: skip
+        self._current = answer
+        if self._stopped.is_set():  # between the check and the start
+            answer.cancel()
+        return answer
+
+    def _begin(self) -> None:
+        """Check that no answer is coming; one that was stopped is given the time to end."""
+        if not self._answering.acquire(timeout=_STOP_SECONDS if self._stopped.is_set() else 0):
+            raise UsageError("An answer is still coming.", "Wait for it, or stop it.")
+        self._answering.release()
+        if self.exchanges and not self.exchanges[-1].replies[-1].end:
+            raise UsageError("An answer is still to come.", "Wait for it, or stop it.")
+        self._stopped.clear()
+
+    def _end(self) -> None:
+        """No answer is coming any more: what was not given was stopped."""
+        for reply in self.exchanges[-1].replies if self.exchanges else ():
+            reply.end = reply.end or "stopped"
+
+
+def _count(reply: Reply, answer: Answer, piece: str, model: HLWQModel) -> None:
+    reply.text += piece
+    reply.tokens, reply.tokens_per_second = answer.tokens, answer.tokens_per_second
+    reply.memory = memory_held(model.model.device)
+
+
+def _turns(exchanges: Sequence[Exchange], model: int) -> list[Turn]:
+    """What one model has heard and said; questions that it could not answer are left out."""
+    turns = []
+    for exchange in exchanges:
+        said = exchange.replies[model].text
+        if said:
+            turns.append(Turn("user", exchange.text, [open_picture(p) for p in exchange.pictures]))
+            turns.append(Turn("assistant", said))
+    return turns

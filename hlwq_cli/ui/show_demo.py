@@ -1,0 +1,35 @@
+"""Where the page of `hlwq demo` is, and how to get in."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from .sink import Sink
+
+if TYPE_CHECKING:
+    from .demo.serve import Access, Address
+
+
+def show_demo(sink: Sink, address: Address) -> None:
+    """The address, at once even where stdout is a pipe."""
+    urls = [u for u in (address.share_url, address.url) if u]
+
+    def human(console: Console) -> None:
+        for url in urls:
+            console.print(url)
+
+    sink.result("demo", address, human, urls[0])
+    sys.stdout.flush()
+    sink.note("Ctrl-C ends it.")
+
+
+def show_login(sink: Sink, access: Access) -> None:
+    """A login that was made up, once, even where only the result is wanted: nobody could get in without it."""
+    if access.generated and access.login:
+        user, password = access.login
+        sink.err.print(f"Login: {user}, password {password} (not shown again)", markup=False)
+    elif access.share and access.login is None:
+        sink.note("Anybody who has the address can use this page.")

@@ -1,0 +1,92 @@
+"""A browser, and the bundled sample, coded and measured, to serve to it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Request, sync_playwright
+
+from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.samples import resolve_model, sample_file
+from tests.cli.run import hlwq
+
+from .server import DemoServer, demo
+from .talk import Talk
+
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+NewTalk = Callable[..., Talk]
+Captions = tuple[str, dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's Chromium. Of a module, because Playwright keeps an event loop running as long as it lives."""
+    path = shutil.which("chromium")
+    assert path, "These tests need Chromium: run scripts/chromium."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def coded_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample at 5 bits, with figures and chart beside it."""
+    out = tmp_path_factory.mktemp("demo") / "sample-Q5"
+    quantize(resolve_model("sample"), out, load_recipe(bits=5))
+    ran = hlwq(
+        "bench", out, "--ref", "sample", "--kld", "--data", "sample", "--window", "64", "--windows", "1", "--save"
+    )
+    assert ran.code == 0, ran.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def captions() -> Captions:
+    """The question about a picture, and the bundled pictures' right answers."""
+    document = json.loads(sample_file("eval/captions.json").read_text())
+    return document["question"], document["captions"]
+
+
+@pytest.fixture(scope="session")
+def server(coded_sample: Path) -> Iterator[DemoServer]:
+    """The coded sample's page, for whoever has no other; whatever was done to it, it lives until the end."""
+    with demo(coded_sample, "--dtype", "float32", "--device", "cpu") as server:
+        yield server
+        assert server.process.poll() is None
+        code, out, err = server.end()
+    assert (code, out) == (128 + signal.SIGTERM, server.url + "\n")
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def talk(browser: Browser, server: DemoServer) -> Iterator[NewTalk]:
+    """Open the page, as one more person each time; at the end nothing may have come from elsewhere or gone wrong."""
+    contexts: list[BrowserContext] = []
+    asked: list[str] = []
+    wrong: list[str] = []
+
+    def note(request: Request) -> None:
+        asked.append(request.url)
+
+    def open_page(login: tuple[str, str] | None = None, **options: object) -> Talk:
+        context = browser.new_context(**options)  # type: ignore[arg-type]
+        contexts.append(context)
+        context.on("request", note)
+        context.on("weberror", lambda error: wrong.append(str(error.error)))
+        return Talk(context, server.url, login)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    local = (server.url, "data:", "blob:")
+    assert [url for url in asked if not url.startswith(local)] == []
+    assert wrong == []

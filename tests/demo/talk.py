@@ -1,0 +1,104 @@
+"""The page as somebody uses it: what can be seen and clicked there."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+FIGURES = re.compile(r"(\d+) tokens? · [\d.]+ tok/s · [\d.]+ [MG]B memory(?: · (.+))?")
+PATIENCE = 20_000
+ENDLESS = "1790 1791 1792 1793 1794 1795"
+"""What makes the sample count on, greedily, until its answer may be no longer."""
+
+
+def log_in(page: Page, user: str, password: str) -> None:
+    """Fill in the login page."""
+    page.get_by_label("username").fill(user)
+    page.get_by_label("password").fill(password)
+    page.get_by_role("button", name="Login").click()
+
+
+class Talk:
+    """One person at the page."""
+
+    def __init__(self, context: BrowserContext, url: str, login: tuple[str, str] | None = None) -> None:
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.page.goto(url)
+        if login:
+            log_in(self.page, *login)
+        self.box = self.page.locator("#message textarea")
+        self.send_button = self.page.locator("#message .submit-button")
+        self.stop_button = self.page.locator("#message .stop-button")
+        expect(self.send_button).to_be_visible(timeout=PATIENCE)
+
+    def set(self, label: str, value: float | str) -> None:
+        """Set a number or a text among the settings."""
+        number = self.page.get_by_label(f"number input for {label}")
+        field = number if number.count() else self.page.get_by_role("textbox", name=label)
+        field.fill(str(value))
+        field.press("Tab")
+
+    def attach(self, *files: Path) -> None:
+        """Put files into the box; returns when they are there."""
+        before = self.page.get_by_label("File thumbnail").count()
+        self.page.set_input_files("#message input[type=file]", [str(f) for f in files])
+        expect(self.page.get_by_label("File thumbnail")).to_have_count(before + len(files))
+
+    def send(self, text: str) -> None:
+        """Write and send; returns when the message is in the conversation."""
+        before = self.replies().count()
+        self.box.fill(text)
+        self.box.press("Enter")
+        expect(self.replies()).to_have_count(before + 1)
+
+    def clear(self) -> None:
+        """Forget it all."""
+        self.page.get_by_role("button", name="Clear").last.click()
+        expect(self.replies()).to_have_count(0)
+
+    def wait(self) -> None:
+        """Until the answer is whole."""
+        expect(self.send_button).to_be_visible(timeout=PATIENCE)
+
+    def ask(self, text: str) -> str:
+        """Send, wait, read."""
+        self.send(text)
+        self.wait()
+        return self.said()
+
+    def replies(self, chat: int = 0) -> Locator:
+        """The model's side."""
+        return self.page.locator('[aria-label="chatbot conversation"]').nth(chat).locator(".bot.message")
+
+    def parts(self, chat: int = 0) -> list[str]:
+        """The last reply: what was said, what is to say of it."""
+        return [t.strip() for t in self.replies(chat).last.locator(".message-content").all_inner_texts()]
+
+    def said(self, chat: int = 0) -> str:
+        """The last reply's words."""
+        return self.parts(chat)[0]
+
+    def figures(self, chat: int = 0) -> tuple[int, str | None]:
+        """Tokens of the last reply, and how it ended where that is said."""
+        match = FIGURES.fullmatch(self.parts(chat)[-1])
+        assert match, self.parts(chat)
+        return int(match[1]), match[2]
+
+    def streams(self, chat: int = 0) -> None:
+        """Wait until the last reply is growing: some words and more after them."""
+        reply = self.replies(chat).last
+        expect(reply).to_contain_text("tok/s", timeout=PATIENCE)
+        seen = reply.inner_text()
+        expect(reply).not_to_have_text(seen, timeout=PATIENCE)
+
+
+def greedy(open_page: Callable[..., Talk], length: int = 48, **options: object) -> Talk:
+    """Somebody whose answers are always the same, and so many tokens long at most."""
+    one = open_page(**options)
+    one.set("Temperature", 0)
+    one.set("Longest answer, in tokens", length)
+    return one

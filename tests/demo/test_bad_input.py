@@ -1,0 +1,138 @@
+"""What people put into the page by mistake, and others on purpose: a message there, and the server lives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler, Request, build_opener
+
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, expect
+
+from .conftest import Captions, NewTalk
+from .server import DemoServer
+from .talk import Talk, greedy
+
+DIRECT = build_opener(ProxyHandler({}))
+ELSEWHERE = "http://127.0.0.9:9/x.png"
+
+
+def told(one: Talk, text: str) -> None:
+    """The page says so; answers still come."""
+    expect(one.page.get_by_test_id("toast-body").filter(has_text=text).first).to_be_visible()
+
+
+def test_a_picture_that_is_none(talk: NewTalk, tmp_path: Path) -> None:
+    (tmp_path / "holiday.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    one = greedy(talk)
+    one.attach(tmp_path / "holiday.png")
+    one.box.fill("What is in the picture?")
+    one.box.press("Enter")
+    told(one, "holiday.png is no picture that can be read.")
+    expect(one.box).to_have_value("What is in the picture?")
+    expect(one.replies()).to_have_count(0)
+    one.page.get_by_label("Remove file").click()
+    assert one.ask("We") != ""
+
+
+def test_a_picture_that_would_fill_the_memory(talk: NewTalk, tmp_path: Path) -> None:
+    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 50_000
+    one = greedy(talk)
+    one.attach(tmp_path / "bomb.png")
+    one.box.press("Enter")
+    told(one, "bomb.png has more than 50 megapixels.")
+
+
+def test_a_picture_of_another_kind_is_seen_as_it_looks(talk: NewTalk, tmp_path: Path, captions: Captions) -> None:
+    from hlwq_cli.samples import sample_file
+
+    question, right = captions
+    turned = Image.open(sample_file("eval/picture-02.png")).convert("RGBA").transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its left side
+    turned.save(tmp_path / "phone.webp", lossless=True, exif=exif)
+    one = greedy(talk)
+    one.attach(tmp_path / "phone.webp")
+    assert one.ask(question) == right["picture-02.png"]
+
+
+def test_a_hundred_megabytes(talk: NewTalk, server: DemoServer, tmp_path: Path) -> None:
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(100_000_000)
+    one = greedy(talk)
+    one.page.set_input_files("#message input[type=file]", str(tmp_path / "huge.png"))
+    told(one, "exceed the maximum allowed size")
+    assert one.ask("We") != ""
+    assert post(f"{server.url}gradio_api/upload", "huge.png", b"\0" * 25_000_000) == 413
+
+
+def test_a_prompt_longer_than_the_context(talk: NewTalk) -> None:
+    one = greedy(talk)
+    assert "this model reads fewer than 2,048" in one.ask("We " * 2100)
+    assert len(one.parts()) == 1
+    one.clear()
+    assert "fewer than" not in one.ask("We")
+
+
+def test_an_empty_message(talk: NewTalk) -> None:
+    one = greedy(talk)
+    one.box.fill("   ")
+    one.box.press("Enter")
+    told(one, "There is nothing to answer.")
+    expect(one.replies()).to_have_count(0)
+
+
+def test_try_again_with_nothing_to_try(talk: NewTalk) -> None:
+    one = greedy(talk)
+    one.page.locator("#retry").click()
+    told(one, "There is no answer to try again.")
+
+
+def test_a_seed_that_is_no_number(talk: NewTalk) -> None:
+    one = greedy(talk)
+    one.set("Seed", "abc")
+    assert "The seed 'abc' is no whole number." in one.ask("We")
+    one.set("Seed", "")
+    assert "seed" not in one.ask("We")
+
+
+def test_a_mark_of_pictures_without_one(talk: NewTalk) -> None:
+    one = greedy(talk)
+    one.ask("<|image|> What is in the picture?")
+    one.clear()
+    assert one.ask("We") != ""
+
+
+def test_marks_that_would_load_or_run_something(browser: Browser, server: DemoServer) -> None:
+    context = browser.new_context()
+    failed: list[tuple[str, str | None]] = []
+    context.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
+    one = Talk(context, server.url)
+    one.set("Longest answer, in tokens", 4)
+    one.ask(f'![x]({ELSEWHERE}) <img src="no" onerror="window.hacked = 1"><script>window.hacked = 1</script>')
+    assert (ELSEWHERE, "csp") in failed
+    assert one.page.evaluate("window.hacked") is None
+    context.close()
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd"])
+def test_files_of_the_machine_stay_there(server: DemoServer, path: str) -> None:
+    with pytest.raises(HTTPError) as refused:
+        DIRECT.open(f"{server.url}gradio_api/file={path}", timeout=30)
+    assert refused.value.code in (403, 404)
+    refused.value.close()
+
+
+def post(url: str, name: str, data: bytes) -> int:
+    """Upload a file past the page; the status."""
+    head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+    request = Request(url, head.encode() + data + b"\r\n--b--\r\n")
+    request.add_header("Content-Type", "multipart/form-data; boundary=b")
+    try:
+        with DIRECT.open(request, timeout=30) as reply:
+            return int(reply.status)
+    except HTTPError as error:
+        error.close()
+        return error.code

@@ -1,0 +1,69 @@
+"""A model without eyes and without a chat template: the page offers neither pictures nor a system prompt."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from playwright.sync_api import expect
+
+from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.samples import sample_file
+
+from .conftest import NewTalk
+from .server import DemoServer, demo
+from .talk import greedy
+
+
+@pytest.fixture(scope="module")
+def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blind") / "a <b>blind llama"
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=4096, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=256, eos_token_id=1, bos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(sample_file(name), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def server(blind: Path, scratch: Path) -> Iterator[DemoServer]:
+    with demo(blind, "--device", "cpu", TMPDIR=str(scratch)) as server:
+        yield server
+
+
+def test_the_page_offers_what_the_model_can_do(talk: NewTalk, blind: Path) -> None:
+    one = greedy(talk, 12)
+    assert one.page.locator("input[type=file]").count() == 0
+    expect(one.page.get_by_label("System prompt")).to_have_count(0)
+    assert one.page.locator(".facts h2").inner_text() == blind.name
+    model = HLWQModel.from_pretrained(str(blind), device="cpu")
+    first = model.generate("We are", max_new_tokens=12)
+    assert isinstance(first, str)
+    assert one.ask("We are") == first.strip()
+    assert one.ask("We are") == first.strip()
+
+
+def test_ctrl_c_ends_it_and_leaves_nothing_of_what_was_dropped_in(
+    server: DemoServer, talk: NewTalk, scratch: Path
+) -> None:
+    greedy(talk)
+    assert len([*scratch.glob("hlwq-demo-*")]) == 1
+    code, out, err = server.end(signal.SIGINT)
+    assert (code, out) == (130, server.url + "\n")
+    assert err.splitlines()[-1] == "Stopped."
+    assert "Traceback" not in err
+    assert [*scratch.glob("hlwq-demo-*")] == []
