@@ -47,6 +47,13 @@ def bench(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     execution: Annotated[str, typer.Option(help="auto, coded or dense.")] = "auto",
+    kv_bits: Annotated[
+        str | None,
+        typer.Option(
+            metavar="4|4,3",
+            help="Keep keys and values of each PATH, not of --ref, in codes of 2 to 8 bits; two widths set them apart.",
+        ),
+    ] = None,
     max_ppl_delta: Annotated[
         float | None, typer.Option(help="Exit 6 when ln PPL rises by more than this over --ref.")
     ] = None,
@@ -65,6 +72,7 @@ def bench(
     from ..measure.report import Request
     from ..measure.report import bench as measure
     from ..measure.saved import check_savable
+    from ..runtime.kv_bits import KVBits
     from ..ui.progress import steps_display
     from ..ui.show_bench import show_bench
 
@@ -77,6 +85,7 @@ def bench(
         ppl=ppl, kld=kld, cosine=cosine, speed=speed, tasks=names, task_folder=task_folder, task_limit=task_limit,
         data=data, protocol=cast("ProtocolName", protocol), window=window, windows=windows,
         device=device, dtype=dtype, execution=cast("Execution", execution),
+        kv_bits=None if kv_bits is None else KVBits.parse(kv_bits),
     )  # fmt: skip
     if save:
         check_savable(paths)

@@ -48,7 +48,7 @@ def _section(document: Mapping[str, Any], has_chart: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_COLUMNS = ("model", "weights", "bits/weight", "PPL", "rise of ln PPL", "KL divergence", "same top-1")
+_COLUMNS = ("model", "weights", "bits/weight", "KV bits", "PPL", "rise of ln PPL", "KL divergence", "same top-1")
 
 
 def _table(models: list[Mapping[str, Any]]) -> str:
@@ -63,6 +63,8 @@ def _cells(m: Mapping[str, Any]) -> dict[str, str]:
     cells = {"model": _text(m["path"]), "weights": format_size(_number(m["bytes"]))}
     if bits:
         cells["bits/weight"] = f"{_number(bits):.3f}"
+    if kv := m.get("kv_cache"):
+        cells["KV bits"] = _text(kv["bits"])
     if p := m.get("perplexity"):
         cells["PPL"] = f"{_number(p['value']):.4f} ± {_number(p['error']):.4f}"
     if d := m.get("delta"):

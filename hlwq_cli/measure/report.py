@@ -12,9 +12,11 @@ from ..checkpoint import open_coded, open_source
 from ..checkpoint.manifest import MANIFEST
 from ..errors import HlwqError, UsageError
 from ..runtime.coded import Execution
+from ..runtime.kv_bits import KVBits
 from ..runtime.loading import load_model, load_processor
 from ..samples import resolve_model
 from .divergence import Divergence, compare
+from .kv_size import KVCacheSize, kv_cache_size
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
 from .similarity import TensorSimilarity, similarity
 from .speed import Speed, measure_speed, release_memory
@@ -44,6 +46,7 @@ class Request:
         device: see `load_model`.
         dtype: see `load_model`.
         execution: see `Coding`.
+        kv_bits: widths of the codes in which the checkpoints, never the reference, keep keys and values; or None.
     """
 
     ppl: bool = False
@@ -60,6 +63,7 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     execution: Execution = "auto"
+    kv_bits: KVBits | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Measured:
     path: str
     bytes: int
     bits_per_weight: float | None
+    kv_cache: KVCacheSize | None = None
     load_seconds: float | None = None
     perplexity: Perplexity | None = None
     delta: PairedDelta | None = None
@@ -161,16 +166,18 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
         raise UsageError("There is nothing to measure.", "Name a checkpoint.")
     if not (request.ppl or request.kld or request.cosine or request.speed or request.tasks):
         raise UsageError("Nothing was asked for.", "Use --ppl, --kld, --cosine, --speed or --tasks.")
+    if request.kv_bits is not None and not (request.ppl or request.kld or request.speed or request.tasks):
+        raise UsageError("--kv-bits changes nothing that was asked for.", "Use --ppl, --kld, --speed or --tasks.")
     if ref is None and (request.kld or request.cosine):
         raise UsageError("--kld and --cosine compare with a reference.", "Give the unquantized model with --ref.")
 
 
-def _load(run: _Bench, path: str) -> tuple[Any, float]:
+def _load(run: _Bench, path: str, kv_bits: KVBits | None = None) -> tuple[Any, float]:
     release_memory()
     start = time.perf_counter()
     run.tell(f"loading {path}", 0, 1)
     r = run.request
-    model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution)
+    model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution, kv_bits=kv_bits)
     if run.windows is not None:
         _check_vocabulary(run, path, model.config.get_text_config().vocab_size)
     return model, time.perf_counter() - start
@@ -204,8 +211,9 @@ def _reference(run: _Bench, ref: str) -> Measured:
 def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
     found, r = _size(path), run.request
     if r.ppl or r.kld or r.speed or r.tasks:
-        model, seconds = _load(run, path)
-        found = replace(found, load_seconds=seconds)
+        model, seconds = _load(run, path, r.kv_bits)
+        size = None if r.kv_bits is None else kv_cache_size(model, r.kv_bits)
+        found = replace(found, load_seconds=seconds, kv_cache=size)
         if r.kld and run.windows is not None:
             c = compare(model, run.reference_model, run.windows, lambda d, t: run.tell(f"divergence of {path}", d, t))
             found = replace(found, perplexity=c.perplexity, delta=c.delta, divergence=c.divergence)

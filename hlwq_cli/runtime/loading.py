@@ -12,12 +12,20 @@ from ..errors import NotFoundError, UnsupportedError
 from ..samples import resolve_model
 from .coded import Execution
 from .completeness import Gaps
+from .kv_attention import code_kv_cache
+from .kv_bits import KVBits
 from .plugin import execution as executed
 from .processor import PictureProcessor, needs_picture_processor
 
 
 def load_model(
-    path: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto", execution: Execution = "auto"
+    path: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    execution: Execution = "auto",
+    kv_bits: KVBits | None = None,
 ) -> Any:
     """Load a checkpoint with the transformers class that its config names.
 
@@ -27,9 +35,11 @@ def load_model(
         device: `auto` (a GPU where there is one), `cpu`, `cuda:0`, or a device map's name.
         dtype: of all that is not coded, and of activations: `auto` is the checkpoint's; or bfloat16, float16, float32.
         execution: of coded modules, see `Coding`.
+        kv_bits: keep keys and values in codes of these widths; None keeps them as they are.
 
     Raises:
         NotFoundError: no such folder or repository.
+        UnsupportedError: keys and values of this model cannot be kept in codes.
         CorruptError: tensors are missing, left over, or of another shape; all are named, sorted.
     """
     import transformers
@@ -47,6 +57,8 @@ def load_model(
             ignore_mismatched_sizes=True,  # so that all are named at once, below
         )
     Gaps.of(*(info.get(kind, ()) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))).check(path)
+    if kv_bits is not None:
+        code_kv_cache(model, kv_bits)
     return model.eval()
 
 

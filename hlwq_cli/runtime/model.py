@@ -12,6 +12,7 @@ from .answer import Answer, cut
 from .coded import Execution
 from .conversation import Turn, messages
 from .generation import Generation
+from .kv_bits import KVBits
 from .loading import load_model, load_processor, sees
 
 if TYPE_CHECKING:
@@ -50,9 +51,15 @@ class HLWQModel:
         device: str = "auto",
         dtype: str = "auto",
         execution: Execution = "auto",
+        kv_cache_nbits: int | str | Sequence[int] | None = None,
     ) -> HLWQModel:
-        """Load a folder or a Hub repository, coded or plain; see `load_model` for the arguments and errors."""
-        model = load_model(str(path), revision=revision, device=device, dtype=dtype, execution=execution)
+        """Load a folder or a Hub repository, coded or plain; see `load_model` for the arguments and errors.
+
+        `kv_cache_nbits` keeps keys and values of the past in codes of so many bits, 2 to 8; two numbers, or "4,3", set
+        keys and values apart. By default they stay in the model's type.
+        """
+        bits = None if kv_cache_nbits is None else KVBits.parse(kv_cache_nbits)
+        model = load_model(str(path), revision=revision, device=device, dtype=dtype, execution=execution, kv_bits=bits)
         return cls(model, load_processor(str(path), revision))
 
     @property

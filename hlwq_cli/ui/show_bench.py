@@ -44,6 +44,8 @@ def _human(console: Console, report: BenchReport) -> None:
 
 def _table(console: Console, models: list[Measured]) -> None:
     columns = ["model", "weights", "bits/weight"]
+    if any(m.kv_cache for m in models):
+        columns += ["KV bits"]
     if any(m.perplexity for m in models):
         columns += ["PPL", "ln PPL rise"]
     if any(m.divergence for m in models):
@@ -59,6 +61,7 @@ def _table(console: Console, models: list[Measured]) -> None:
 def _cells(m: Measured, columns: list[str]) -> list[str]:
     bits = f"{m.bits_per_weight:.3f}" if m.bits_per_weight else "16"
     cells = {"model": m.path, "weights": format_size(m.bytes), "bits/weight": bits}
+    cells["KV bits"] = m.kv_cache.bits if m.kv_cache else "none coded"
     if m.perplexity:
         cells["PPL"] = f"{m.perplexity.value:.4f} ± {m.perplexity.error:.4f}"
     if m.delta:
@@ -85,6 +88,13 @@ def _decoding(speed: Speed) -> str:
 
 
 def _details(console: Console, m: Measured) -> None:
+    if m.kv_cache:
+        k = m.kv_cache
+        console.print(
+            f"{m.path}: keys and values of {k.layers} layers in codes of {k.bits} bits: {k.token_bytes} bytes a token "
+            f"for {k.dense_token_bytes}, {k.dense_token_bytes / k.token_bytes:.2f} times smaller; "
+            f"the newest {k.window} tokens and up to {k.group - 1} more stay exact."
+        )
     if m.perplexity and m.perplexity.non_finite:
         console.print(f"{m.path}: {m.perplexity.non_finite} tokens have no finite likelihood and are left out.")
     if m.divergence:

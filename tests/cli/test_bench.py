@@ -82,6 +82,43 @@ def test_all_measures_a_missed_gate_and_a_chart(coded_sample: Path, tmp_path: Pa
         assert (width, height) > (600, 300)
 
 
+def test_keys_and_values_in_codes_are_measured_against_the_same_model_without(coded_sample: Path) -> None:
+    ran = hlwq(
+        "bench", coded_sample, "--ref", coded_sample, "--kld", "--kv-bits", "4,2",
+        "--data", "sample", "--window", "256", "--windows", "1", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    found = document(ran)["report"]
+    (measured,) = found["measured"]
+    assert found["reference"]["kv_cache"] is None
+    assert measured["kv_cache"]["bits"] == "4,2"
+    assert measured["kv_cache"]["token_bytes"] < measured["kv_cache"]["dense_token_bytes"] / 4.8
+    assert 0 < measured["divergence"]["mean"] < 0.2
+    assert found["reference"]["perplexity"]["value"] != measured["perplexity"]["value"]
+
+
+def test_people_read_the_width_of_keys_and_values_and_what_a_token_takes() -> None:
+    ran = hlwq("bench", "sample", "--ppl", *TEXT, "--kv-bits", "4")
+    assert ran.code == 0, ran.err
+    assert "| KV bits |" in ran.out
+    assert "keys and values of 2 layers in codes of 4 bits: 260 bytes a token for 1024, 3.94 times smaller" in ran.out
+
+
+@pytest.mark.parametrize("bits", ["1", "9", "4,3,2", "four"])
+def test_a_width_of_keys_and_values_that_cannot_be_is_refused(bits: str) -> None:
+    assert_refused(hlwq("bench", "sample", "--ppl", *TEXT, "--kv-bits", bits), 2, bits, "from 2 to 8")
+
+
+def test_a_width_of_keys_and_values_that_changes_nothing_is_refused() -> None:
+    assert_refused(hlwq("bench", "sample", "--ref", "sample", "--cosine", "--kv-bits", "4"), 2, "--kv-bits")
+
+
+def test_a_model_that_keeps_nothing_of_the_past_is_refused(coded: Callable[[str], Path]) -> None:
+    ran = hlwq("bench", coded("gemma3"), "--speed", "--kv-bits", "4")
+    assert (ran.code, ran.out) == (1, "")
+    assert "None of this model's layers keeps all tokens" in ran.err
+
+
 def test_nothing_asked_for_is_refused() -> None:
     assert_refused(hlwq("bench", "sample"), 2, "Nothing was asked for")
 

@@ -1,0 +1,119 @@
+"""Attention that reads codes, as transformers' attention functions are: registered under the name "hlwq".
+
+`code_kv_cache` switches a model to it and sees to it that whatever calls the model gets a cache in codes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from hlwq_kernels.attention import CachedTokens, Rule, attend
+
+from ..errors import UnsupportedError
+from .kv_bits import KVBits
+from .kv_cache import CodedLayer, CodedStates, coded_cache
+
+NAME = "hlwq"
+_UNKNOWN = ("s_aux", "position_bias", "head_mask")
+"""What other attentions take and this one does not: sinks, learned biases."""
+
+
+def kv_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor | CodedStates,
+    value: torch.Tensor | CodedStates,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over codes where the layer's cache holds some, torch's own elsewhere.
+
+    Raises:
+        UnsupportedError: the model's attention needs what cannot be done over codes.
+    """
+    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if unknown:
+        raise UnsupportedError(f"This model's attention takes {', '.join(unknown)}.", "Run it without a coded cache.")
+    if isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor) and not softcap:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask,
+            dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
+        )  # fmt: skip
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap or 0.0, attention_mask, causal)
+    keys, values, seen = _cached(key, value, query.shape[-2])
+    return attend(query, keys, values, seen, rule).transpose(1, 2).contiguous(), None
+
+
+def _cached(key: Any, value: Any, queries: int) -> tuple[CachedTokens, CachedTokens, torch.Tensor]:
+    """Both sides, and what queries see in codes: nothing where the layer is dense."""
+    if isinstance(key, CodedStates):
+        return key.tokens, value.tokens, key.seen
+    return CachedTokens.dense(key), CachedTokens.dense(value), torch.zeros(queries, dtype=torch.int64)
+
+
+def code_kv_cache(model: Any, bits: KVBits) -> None:
+    """Let every forward pass of a transformers model keep its keys and values in codes, and read them there.
+
+    A pass that is given no cache gets one, used for that pass; an empty `DynamicCache`, such as `generate` makes, gets
+    layers that hold codes. A cache of `coded_cache` is used as it is.
+
+    Raises:
+        UnsupportedError: the model's attention cannot be exchanged, or none of its layers keeps all tokens.
+    """
+    coded_cache(model.config, bits)  # raises where there is nothing to code
+    name = _cache_name(model)
+    _switch_attention(model)
+
+    def give_codes(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        kwargs[name] = _in_codes(kwargs.get(name), module.config, bits)
+        return args, {**kwargs, "use_cache": True}
+
+    model.register_forward_pre_hook(give_codes, with_kwargs=True)
+
+
+def cache_argument(model: Any, cache: Cache) -> dict[str, Cache]:
+    """A cache under the name that a model's forward pass has for it: transformers 5.17's, or that of newer ones."""
+    return {_cache_name(model): cache}
+
+
+def _cache_name(model: Any) -> str:
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
+
+
+def _in_codes(cache: Any, config: Any, bits: KVBits) -> Cache:
+    if cache is None:
+        return coded_cache(config, bits)
+    if any(isinstance(layer, CodedLayer) for layer in getattr(cache, "layers", ())):
+        return cache  # type: ignore[no-any-return]
+    if type(cache) is not DynamicCache or cache.get_seq_length():
+        raise UnsupportedError(
+            f"This model keeps keys and values in codes, and got a {type(cache).__name__} that does not.",
+            "Leave the cache out, or load the model without kv_cache_nbits.",
+        )
+    cache.layers, cache.layer_class_to_replicate = coded_cache(config, bits).layers, None
+    return cache
+
+
+def _switch_attention(model: Any) -> None:
+    AttentionInterface.register(NAME, kv_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    text = model.config.get_text_config(decoder=True)
+    part = next((key for key in model.config.sub_configs if getattr(model.config, key, None) is text), None)
+    try:
+        model.set_attn_implementation({part: NAME} if part else NAME)
+    except ValueError as error:
+        raise UnsupportedError(f"This model's attention cannot read codes: {error}") from error
+    if text._attn_implementation != NAME:
+        raise UnsupportedError("This model's attention cannot be exchanged for one that reads codes.")
