@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="must not exist; removed at the end")
     parser.add_argument("--config", type=Path, default=ROOT / "tests" / "data" / "gemma4-26b.json")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8, 16], help="of copying")
+    parser.add_argument("--threads", type=int, nargs="+", default=[4, 16], help="of copying")
     parser.add_argument("--max-shard-size", default="2GB")
     parser.add_argument("--experts", type=int, default=200)
     parser.add_argument("--keep", type=Path, help="where to move the result")

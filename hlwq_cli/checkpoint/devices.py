@@ -25,7 +25,7 @@ class Device:
 
     Attributes:
         place: where tensors lie for it.
-        lock: taken while work is handed to a GPU: Triton compiles at first use, which must happen once.
+        lock: taken while work is handed to a GPU: kernels are compiled at first use, which must happen once.
     """
 
     place: torch.device

@@ -1,4 +1,4 @@
-"""Which devices run the Triton kernels."""
+"""Which devices run the Triton decoder."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from .device import runs_triton
+from .nvrtc import runs_nvrtc
 from .tables import CodeTables
 
 ScaleKind = Literal["log8", "fp16"]
@@ -58,8 +58,8 @@ def encode_rows(
         scale: kind of block scale.
         search: try 30 scales a block and keep the best, rather than one.
     """
-    if runs_triton(weight.device):
-        from .encode_triton import encode_rows_triton as encode
+    if runs_nvrtc(weight.device):
+        from .encode_cuda import encode_rows_cuda as encode
     elif weight.device.type == "cpu":
         try:
             from .encode_numba import encode_rows_numba as encode

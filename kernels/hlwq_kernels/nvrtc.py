@@ -16,22 +16,28 @@ import torch
 _FOLDER = Path(__file__).parent
 _OLDEST_CUDA_CORE = 1
 _OLDEST_CAPABILITY = (7, 5)
+_FREE_SHARED = 48 * 1024
 
 Macros = tuple[tuple[str, str | int], ...]
 
 
 @lru_cache(maxsize=None)
 def runs_nvrtc(device: torch.device) -> bool:
-    """Whether kernels can be compiled for `device`: CUDA, of capability 7.5 or more, and cuda-core is installed."""
+    """Whether kernels can be compiled for `device`.
+
+    It must be CUDA, of capability 7.5 or more, with cuda-core, and cuda-bindings of the CUDA that torch has.
+    """
     if device.type != "cuda" or torch.version.cuda is None:
         return False
+    fits = _major("cuda-core") >= _OLDEST_CUDA_CORE and _major("cuda-bindings") == int(torch.version.cuda.split(".")[0])
+    return fits and torch.cuda.get_device_capability(device) >= _OLDEST_CAPABILITY
+
+
+def _major(package: str) -> int:
     try:
-        version = importlib.metadata.version("cuda-core")
+        return int(importlib.metadata.version(package).split(".")[0])
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return int(version.split(".")[0]) >= _OLDEST_CUDA_CORE and torch.cuda.get_device_capability(device) >= (
-        _OLDEST_CAPABILITY
-    )
+        return -1
 
 
 def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool = True) -> Any:
@@ -59,6 +65,46 @@ def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: st
 @lru_cache(maxsize=None)
 def _kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool) -> Any:
     return compile_kernel(sources, name, macros, arch, fma).get_kernel(name)
+
+
+def shared_per_multiprocessor(device: torch.device) -> int:
+    """Bytes of shared memory that the blocks on one multiprocessor can have together."""
+    return int(_properties(device).max_shared_memory_per_multiprocessor)
+
+
+@lru_cache(maxsize=None)
+def _properties(device: torch.device) -> Any:
+    from cuda.core import Device
+
+    return Device(_number(device)).properties
+
+
+@lru_cache(maxsize=None)
+def _allow_shared(kernel: Any, device: torch.device) -> None:
+    """Let a kernel use all dynamic shared memory there is: by default 48 KB, and a cache gets the rest."""
+    from cuda.bindings import driver
+
+    names = driver.CUfunction_attribute
+    limits = {
+        names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: _properties(device).max_shared_memory_per_block_optin,
+        names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: 100,
+    }
+    for name, value in limits.items():
+        (error,) = driver.cuKernelSetAttribute(name, value, kernel.handle, driver.CUdevice(_number(device)))
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{device} refuses a kernel {value} of {name.name}: {error.name}")
+
+
+@lru_cache(maxsize=256)
+def _resident(kernel: Any, device: torch.device, block: int, shared: int) -> int:
+    if shared > _FREE_SHARED:
+        _allow_shared(kernel, device)
+    on_each = int(kernel.occupancy.max_active_blocks_per_multiprocessor(block, shared))
+    return on_each * int(_properties(device).multiprocessor_count)
+
+
+def _number(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @lru_cache(maxsize=256)
@@ -106,9 +152,17 @@ class CudaKernel:
 
         with torch.cuda.device(device):
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
+            if shared > _FREE_SHARED:
+                _allow_shared(kernel, device)
             stream = _stream(torch.cuda.current_stream(device).cuda_stream)
             config = _config(grid, block, shared, overlap and torch.cuda.get_device_capability(device) >= (9, 0))
             launch(stream, config, kernel, *(_argument(a) for a in args))
+
+    def resident(self, device: torch.device, macros: Macros, block: int, shared: int = 0) -> int:
+        """How many blocks of `block` threads and `shared` bytes a device runs at once."""
+        with torch.cuda.device(device):
+            kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
+            return _resident(kernel, device, block, shared)
 
 
 def _argument(value: Any) -> Any:

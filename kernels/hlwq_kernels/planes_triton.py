@@ -1,4 +1,4 @@
-"""Bit planes under Triton: a thread packs and unpacks a whole block, word by word, in the order of `planes`."""
+"""Bit planes under Triton: a thread unpacks a whole block, word by word, in the order of `planes`."""
 
 from __future__ import annotations
 
@@ -75,36 +75,3 @@ def load_codes(row_start, blocks, inner, inside, BITS: tl.constexpr, GROUPS: tl.
     if BITS & 1:
         codes = _either(codes, _load_plane(row_start, blocks, inner, inside, BITS - 1, 1, GROUPS, ALIGN), GROUPS)
     return codes
-
-
-@triton.jit
-def store_planes(place, column, codes, kept, inside, padded, BITS: tl.constexpr, GROUPS: tl.constexpr):
-    """`planes.pack_codes`, a block at a time."""
-    if BITS >= 4:
-        _store_plane(place, column, codes, kept, inside, 0, 4, GROUPS)
-    if BITS == 8:
-        _store_plane(place + padded // 2, column, codes, kept, inside, 4, 4, GROUPS)
-    if BITS == 6 or BITS == 7:
-        _store_plane(place + padded // 2, column, codes, kept, inside, 4, 2, GROUPS)
-    if BITS < 4:
-        _store_plane(place, column, codes, kept, inside, 0, 2, GROUPS)
-    if BITS == 3:
-        _store_plane(place + padded // 4, column, codes, kept, inside, 2, 1, GROUPS)
-    if BITS == 5:
-        _store_plane(place + padded // 2, column, codes, kept, inside, 4, 1, GROUPS)
-    if BITS == 7:
-        _store_plane(place + padded // 4 * 3, column, codes, kept, inside, 6, 1, GROUPS)
-
-
-@triton.jit
-def _store_plane(plane, column, codes, kept, inside, SHIFT: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr):
-    per_word: tl.constexpr = 4 // WIDTH
-    at = (plane + column * WIDTH // 8).to(tl.pointer_type(tl.int32))
-    i = tl.arange(0, LANE)
-    place = ((i & 3) * WIDTH + (i >> 2) * 16)[None, :]
-    for w in tl.static_range(GROUPS // per_word):
-        word = tl.zeros(column.shape, tl.int32)
-        for h in tl.static_range(per_word):
-            field = (codes[w * per_word + h] >> SHIFT) & ((1 << WIDTH) - 1)
-            word |= tl.sum(field << place, axis=1) << (4 * WIDTH * h)
-        tl.store(at + w, tl.where(kept, word, 0), mask=inside)

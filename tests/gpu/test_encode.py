@@ -1,4 +1,4 @@
-"""The Triton encoder: the bytes of the torch twin, which is compared on the same device and on the CPU."""
+"""The CUDA encoder: the bytes of the torch twin, which is compared on the same device and on the CPU."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 from hlwq_kernels import EncodedRows, encode_rows
 from hlwq_kernels.encode import ScaleKind
 from hlwq_kernels.encode_torch import encode_rows_torch
+from hlwq_kernels.nvrtc import runs_nvrtc
 from tests.gpu.device import CUDA, made_rows, needs_cuda
 from tests.kernels.weights import hostile_rows, lcg_rows, tables
 
@@ -78,6 +79,10 @@ def test_a_slice_that_starts_anywhere_has_the_bytes_it_has_in_the_whole() -> Non
     assert not different(encode_rows(whole, tables(5), 64), encode_rows_torch(whole, tables(5), 64, "log8", True))
     part = encode_rows(whole[7:9], tables(5), 64)
     assert torch.equal(part.codes, encode_rows(whole, tables(5), 64).codes[7:9])
+
+
+def test_the_encoder_that_was_compiled_is_the_one_that_runs() -> None:
+    assert runs_nvrtc(CUDA)
 
 
 def test_no_rows_are_no_codes() -> None:

@@ -1,0 +1,116 @@
+"""The encoder for CUDA devices, in CUDA C++: the bytes of the torch twin. The kernel is in encode.cu."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from .encode import EncodedRows, ScaleKind
+from .encode_variant import INPUTS, QUAD, SOURCES, Variant, kernel_table, searched_values
+from .nvrtc import CudaKernel, shared_per_multiprocessor
+from .tables import CodeTables
+
+_KERNEL = CudaKernel(*SOURCES, name="encode", fma=False)
+_ROOMY_BYTES = 210 * 1024
+
+
+@lru_cache(maxsize=64)
+def _table_on(centroids: bytes, variant: Variant, device: torch.device) -> tuple[torch.Tensor, int]:
+    """`kernel_table` on a device, and how many values it ends with."""
+    tables = CodeTables.from_centroids(np.frombuffer(centroids, dtype=np.float32).copy())
+    return torch.from_numpy(kernel_table(tables, variant)).to(device), len(searched_values(tables))
+
+
+def encode_rows_cuda(
+    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
+) -> EncodedRows:
+    """See `encode_rows`."""
+    centroids, log8 = torch.from_numpy(tables.centroids), scale == "log8"
+    codes, scales, base, error, energy = _encode_op(weight, centroids, block_size, log8, search)
+    return EncodedRows(codes, scales, base if log8 else None, error, energy)
+
+
+@torch.library.custom_op("hlwq::encode_rows", mutates_args=())
+def _encode_op(
+    weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The fields of EncodedRows; `centroids` is on the CPU, and only `log8` fills the base."""
+    if weight.shape[1] == 0:
+        raise ValueError("a row to encode has no columns")
+    whole = whole_blocks(weight, block_size)
+    out = empty(whole, centroids.numel().bit_length() - 1, block_size, log8)
+    if len(weight):
+        _launch(whole, centroids, block_size, log8, search, out)
+    return tuple(out)  # type: ignore[return-value]
+
+
+@_encode_op.register_fake
+def _(
+    weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, columns = weight.shape
+    whole = weight.new_empty((rows, -(-columns // block_size) * block_size))
+    return tuple(empty(whole, centroids.shape[0].bit_length() - 1, block_size, log8))  # type: ignore[return-value]
+
+
+def empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> list[torch.Tensor]:
+    """Room for codes, scales, base, error and energy."""
+    rows, padded = whole.shape
+    return [
+        whole.new_empty((rows, padded * bits // 8), dtype=torch.uint8),
+        whole.new_empty((rows, padded // block_size), dtype=torch.uint8 if log8 else torch.float16),
+        whole.new_empty((rows,), dtype=torch.bfloat16),
+        whole.new_empty((rows,), dtype=torch.float64),
+        whole.new_empty((rows,), dtype=torch.float64),
+    ]
+
+
+def _launch(
+    whole: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool, out: list[torch.Tensor]
+) -> None:
+    variant = Variant(
+        bits=centroids.numel().bit_length() - 1,
+        block_size=block_size,
+        log8=log8,
+        search=search,
+        dtype=whole.dtype,
+        roomy=shared_per_multiprocessor(whole.device) >= _ROOMY_BYTES,
+    )
+    variant, held, threads = arrangement(variant, *out[1].shape)
+    table, cells = _table_on(centroids.numpy().tobytes(), variant, whole.device)
+    shared = variant.shared_bytes(threads, cells)
+    resident = _KERNEL.resident(whole.device, variant.macros, threads, shared)
+    arguments = kernel_arguments(whole, held, table, cells, out)
+    groups = -(-len(whole) // held)
+    _KERNEL.launch(whole.device, variant.macros, (min(groups, resident),), threads, *arguments, shared=shared)
+
+
+def arrangement(variant: Variant, rows: int, blocks: int) -> tuple[Variant, int, int]:
+    """The variant for a matrix of so many rows and blocks in each, rows that a CTA holds, and its threads."""
+    if blocks > variant.most_threads:
+        return replace(variant, loop=True), 1, variant.most_threads
+    held = min(variant.most_threads // blocks, rows)
+    return variant, held, -(-held * blocks // 32) * 32
+
+
+def kernel_arguments(
+    whole: torch.Tensor, held: int, table: torch.Tensor, cells: int, out: list[torch.Tensor]
+) -> list[torch.Tensor | int]:
+    """What the kernel takes, in order; ints as 64 bits."""
+    codes, scales, base, error, energy = out
+    rows, blocks = scales.shape
+    return [whole, rows, blocks, held, table, cells, codes, codes.shape[1], scales, base, error, energy]
+
+
+def whole_blocks(weight: torch.Tensor, block_size: int) -> torch.Tensor:
+    """The weight in a type and layout that is loaded 16 bytes at a time; a copy only where it must be."""
+    if weight.dtype not in INPUTS:
+        weight = weight.to(torch.float32)
+    padding = -weight.shape[1] % block_size
+    if padding:
+        weight = torch.nn.functional.pad(weight, (0, padding))
+    weight = weight.contiguous()
+    return weight if weight.data_ptr() % QUAD == 0 else weight.clone()

@@ -1,0 +1,61 @@
+"""The CUDA encoder on the CPU: its very source, compiled by g++ with cuda_on_cpu.h in the place of ptx.cu."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+import hlwq_kernels
+from hlwq_kernels import CodeTables, EncodedRows
+from hlwq_kernels.encode import ScaleKind
+from hlwq_kernels.encode_cuda import arrangement, empty, kernel_arguments, whole_blocks
+from hlwq_kernels.encode_variant import SOURCES, Variant, kernel_table, searched_values
+
+_FOLDER = Path(hlwq_kernels.__file__).parent
+_LAUNCH = """
+static i64 a[12];
+extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
+    memcpy(a, arguments, sizeof(a));
+    run_grid(grid, threads, []() {
+        encode((const uint4*)a[0], a[1], a[2], a[3], (const u32*)a[4], a[5], (u8*)a[6], a[7], (void*)a[8], (u16*)a[9],
+               (double*)a[10], (double*)a[11]);
+    });
+}
+"""
+_built = tempfile.TemporaryDirectory(prefix="hlwq-cuda-on-cpu-")
+
+
+@lru_cache(maxsize=None)
+def _library(variant: Variant) -> ctypes.CDLL:
+    parts = [Path(__file__).with_suffix(".h").read_text()]
+    parts += [(_FOLDER / source).read_text() for source in SOURCES if source != "ptx.cu"]
+    at = Path(_built.name) / f"{abs(hash(variant))}.so"
+    macros = [f"-D{name}={value}" for name, value in variant.macros]
+    options = ["-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
+    command = ["g++", *options, *macros, "-o", str(at), "-"]
+    subprocess.run(command, input="\n".join([*parts, _LAUNCH]), text=True, check=True)
+    return ctypes.CDLL(str(at))
+
+
+def encode_rows_emulated(
+    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, roomy: bool = True
+) -> EncodedRows:
+    """`encode_rows` by the CUDA kernel's source, on two CTAs."""
+    whole, log8 = whole_blocks(weight, block_size), scale == "log8"
+    out = empty(whole, tables.bits, block_size, log8)
+    for tensor in out:
+        tensor.view(torch.uint8).fill_(0xA5)
+    variant = Variant(tables.bits, block_size, log8, search, whole.dtype, roomy=roomy)
+    variant, held, threads = arrangement(variant, *out[1].shape)
+    table, cells = torch.from_numpy(kernel_table(tables, variant)), len(searched_values(tables))
+    assert variant.shared_bytes(threads, cells) <= 16 * 2**16, "see `arena`"
+    arguments = kernel_arguments(whole, held, table, cells, out)
+    addresses = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    _library(variant).launch(2, threads, (ctypes.c_longlong * len(addresses))(*addresses))
+    codes, scales, base, error, energy = out
+    return EncodedRows(codes, scales, base if log8 else None, error, energy)
