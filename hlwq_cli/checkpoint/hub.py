@@ -110,6 +110,15 @@ class HubRepo:
         with hub_errors(self.id):
             return Path(hf_hub_download(self.id, file, revision=self.commit, library_name="hlwq", local_dir=folder))
 
+    def weights_bytes(self) -> int:
+        """Bytes of its safetensors files."""
+        from huggingface_hub import HfApi
+
+        with hub_errors(self.id):
+            info = HfApi(library_name="hlwq").model_info(self.id, revision=self.commit, files_metadata=True)
+        shards = (s for s in info.siblings or [] if s.rfilename.endswith(".safetensors") and "/" not in s.rfilename)
+        return sum(s.size or 0 for s in shards)
+
     def header(self, file: str) -> dict[str, TensorInfo]:
         """The tensors of a safetensors file, from its first bytes only."""
         from huggingface_hub import get_session, hf_hub_url

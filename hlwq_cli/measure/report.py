@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import open_coded, open_source
-from ..checkpoint.manifest import MANIFEST
 from ..errors import HlwqError, UsageError
 from ..runtime.coded import Execution
 from ..runtime.kv_bits import KVBits
 from ..runtime.loading import load_model, load_processor
-from ..samples import resolve_model
 from .divergence import Divergence, compare
 from .kv_size import KVCacheSize, kv_cache_size
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
 from .similarity import TensorSimilarity, similarity
+from .size import weights_size
 from .speed import Speed, measure_speed, release_memory
 from .tasks import TaskScore, open_tasks, run_tasks
 from .text import load_text
@@ -194,7 +193,7 @@ def _check_vocabulary(run: _Bench, path: str, size: int) -> None:
 
 
 def _reference(run: _Bench, ref: str) -> Measured:
-    found = _size(ref)
+    found = Measured(ref, *weights_size(ref))
     if not (run.request.ppl or run.request.kld or run.request.speed or run.request.tasks):
         return found
     model, seconds = _load(run, ref)
@@ -209,7 +208,7 @@ def _reference(run: _Bench, ref: str) -> Measured:
 
 
 def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
-    found, r = _size(path), run.request
+    found, r = Measured(path, *weights_size(path)), run.request
     if r.ppl or r.kld or r.speed or r.tasks:
         model, seconds = _load(run, path, r.kv_bits)
         size = None if r.kv_bits is None else kv_cache_size(model, r.kv_bits)
@@ -249,12 +248,3 @@ def _similarity(run: _Bench, path: str, ref: str) -> tuple[TensorSimilarity, ...
     finally:
         checkpoint.close()
         source.close()
-
-
-def _size(path: str) -> Measured:
-    """Bytes of weights, and bits per weight where the checkpoint is coded."""
-    folder = Path(resolve_model(path))
-    if folder.is_dir() and not (folder / MANIFEST).exists():
-        return Measured(path, sum(p.stat().st_size for p in folder.glob("*.safetensors")), None)
-    manifest = open_coded(folder if folder.is_dir() else path).manifest
-    return Measured(path, manifest.coded_bytes + manifest.kept_bytes, manifest.bits_per_weight)

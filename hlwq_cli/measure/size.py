@@ -1,0 +1,28 @@
+"""How large a checkpoint's weights are, and in how many bits, from headers and small files only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..checkpoint import open_coded
+from ..checkpoint.hub import HubRepo, is_repo_id
+from ..checkpoint.manifest import MANIFEST
+from ..samples import resolve_model
+
+
+def weights_size(path: str) -> tuple[int, float | None]:
+    """Bytes of a folder's or Hub repository's weights, and bits per weight where it is coded.
+
+    Raises:
+        NotFoundError: there is neither.
+        CorruptError: it is coded, and its files contradict each other.
+    """
+    folder = Path(resolve_model(path))
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        return sum(p.stat().st_size for p in folder.glob("*.safetensors")), None
+    if not folder.exists() and is_repo_id(path):
+        repo = HubRepo.find(path, None)
+        if MANIFEST not in repo.files:
+            return repo.weights_bytes(), None
+    manifest = open_coded(folder if folder.is_dir() else path).manifest
+    return manifest.coded_bytes + manifest.kept_bytes, manifest.bits_per_weight
