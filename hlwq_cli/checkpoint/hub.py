@@ -33,7 +33,8 @@ def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
     from huggingface_hub import errors
 
     try:
-        yield
+        with _unwrapped():
+            yield
     except errors.GatedRepoError as error:
         raise NotAllowedError(
             f"{repo} is gated.", f"Accept its terms at https://huggingface.co/{repo}, then run `hf auth login`."
@@ -71,6 +72,19 @@ def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
             raise HlwqError(
                 f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
             ) from error
+        raise
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise what huggingface_hub said where transformers made a plain OSError of it."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except OSError as error:
+        if type(error) is OSError and isinstance(error.__cause__, errors.HfHubHTTPError | errors.EntryNotFoundError):
+            raise error.__cause__ from error.__cause__.__cause__
         raise
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..checkpoint.hub import hub_errors, is_repo_id
-from ..errors import NotFoundError, UnsupportedError
+from ..errors import CorruptError, NotFoundError, UnsupportedError
 from ..samples import resolve_model
 from .coded import Execution
 from .completeness import Gaps
@@ -39,15 +41,13 @@ def load_model(
 
     Raises:
         NotFoundError: no such folder or repository.
-        UnsupportedError: keys and values of this model cannot be kept in codes.
+        UnsupportedError: transformers knows no such model, or its keys and values cannot be kept in codes.
         CorruptError: tensors are missing, left over, or of another shape; all are named, sorted.
     """
-    import transformers
-
     path = resolve_model(path)
     _check_exists(path)
-    with hub_errors(path), executed(execution):
-        config = transformers.AutoConfig.from_pretrained(path, revision=revision)
+    with _reading(path), executed(execution):
+        config = _config(path, revision)
         model, info = model_class(config).from_pretrained(
             path,
             revision=revision,
@@ -67,13 +67,14 @@ def load_processor(path: str, revision: str | None = None) -> Any:
 
     Raises:
         NotFoundError: it has neither.
+        UnsupportedError: transformers knows no such model.
     """
     import transformers
 
     path = resolve_model(path)
     _check_exists(path)
-    with hub_errors(path):
-        config = transformers.AutoConfig.from_pretrained(path, revision=revision)
+    with _reading(path):
+        config = _config(path, revision)
         try:
             if not sees(config):
                 return transformers.AutoTokenizer.from_pretrained(path, revision=revision)
@@ -81,9 +82,32 @@ def load_processor(path: str, revision: str | None = None) -> Any:
                 return PictureProcessor.open(path, revision)
             return transformers.AutoProcessor.from_pretrained(path, revision=revision)
         except (OSError, ValueError, TypeError) as error:
-            raise NotFoundError(
-                f"{path} has no usable tokenizer: {error}", "Copy its tokenizer files there."
-            ) from error
+            raise NotFoundError(f"{path} has no usable tokenizer.", "Copy its tokenizer files there.") from error
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Errors of the Hub, or of a folder, in our words."""
+    if not Path(path).is_dir():
+        with hub_errors(path):
+            yield
+        return
+    try:
+        yield
+    except OSError as error:
+        what = " ".join(str(error).split()).rstrip(".")
+        raise CorruptError(f"{path} cannot be read: {what}.", "Fetch or make the checkpoint again.") from error
+
+
+def _config(path: str, revision: str | None) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(path, revision=revision)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{path} has no config.json of a model that transformers knows.", "Give a checkpoint's folder or Hub id."
+        ) from error
 
 
 def sees(config: Any) -> bool:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.errors import CorruptError
+from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.samples import resolve_model
 from tests.builders import LLAMA
 from tests.files import write_header
@@ -173,10 +175,20 @@ def test_a_checkpoint_without_a_tokenizer_is_said(coded_sample: Path, copied: Ca
     folder = copied(coded_sample)
     for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         (folder / file).unlink()
-    ran = hlwq("bench", folder, "--ppl", *TEXT)
-    assert (ran.code, ran.out) == (3, "")
-    assert "has no usable tokenizer" in ran.err
-    assert "Copy its tokenizer files there." in ran.err
+    assert_refused(
+        hlwq("bench", folder, "--ppl", *TEXT), 3, "has no usable tokenizer.", "Copy its tokenizer files there."
+    )
+
+
+def test_a_folder_that_is_no_model_is_said_and_not_blamed_on_the_hub(
+    coded_sample: Path, copied: Callable[[Path], Path]
+) -> None:
+    folder = copied(coded_sample)
+    (folder / "model.safetensors").rename(folder / "model.bin.bak")
+    with pytest.raises(CorruptError, match=r"cannot be read: .*model\.safetensors"):
+        load_model(str(folder))
+    (folder / "config.json").unlink()
+    assert_refused(hlwq("bench", folder, "--ppl", *TEXT), 1, "has no config.json of a model that transformers knows.")
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from hlwq_cli import HLWQModel
+from hlwq_cli.errors import NotAllowedError
 from hlwq_cli.samples import resolve_model
 from tests.hub_server import HubServer
 
-from .run import hlwq
+from .run import assert_refused, hlwq
 
 TEXT = ("--data", "sample", "--window", "64", "--windows", "1")
 
@@ -23,3 +27,11 @@ def test_a_plain_repository_is_measured_as_its_folder_is(hub: HubServer, tmp_pat
     assert there["reference"]["bytes"] == here["reference"]["bytes"] > 14_000_000
     assert there["measured"][0]["divergence"] == here["measured"][0]["divergence"]
     assert there["measured"][0]["similarity"] == here["measured"][0]["similarity"]
+
+
+def test_what_the_hub_refuses_is_told_from_a_network_that_is_down(hub: HubServer, tmp_path: Path) -> None:
+    hub.publish("owner/gated", Path(resolve_model("sample")), gated=True)
+    assert_refused(hlwq("bench", "owner/none", "--ppl", *TEXT), 3, "There is no repository owner/none")
+    assert_refused(hlwq("bench", "owner/gated", "--ppl", *TEXT), 4, "owner/gated is gated.", "Accept its terms")
+    with pytest.raises(NotAllowedError, match="owner/gated is gated"):
+        HLWQModel.from_pretrained("owner/gated")
