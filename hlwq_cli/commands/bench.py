@@ -68,6 +68,7 @@ def bench(
     """Measure perplexity, divergence, weight error and speed; draw them; hold them to limits."""
     sink = Sink(format, json, quiet)
     from ..errors import UsageError
+    from ..measure.chart import check_drawable
     from ..measure.gates import Gates, check_gates
     from ..measure.report import Request
     from ..measure.report import bench as measure
@@ -89,6 +90,8 @@ def bench(
     )  # fmt: skip
     if save:
         check_savable(paths)
+    if chart is not None:
+        check_drawable(chart)
     with steps_display(sink) as tell:
         report = measure(paths, request, ref, tell)
     if report.note:

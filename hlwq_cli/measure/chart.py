@@ -15,12 +15,26 @@ from ..checkpoint import CodedCheckpoint, open_coded
 from ..checkpoint.manifest import MANIFEST
 from ..checkpoint.records import TensorRecord
 from ..codec import lloyd_max
+from ..errors import NotFoundError, UsageError
 from ..samples import resolve_model
 from .report import BenchReport, Measured
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _THEMES = {"": ("#ffffff", "#222222", "#d9d9d9"), "-dark": ("#0d1117", "#e6edf3", "#30363d")}
+
+
+def check_drawable(out: Path) -> None:
+    """Find out before any work whether a chart can be written.
+
+    Raises:
+        UsageError: `out` is no PNG.
+        NotFoundError: its folder is not there.
+    """
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"--chart draws a PNG, and {out} is none.", "Write for example out.png.")
+    if not out.parent.is_dir():
+        raise NotFoundError(f"There is no folder {out.parent} for {out.name}.", "Make it, or choose another.")
 
 
 def draw(report: BenchReport, out: Path) -> tuple[Path, ...]:

@@ -12,7 +12,7 @@ from ..checkpoint import open_coded, open_source
 from ..errors import HlwqError, UsageError
 from ..runtime.coded import Execution
 from ..runtime.kv_bits import KVBits
-from ..runtime.loading import load_model, load_processor
+from ..runtime.loading import check_loadable, load_model, load_processor
 from .divergence import Divergence, compare
 from .kv_size import KVCacheSize, kv_cache_size
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
@@ -169,6 +169,8 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
         raise UsageError("--kv-bits changes nothing that was asked for.", "Use --ppl, --kld, --speed or --tasks.")
     if ref is None and (request.kld or request.cosine):
         raise UsageError("--kld and --cosine compare with a reference.", "Give the unquantized model with --ref.")
+    for path in (*paths, *([] if ref is None else [ref])):
+        check_loadable(path, device=request.device, dtype=request.dtype)
 
 
 def _load(run: _Bench, path: str, kv_bits: KVBits | None = None) -> tuple[Any, float]:

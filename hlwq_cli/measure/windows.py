@@ -82,13 +82,13 @@ def make_windows(
     """
     if name not in _DEFAULT_WINDOW:
         raise UsageError(f"Protocols are {', '.join(_DEFAULT_WINDOW)}, not {name!r}.")
-    size = window or _DEFAULT_WINDOW[name]
+    size = _DEFAULT_WINDOW[name] if window is None else window
     if size < 4:
         raise UsageError(f"A window of {size} tokens measures nothing.", "Use at least 4.")
     bos = bos_token(tokenizer)
     tokens = torch.tensor(tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
     if name == "paper" and bos is not None:
-        rows = _rows(tokens, size - 1, text)
+        rows = _rows(tokens, size, text, bos_tokens=1)
         ids = torch.cat([torch.full((len(rows), 1), bos), rows], dim=1)
     else:
         if bos is not None:  # as llama.cpp: the text's tokens begin with BOS, and each window's first token becomes it
@@ -109,10 +109,12 @@ def bos_token(tokenizer: Any) -> int | None:
     return int(bos) if bos is not None and with_special[:1] == [bos] else None
 
 
-def _rows(tokens: torch.Tensor, size: int, text: Text) -> torch.Tensor:
+def _rows(tokens: torch.Tensor, window: int, text: Text, bos_tokens: int = 0) -> torch.Tensor:
+    """(windows, window - bos_tokens)."""
+    size = window - bos_tokens
     count = len(tokens) // size
     if count == 0:
         raise UsageError(
-            f"{text.name} has {len(tokens)} tokens, less than a window of {size}.", "Use a longer text or --window."
+            f"{text.name} has {len(tokens)} tokens, less than a window of {window}.", "Use a longer text or --window."
         )
     return tokens[: count * size].view(count, size)

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.devices import find_devices
 from ..checkpoint.hub import hub_errors, is_repo_id
-from ..errors import CorruptError, NotFoundError, UnsupportedError
+from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ..samples import resolve_model
 from .coded import Execution
 from .completeness import Gaps
@@ -41,6 +42,7 @@ def load_model(
 
     Raises:
         NotFoundError: no such folder or repository.
+        UsageError: there is no such device or type.
         UnsupportedError: transformers knows no such model, or its keys and values cannot be kept in codes.
         CorruptError: tensors are missing, left over, or of another shape; all are named, sorted.
     """
@@ -125,21 +127,38 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForImageTextToText if sees(config) else transformers.AutoModelForCausalLM
 
 
+def check_loadable(path: str, *, device: str = "auto", dtype: str = "auto") -> None:
+    """Find out before any work what would keep `load_model` from beginning.
+
+    Raises:
+        NotFoundError: `path` is no folder and cannot be a Hub id.
+        UsageError: there is no such device or type.
+    """
+    _check_exists(resolve_model(path))
+    _device(device)
+    _dtype(dtype)
+
+
 def _check_exists(path: str) -> None:
     if not Path(path).is_dir() and (Path(path).exists() or not is_repo_id(path)):
         raise NotFoundError(f"There is no folder {path}.", "Give a checkpoint's folder, or a Hub id owner/name.")
 
 
+_MAPS = ("balanced", "balanced_low_0", "sequential")
+
+
 def _device(device: str) -> str:
-    if device != "auto":
+    if device in _MAPS:
         return device
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    found = find_devices(device)
+    if len(found) > 1:
+        raise UsageError(f"A model is loaded onto one device, not {device}.", f"Or use {', '.join(_MAPS)}.")
+    return "cpu" if found[0].place.type == "cpu" else f"cuda:{found[0].place.index}"
 
 
 def _dtype(dtype: str) -> Any:
     if dtype == "auto":
         return "auto"
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UnsupportedError(f"{dtype} is no floating type of torch.", "Use auto, bfloat16, float16 or float32.")
-    return found
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise UsageError(f"--dtype {dtype} is no type to load into.", "Use auto, bfloat16, float16 or float32.")
+    return getattr(torch, dtype)

@@ -142,9 +142,35 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
     assert_refused(hlwq("bench", tmp_path / "nothing", "--ppl", *TEXT), 3, "nothing")
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (("sample", "nothing"), 3, "There is no folder nothing."),
+        (("sample", "--ref", "nothing"), 3, "There is no folder nothing."),
+        (("sample", "--device", "blah"), 2, "'blah' is no device"),
+        (("sample", "--device", "cuda:99"), 2, "cuda:99 is not there"),
+        (("sample", "--device", "cpu,cpu"), 2, "onto one device, not cpu,cpu"),
+        (("sample", "--dtype", "int8"), 2, "--dtype int8 is no type to load into."),
+        (("sample", "--chart", "out.jpg"), 2, "--chart draws a PNG"),
+        (("sample", "--chart", "nowhere/out.png"), 3, "There is no folder nowhere for out.png."),
+    ],
+)
+def test_what_cannot_be_meant_is_said_before_any_work(
+    args: tuple[str, ...], code: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hlwq_cli.measure.report.load_text", None)  # not even the text is looked for
+    assert_refused(hlwq("bench", *args, "--ppl"), code, says)
+
+
 def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
-    assert_refused(hlwq("bench", "sample", "--ppl", "--data", tmp_path / "short.txt"), 2, "short.txt", "window")
+    ran = hlwq("bench", "sample", "--ppl", "--data", tmp_path / "short.txt")
+    assert_refused(ran, 2, "short.txt has ", "less than a window of 2048.")
+
+
+@pytest.mark.parametrize("window", ["-1", "0", "3"])
+def test_a_window_that_measures_nothing_is_refused(window: str) -> None:
+    assert_refused(hlwq("bench", "sample", "--ppl", "--data", "sample", "--window", window), 2, f"A window of {window}")
 
 
 @pytest.mark.parametrize(("option", "value"), [("--execution", "fast"), ("--protocol", "gpt2"), ("--dtype", "int8")])
