@@ -28,7 +28,7 @@ def bench(
     ] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Tokens per second and memory.")] = False,
     tasks: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-eval, such as hellaswag; needs 'hlwq[eval]'.")
+        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-eval, such as hellaswag; needs 'hlwq\\[eval]'.")
     ] = None,
     task_folder: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
     task_limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each task.")] = None,

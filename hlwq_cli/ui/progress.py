@@ -55,7 +55,7 @@ def steps_display(sink: Sink) -> Iterator[Callable[[str, int, int], None]]:
     if sink.format is Format.quiet:
         yield lambda what, done, total: None
     elif sink.err.is_terminal:
-        columns = (TextColumn("{task.description}", style="dim"), BarColumn(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}", style="dim", markup=False), BarColumn(), TimeRemainingColumn())
         with Progress(*columns, console=sink.err, transient=True) as progress:
             task = progress.add_task("")
             yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
@@ -88,7 +88,7 @@ def upload_display(sink: Sink) -> Callable[[PushProgress], None]:
 
 def _bar(sink: Sink) -> Progress:
     return Progress(
-        TextColumn("{task.description}", style="dim"),
+        TextColumn("{task.description}", style="dim", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TransferSpeedColumn(),

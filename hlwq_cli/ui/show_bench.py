@@ -39,7 +39,7 @@ def _human(console: Console, report: BenchReport) -> None:
     for m in models:
         if s := m.speed:
             runs = f"{s.decode.runs} runs after a warm-up"
-            console.print(f"{m.path}: on {s.device}; {runs}; decoded {_decoding(s)}.", markup=False)
+            console.print(f"{m.path}: on {s.device}; {runs}; decoded {_decoding(s)}.")
 
 
 def _table(console: Console, models: list[Measured]) -> None:
@@ -55,7 +55,7 @@ def _table(console: Console, models: list[Measured]) -> None:
     console.print("| " + " | ".join(columns) + " |")
     console.print("|" + "---|" * len(columns))
     for m in models:
-        console.print("| " + " | ".join(_cells(m, columns)) + " |", markup=False)
+        console.print("| " + " | ".join(_cells(m, columns)) + " |")
 
 
 def _cells(m: Measured, columns: list[str]) -> list[str]:

@@ -30,6 +30,6 @@ def show_login(sink: Sink, access: Access) -> None:
     """A login that was made up, once, even where only the result is wanted: nobody could get in without it."""
     if access.generated and access.login:
         user, password = access.login
-        sink.err.print(f"Login: {user}, password {password} (not shown again)", markup=False)
+        sink.err.print(f"Login: {user}, password {password} (not shown again)")
     elif access.share and access.login is None:
         sink.note("Anybody who has the address can use this page.")

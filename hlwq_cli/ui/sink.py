@@ -31,8 +31,9 @@ class Sink:
     def __init__(self, format: Format, json_flag: bool = False, quiet_flag: bool = False) -> None:
         self.format = Format.json if json_flag else Format.quiet if quiet_flag else format
         wide = 120 if not sys.stdout.isatty() else None
-        self.out = Console(width=wide, highlight=False, soft_wrap=True)
-        self.err = Console(stderr=True, highlight=False, width=wide if not sys.stderr.isatty() else None)
+        # Names of files may hold brackets, which are no markup.
+        self.out = Console(width=wide, highlight=False, markup=False, soft_wrap=True)
+        self.err = Console(stderr=True, highlight=False, markup=False, width=wide if not sys.stderr.isatty() else None)
 
     def result(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
         """Write a result: as JSON from `value`, for people by `human`, or the one line `quiet`."""

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from .run import COMMAND
+
 HEAVY = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetensors", "gradio")
 
 
@@ -37,6 +39,11 @@ def test_help_names_commands_and_environment_variables() -> None:
     ):
         assert word in done.stdout
     assert done.stderr == ""
+
+
+def test_help_names_extras_in_full() -> None:
+    done = subprocess.run([*COMMAND, "bench", "--help"], capture_output=True, text=True, check=True)
+    assert "'hlwq[eval]'" in done.stdout
 
 
 def test_console_script_is_installed() -> None:

@@ -70,6 +70,13 @@ def test_no_escape_codes_without_a_terminal(every_result: Callable[..., dict[str
         assert not ANSI.search(ran.out + ran.err)
 
 
+def test_brackets_in_names_are_shown(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a[bold]b[0]"
+    assert str(out) in hlwq("quantize", model, out).out
+    (out / "hlwq_bench.json").write_text('{"checkpoint": ""}')
+    assert f"{out / 'README.md'}: " in hlwq("card", out).out
+
+
 def test_one_line_for_every_shard_on_stderr_without_a_terminal(model: Path, tmp_path: Path) -> None:
     ran = hlwq_process("quantize", model, tmp_path / "out", "--max-shard-size", "20KB")
     shards = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
