@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -25,6 +26,13 @@ class Format(StrEnum):
     quiet = "quiet"
 
 
+class _Out(Console):
+    """A console on stdout that leaves a reader who stopped to `Sink.result`; Rich ends the program there."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Sink:
     """Writes one result to stdout; everything else a command says goes to `err`, a console on stderr."""
 
@@ -32,13 +40,21 @@ class Sink:
         self.format = Format.json if json_flag else Format.quiet if quiet_flag else format
         wide = 120 if not sys.stdout.isatty() else None
         # Names of files may hold brackets, which are no markup.
-        self.out = Console(width=wide, highlight=False, markup=False, soft_wrap=True)
+        self.out = _Out(width=wide, highlight=False, markup=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False, markup=False, width=wide if not sys.stderr.isatty() else None)
 
     def result(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
         """Write a result: as JSON from `value`, for people by `human`, or the one line `quiet`."""
+        try:
+            self._write(command, value, human, quiet)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def _write(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
         if self.format is Format.json:
-            json.dump({"schema": SCHEMA, "command": command, **_plain(value)}, sys.stdout, indent=1)
+            document = {"schema": SCHEMA, "command": command, **_plain(value)}
+            json.dump(document, sys.stdout, indent=1, allow_nan=False)
             sys.stdout.write("\n")
         elif self.format is Format.quiet:
             sys.stdout.write(quiet + "\n")
@@ -52,7 +68,7 @@ class Sink:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples to what JSON knows; properties are not carried."""
+    """Dataclasses, paths and tuples to what JSON knows, numbers that are not finite to null; no properties."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -61,4 +77,4 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, os.PathLike):
         return str(Path(value))
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,15 +1,20 @@
 """stdout carries the result, stderr all else; --json is one document, -q one line, and no colour without a terminal."""
 
 import json
+import math
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hlwq_cli.measure.speed import Rate
+from hlwq_cli.ui.sink import Format, Sink
 from tests.builders import tiny_llama
-from tests.cli.run import Ran, hlwq, hlwq_process
+from tests.cli.run import COMMAND, Ran, environment, hlwq, hlwq_process
 
 ANSI = re.compile(r"\x1b")
 
@@ -75,6 +80,23 @@ def test_brackets_in_names_are_shown(model: Path, tmp_path: Path) -> None:
     assert str(out) in hlwq("quantize", model, out).out
     (out / "hlwq_bench.json").write_text('{"checkpoint": ""}')
     assert f"{out / 'README.md'}: " in hlwq("card", out).out
+
+
+def test_reader_that_has_seen_enough_is_no_error(model: Path, tmp_path: Path) -> None:
+    for options in ([], ["--json"], ["-q"]):
+        read, write = os.pipe()
+        os.close(read)
+        command = [*COMMAND, "quantize", str(model), "--dry-run", *options]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment())
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    rate = Rate(math.nan, math.inf, 1)
+    Sink(Format.json).result("bench", {"rate": rate, "rates": [-math.inf, 2.5]}, lambda console: None, "")
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rate"], found["rates"]) == ({"mean": None, "deviation": None, "runs": 1}, [None, 2.5])
 
 
 def test_one_line_for_every_shard_on_stderr_without_a_terminal(model: Path, tmp_path: Path) -> None:
