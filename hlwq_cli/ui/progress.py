@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,8 +54,10 @@ def bytes_display(sink: Sink, total: int, what: str) -> Iterator[tuple[Progress 
 @contextmanager
 def steps_display(sink: Sink) -> Iterator[Callable[[str, int, int], None]]:
     """A bar that counts steps on a terminal; without one, a line when the work changes."""
+    _leave_bars_to_terminals(sink)
     if sink.format is Format.quiet:
-        yield lambda what, done, total: None
+        with _silence():
+            yield lambda what, done, total: None
     elif sink.err.is_terminal:
         columns = (TextColumn("{task.description}", style="dim", markup=False), BarColumn(), TimeRemainingColumn())
         with Progress(*columns, console=sink.err, transient=True) as progress:
@@ -72,18 +76,40 @@ def steps_display(sink: Sink) -> Iterator[Callable[[str, int, int], None]]:
 
 def upload_display(sink: Sink) -> Callable[[PushProgress], None]:
     """A line for every file sent; on a terminal huggingface_hub adds its bar for the bytes of a file."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    _leave_bars_to_terminals(sink)
 
     def tell(event: PushProgress) -> None:
         if event.done:
             share = event.sent_bytes / max(event.total_bytes, 1)
             sink.note(f"{event.file} ({event.sent_files}/{event.files}): {share:.0%}")
 
-    quiet = sink.format is Format.quiet or not sink.err.is_terminal
-    if quiet and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # where the environment decides, it has priority
-        disable_progress_bars()
     return tell
+
+
+def _leave_bars_to_terminals(sink: Sink) -> None:
+    """Switch off the bars of huggingface_hub, and of transformers with them, where nobody sees or wants them."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    unseen = sink.format is Format.quiet or not sink.err.is_terminal
+    if unseen and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # where the environment decides, it has priority
+        disable_progress_bars()
+        if "transformers" in sys.modules:  # which asks huggingface_hub once, when it is imported
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what hlwq's libraries say beside the result to themselves."""
+    logger = logging.getLogger("hlwq")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _bar(sink: Sink) -> Progress:

@@ -23,10 +23,16 @@ def show_bench(sink: Sink, report: BenchReport, missed: tuple[str, ...]) -> None
 
 
 def _line(report: BenchReport) -> str:
+    """The last model's first figure, in this order: divergence, perplexity, worst error, tokens a second, task."""
     last = report.measured[-1] if report.measured else report.reference
-    if last and last.divergence:
-        return f"{last.divergence.mean:.6f}"
-    return f"{last.perplexity.value:.4f}" if last and last.perplexity else ""
+    if last is None:
+        return ""
+    found = [f"{last.divergence.mean:.6f}"] if last.divergence else []
+    found += [f"{last.perplexity.value:.4f}"] if last.perplexity else []
+    found += [f"{max(t.error for t in last.similarity):.3e}"] if last.similarity else []
+    found += [f"{last.speed.decode.mean:.1f}"] if last.speed else []
+    found += [f"{s.value:.4f}" for s in last.tasks or ()]
+    return found[0] if found else ""
 
 
 def _human(console: Console, report: BenchReport) -> None:
@@ -59,7 +65,7 @@ def _table(console: Console, models: list[Measured]) -> None:
 
 
 def _cells(m: Measured, columns: list[str]) -> list[str]:
-    bits = f"{m.bits_per_weight:.3f}" if m.bits_per_weight else "16"
+    bits = f"{m.bits_per_weight:.3f}" if m.bits_per_weight else "not coded"
     cells = {"model": m.path, "weights": format_size(m.bytes), "bits/weight": bits}
     cells["KV bits"] = m.kv_cache.bits if m.kv_cache else "none coded"
     if m.perplexity:

@@ -121,6 +121,25 @@ def test_a_model_that_keeps_nothing_of_the_past_is_refused(coded: Callable[[str]
     assert "None of this model's layers keeps all tokens" in ran.err
 
 
+@pytest.mark.parametrize("measure", [("--ppl", *TEXT), ("--cosine", "--ref", "sample")])
+def test_quiet_is_one_figure_and_nothing_beside_it(coded_sample: Path, measure: tuple[str, ...]) -> None:
+    env = environment()
+    del env["HF_HUB_DISABLE_PROGRESS_BARS"]
+    ran = hlwq_process("bench", coded_sample, *measure, "-q", env=env)
+    assert (ran.code, ran.err, ran.out.count("\n")) == (0, "", 1)
+    assert float(ran.out) > 0
+
+
+def test_a_pipe_gets_lines_and_no_bars(coded_sample: Path) -> None:
+    env = environment()
+    del env["HF_HUB_DISABLE_PROGRESS_BARS"]
+    ran = hlwq_process("bench", coded_sample, "--ref", "sample", "--ppl", *TEXT, env=env)
+    assert ran.code == 0
+    assert "%|" not in ran.err
+    assert ran.err.splitlines()[0] == "loading sample ..."
+    assert "| sample | 14.58 MB | not coded |" in ran.out
+
+
 def test_nothing_asked_for_is_refused() -> None:
     assert_refused(hlwq("bench", "sample"), 2, "Nothing was asked for")
 
