@@ -17,6 +17,7 @@ from ..sizes import format_size
 from .complete import PRIVATE_SOURCE, complete
 from .devices import Device, find_devices, lane_count, peak_bytes, warm_up
 from .files import AHEAD
+from .hub import is_repo_id
 from .jobs import CodedTensor
 from .journal import Journal
 from .manifest import Manifest, fingerprint
@@ -26,7 +27,7 @@ from .plan import Plan, make_plan
 from .recipe import Recipe
 from .shards import DEFAULT_SHARD_BYTES, Shard, divide
 from .slices import Slice
-from .source import open_source
+from .source import Source, open_source
 from .timeline import Timeline
 
 _SPARE_BYTES = 64 * 2**20
@@ -112,8 +113,7 @@ def quantize(
     try:
         with timeline.span("plan"):
             source = open_source(model, revision)
-            if delete_source and source.repo is None:
-                raise UsageError(f"--delete-source needs a Hub id, and {model} is a folder.", "Leave it away.")
+            check_origin(source, delete_source, base_model)
             plan = make_plan(source, recipe)
             check_unquantized(plan, max_unquantized)
             run = _Run(plan, Path(out), max_shard_bytes, base_model, progress)
@@ -123,6 +123,14 @@ def quantize(
             source.close()
         for thread in starting:
             thread.join()
+
+
+def check_origin(source: Source, delete_source: bool, base_model: str | None) -> None:
+    """Raise UsageError for what cannot be meant of this source."""
+    if delete_source and source.repo is None:
+        raise UsageError(f"--delete-source needs a Hub id, and {source.id} is a folder.", "Leave it away.")
+    if base_model is not None and not is_repo_id(base_model):
+        raise UsageError(f"--base-model {base_model!r} is no name of a repository.", "Write owner/name.")
 
 
 def check_unquantized(plan: Plan, limit: float | None) -> None:

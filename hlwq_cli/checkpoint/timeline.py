@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import NotFoundError
+
 
 @dataclass
 class Timeline:
@@ -56,8 +58,14 @@ class Timeline:
 
 @contextmanager
 def recorded() -> Iterator[Timeline]:
-    """A timeline that is saved to the file HLWQ_TRACE names, however the `with` ends; a dead one without it."""
+    """A timeline that is saved to the file HLWQ_TRACE names, however the `with` ends; a dead one without it.
+
+    Raises:
+        NotFoundError: the file's folder is not there.
+    """
     path = os.environ.get("HLWQ_TRACE")
+    if path and not Path(path).parent.is_dir():
+        raise NotFoundError(f"HLWQ_TRACE is {path}, and there is no such folder.", "Make it, or name another file.")
     timeline = Timeline(recording=bool(path))
     if path and (started := _process_start()) is not None:
         timeline.spans.append(("start Python", 0, threading.current_thread().name, started, time.time()))

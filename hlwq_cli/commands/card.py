@@ -24,8 +24,12 @@ def card(
 ) -> None:
     """Write README.md anew, with the figures that `hlwq bench --save` left; your own notes below its last line stay."""
     sink = Sink(format, json, quiet)
+    from ..checkpoint.hub import is_repo_id
+    from ..errors import UsageError
     from ..hub.card import remake_card
 
+    if repo is not None and not is_repo_id(repo):
+        raise UsageError(f"{repo} is no name of a repository.", "Write owner/name.")
     result = remake_card(path, repo)
     for note in result.notes:
         sink.note(note)

@@ -13,7 +13,7 @@ from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:
-    from ..checkpoint import Recipe
+    from ..checkpoint import Recipe, Source
 
 
 @handled
@@ -71,7 +71,14 @@ def quantize(
     share = None if max_unquantized is None else parse_share(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
-        _show_plan(sink, model, revision, settled, share, threads)
+        from ..checkpoint import open_source
+        from ..checkpoint.devices import find_devices
+        from ..checkpoint.stream import check_origin
+
+        find_devices(device)
+        source = open_source(model, revision)
+        check_origin(source, delete_source, base_model)
+        _show_plan(sink, source, settled, share, threads)
         return
     from ..checkpoint import quantize as run
     from ..ui.progress import run_display
@@ -87,14 +94,11 @@ def quantize(
     show_quantized(sink, result)
 
 
-def _show_plan(
-    sink: Sink, model: str, revision: str | None, recipe: Recipe, share: float | None, threads: int | None
-) -> None:
-    from ..checkpoint import make_plan, open_source
+def _show_plan(sink: Sink, source: Source, recipe: Recipe, share: float | None, threads: int | None) -> None:
+    from ..checkpoint import make_plan
     from ..checkpoint.stream import check_unquantized
     from ..ui.show import show_plan
 
-    source = open_source(model, revision)
     plan = make_plan(source, recipe)
     source.close()
     show_plan(sink, plan, threads)

@@ -87,6 +87,26 @@ def test_pattern_that_matches_nothing_is_2(family: Family, tmp_path: Path, optio
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--delete-source"], "--delete-source needs a Hub id"),
+        (["--base-model", "no repo"], "--base-model 'no repo' is no name of a repository."),
+        (["--device", "gpu"], "'gpu' is no device."),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would(family: Family, tmp_path: Path, options: list[str], says: str) -> None:
+    for where in ([tmp_path / "out"], ["--dry-run"]):
+        assert_refused(hlwq("quantize", family("qwen3"), *where, *options), 2, says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_trace_that_cannot_be_written_is_said_before_any_work(family: Family, tmp_path: Path) -> None:
+    ran = hlwq("quantize", family("qwen3"), tmp_path / "out", env={"HLWQ_TRACE": str(tmp_path / "no" / "trace.json")})
+    assert_refused(ran, 3, "HLWQ_TRACE is", "there is no such folder.")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("bits", ["1", "9", "0", "-5"])
 def test_width_that_no_code_has_is_2(family: Family, tmp_path: Path, bits: str) -> None:
     ran = hlwq("quantize", family("qwen3"), tmp_path / "out", "--bits", bits)

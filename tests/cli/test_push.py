@@ -142,6 +142,7 @@ def test_name_of_others_is_4(account: HubServer, folder: Path) -> None:
 
 def test_name_that_is_none_is_2(account: HubServer, folder: Path) -> None:
     assert_refused(hlwq("push", folder, "model"), 2, "Write owner/name.")
+    assert_refused(hlwq("card", folder, "--repo", "model"), 2, "Write owner/name.")
 
 
 @pytest.mark.parametrize("where", ["POST .*/repos/create", "POST .*/commit/", "GET /api/whoami"])
