@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from ..errors import HlwqError, NotAllowedError, NotFoundError
 
 if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
     from .safetensors_file import TensorInfo
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -62,7 +64,7 @@ def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
             raise NotAllowedError(
                 f"The Hub does not let you {deed} {repo}.", "Run `hf auth login` with a token that may."
             ) from error
-        raise HlwqError(f"The Hub answered {status} for {repo}.", "Try again later.") from error
+        raise HlwqError(f"The Hub answered {status} for {repo}.", _when(error)) from error
     except (errors.OfflineModeIsEnabled, ConnectionError, OSError) as error:
         raise HlwqError(
             f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
@@ -73,6 +75,12 @@ def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
                 f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
             ) from error
         raise
+
+
+def _when(error: HfHubHTTPError) -> str:
+    """When to ask again: as the answer says, where it does."""
+    wait = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+    return f"Try again in {wait} seconds." if wait.isdecimal() else "Try again later."
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import open_coded, open_source
 from ..errors import HlwqError, UsageError
 from ..runtime.coded import Execution
 from ..runtime.kv_bits import KVBits
@@ -16,7 +15,7 @@ from ..runtime.loading import check_loadable, load_model, load_processor
 from .divergence import Divergence, compare
 from .kv_size import KVCacheSize, kv_cache_size
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
-from .similarity import TensorSimilarity, similarity
+from .similarity import TensorSimilarity, similarity_of
 from .size import weights_size
 from .speed import Speed, measure_speed, release_memory
 from .tasks import TaskScore, open_tasks, run_tasks
@@ -226,7 +225,7 @@ def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
         found = _speed_and_tasks(run, found, model)
         del model
     if r.cosine and ref is not None:
-        found = replace(found, similarity=_similarity(run, path, ref))
+        found = replace(found, similarity=similarity_of(path, ref, lambda d, t: run.tell(f"weights of {path}", d, t)))
     return found
 
 
@@ -241,12 +240,3 @@ def _speed_and_tasks(run: _Bench, found: Measured, model: Any) -> Measured:
         tokenizer = getattr(processor, "tokenizer", processor)
         found = replace(found, tasks=run_tasks(model, tokenizer, r.tasks, run.task_manager, r.task_limit))
     return found
-
-
-def _similarity(run: _Bench, path: str, ref: str) -> tuple[TensorSimilarity, ...]:
-    checkpoint, source = open_coded(path), open_source(ref)
-    try:
-        return similarity(checkpoint, source, lambda d, t: run.tell(f"weights of {path}", d, t))
-    finally:
-        checkpoint.close()
-        source.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..checkpoint import CodedCheckpoint, Source
+from ..checkpoint import CodedCheckpoint, Source, open_coded, open_source
 from ..checkpoint.records import TensorRecord
 from ..checkpoint.slices import SLICE_WEIGHTS
 from ..codec import lloyd_max
@@ -35,6 +35,16 @@ class TensorSimilarity:
     error: float
     expected: float
     sick: bool
+
+
+def similarity_of(path: str, ref: str, progress: Callable[[int, int], None]) -> tuple[TensorSimilarity, ...]:
+    """`similarity` of a coded folder or Hub id and its source's; see there."""
+    checkpoint, source = open_coded(path), open_source(ref)
+    try:
+        return similarity(checkpoint, source, progress)
+    finally:
+        checkpoint.close()
+        source.close()
 
 
 def similarity(
