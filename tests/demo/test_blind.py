@@ -44,7 +44,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(blind: Path, scratch: Path) -> Iterator[DemoServer]:
     variables = {"TMPDIR": str(scratch), "HLWQ_DEMO_AUTH": ":".join(LOGIN)}
-    with demo(blind, "--device", "cpu", **variables) as server:
+    with demo(blind, "--device", "cpu", "--kv-bits", "4,3", **variables) as server:
         yield server
 
 
@@ -53,7 +53,8 @@ def test_the_page_offers_what_the_model_can_do(talk: NewTalk, blind: Path) -> No
     assert one.page.locator("input[type=file]").count() == 0
     expect(one.page.get_by_label("System prompt")).to_have_count(0)
     assert one.page.locator(".facts h2").inner_text() == blind.name
-    model = HLWQModel.from_pretrained(str(blind), device="cpu")
+    assert "codes of 4,3 bits" in one.page.locator(".facts").inner_text()
+    model = HLWQModel.from_pretrained(str(blind), device="cpu", kv_cache_nbits="4,3")
     first = model.generate("We are", max_new_tokens=12)
     assert isinstance(first, str)
     assert one.ask("We are") == first.strip()

@@ -25,6 +25,10 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
         assert_refused(hlwq("demo", "no/such-model", "--port", str(port)), 1, f"Port {port} is in use.", "--port")
 
 
+def test_widths_that_no_code_has_are_said_before_a_model_is_loaded() -> None:
+    assert_refused(hlwq("demo", "no/such-model", "--kv-bits", "9"), 2, "'9' is no width of keys and values.")
+
+
 def test_gradio_missing_names_what_to_install() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None; sys.argv = ['hlwq', 'demo', 'sample']\n"
