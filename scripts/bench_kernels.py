@@ -1,6 +1,6 @@
 """How fast the kernels are on a CUDA device, beside what copying memory takes on it in the same run.
 
-    python scripts/bench_kernels.py [encode] [decode]
+    python scripts/bench_kernels.py [encode] [decode] [attention] [attention-tiles]
 
 Medians of runs timed by CUDA events, each after the L2 cache was overwritten. A kernel's GB/s count the bytes that go
 in and out once; "of copy" is their share of the bandwidth of a device-to-device copy (read plus written). Weights are
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from bench_attention import attention_table, tiles_table
 
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import decode_rows, encode_rows
@@ -115,18 +116,32 @@ def table(lines: list[Line], bandwidth: float) -> str:
     return "\n".join(rows)
 
 
-SECTIONS: dict[str, Callable[[int], list[Line]]] = {"encode": encode_lines, "decode": decode_lines}
+WEIGHTS: dict[str, Callable[[int], list[Line]]] = {"encode": encode_lines, "decode": decode_lines}
+ATTENTION = {"attention": attention_table, "attention-tiles": tiles_table}
+SECTIONS = [*WEIGHTS, *ATTENTION]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; by default all")
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        choices=[*SECTIONS, []],
+        help=f"of {', '.join(SECTIONS)}; by default all but the last",
+    )
     parser.add_argument("--runs", type=int, default=15)
     args = parser.parse_args()
     bandwidth = copy_bandwidth(args.runs)
-    lines = [line for name in args.sections or SECTIONS for line in SECTIONS[name](args.runs)]
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s\n")
-    print(table(lines, bandwidth))
+    sections = args.sections or ["encode", "decode", "attention"]
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s\n", flush=True)
+    lines = [line for name in sections if name in WEIGHTS for line in WEIGHTS[name](args.runs)]
+    if lines:
+        print(table(lines, bandwidth))
+    for name in sections:
+        if name in ATTENTION:
+            for line in ATTENTION[name](median_seconds, args.runs, bandwidth):
+                print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -29,24 +29,24 @@ PAIRS = (
     "8,5", "8,4", "8,3", "8,2",
     "6,4", "5,4", "5,3", "4,3", "4,2",
 )  # fmt: skip
+HELD = [(64, "4"), *((128, bits) for bits in ("8", "4", "4,3", "3", "2")), (512, "4"), (512, "3")]
 LENGTHS = (1024, 32 * 1024, 256 * 1024)
 FACT = "The number of the lighthouse keeper is {number}."
 QUESTION = "What is the number of the lighthouse keeper? Answer with the number only."
 
 
 def bytes_table(_: argparse.Namespace) -> Iterator[str]:
-    yield "| bits | head | " + " | ".join(f"{n // 1024}k tokens" for n in LENGTHS) + " | a token, of 16 bits |"
+    yield "| KV bits | values a head | " + " | ".join(f"{n // 1024}k tokens" for n in LENGTHS) + " | one coded token |"
     yield "|---|---|" + "---|" * (len(LENGTHS) + 1)
-    for dim in (64, 128, 256, 512):
-        for bits in ("8", "4", "4,3", "3", "2"):
-            layer, ratios = CodedLayer(KVBits.parse(bits)), []
-            for length in LENGTHS:
-                while layer.length < length:
-                    new = torch.randn(2, 1, 1, min(4096, length - layer.length), dim).bfloat16()
-                    layer.update(new[0], new[1])
-                ratios.append(2 * 2 * dim * length / layer.nbytes)
-            ratios.append(layer.dense_token_bytes / layer.token_bytes)
-            yield f"| {bits} | {dim} | " + " | ".join(f"{r:.2f}x" for r in ratios) + " |"
+    for dim, bits in HELD:
+        layer, ratios = CodedLayer(KVBits.parse(bits)), []
+        for length in LENGTHS:
+            while layer.length < length:
+                new = torch.randn(2, 1, 1, min(4096, length - layer.length), dim).bfloat16()
+                layer.update(new[0], new[1])
+            ratios.append(2 * 2 * dim * length / layer.nbytes)
+        ratios.append(layer.dense_token_bytes / layer.token_bytes)
+        yield f"| {bits} | {dim} | " + " | ".join(f"{r:.2f}x" for r in ratios) + " |"
 
 
 def fidelity_table(args: argparse.Namespace) -> Iterator[str]:

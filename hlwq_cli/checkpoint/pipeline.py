@@ -3,7 +3,8 @@
 Work goes through the source file by file, so that a file is needed once and can be let go. Slices land in the order
 they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first in the source.
 When the last slice of a tensor has landed its hash is begun, and with a shard's last slice its file is synced and
-hashed, both beside the coding of what follows. Shards may finish in any order.
+hashed, both beside the coding of what follows. Shards may finish in any order. Where GPUs code, writing is what takes
+the time, and a file takes one writer at a time: so slices of several shards then take turns.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -27,6 +29,24 @@ from .shards import Shard, ShardWriter, outputs
 from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
 from .source import Source
 from .timeline import Timeline
+
+GPU_SHARDS_AT_ONCE = 4
+
+Work = list[tuple[Shard, Slice]]
+
+
+def in_turns(source: Source, work: Work, at_once: int) -> Work:
+    """Slices by the file they are read from, and of each file those of so many shards in turn."""
+    by_file: dict[str, dict[str, Work]] = {f: {} for f in dict.fromkeys(t.file for t in source.tensors.values())}
+    for entry in work:
+        by_file[entry[1].info.file].setdefault(entry[0].file, []).append(entry)
+    ordered: Work = []
+    for shards in by_file.values():
+        queues = list(shards.values())
+        for first in range(0, len(queues), at_once):
+            turns = zip_longest(*queues[first : first + at_once])
+            ordered += [entry for turn in turns for entry in turn if entry is not None]
+    return ordered
 
 
 @dataclass
@@ -60,9 +80,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._private = private
         self.source, self.out, self.timeline = source, out, timeline
         weights = GPU_SLICE_WEIGHTS if any(d.is_gpu for d in devices) else SLICE_WEIGHTS
-        files = {file: n for n, file in enumerate(dict.fromkeys(t.file for t in source.tensors.values()))}
-        self.work = [(shard, piece) for shard in shards for piece in slices(shard, weights)]
-        self.work.sort(key=lambda entry: files[entry[1].info.file])
+        at_once = GPU_SHARDS_AT_ONCE if any(d.is_gpu for d in devices) else 1
+        self.work = in_turns(source, [(shard, piece) for shard in shards for piece in slices(shard, weights)], at_once)
         self._waiting: dict[str, Counter[str]] = defaultdict(Counter)
         for shard, piece in self.work:
             self._waiting[shard.file][piece.name] += 1

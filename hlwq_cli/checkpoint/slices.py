@@ -12,8 +12,8 @@ from .shards import Shard
 SLICE_WEIGHTS = 1_048_576
 """Weights read, coded and written at a time by a processor: 4 MiB in float32."""
 
-GPU_SLICE_WEIGHTS = 16_777_216
-"""The same by a GPU: 32 MiB in bfloat16, so that what a slice costs beside its bytes does not count."""
+GPU_SLICE_WEIGHTS = 33_554_432
+"""The same by a GPU: 64 MiB in bfloat16, so that what a slice costs beside its bytes does not count."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="4|4,3",
-            help="Keep keys and values of each PATH, not of --ref, in codes of 2 to 8 bits; two widths set them apart.",
+            help="Keep keys and values of each PATH, not of --ref, in codes of 2 to 8 bits; two widths set them apart. "
+            "On SmolLM2-135M 5 bits cost .0009 nats of KLD, 4 .003, 4,3 .006, 3 .014, 2 .076.",
         ),
     ] = None,
     max_ppl_delta: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -42,6 +42,10 @@ def demo(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     execution: Annotated[str, typer.Option(help="auto, coded or dense.")] = "auto",
+    kv_bits: Annotated[
+        str | None,
+        typer.Option(metavar="4|4,3", help="Keep keys and values of PATH, not of REF, in codes of 2 to 8 bits."),
+    ] = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -49,6 +53,7 @@ def demo(
     """Serve a page to chat with a checkpoint, with pictures where it sees, until Ctrl-C."""
     sink = Sink(format, json, quiet)
     from ..errors import UsageError
+    from ..runtime.kv_bits import KVBits
     from ..ui.demo.serve import check_gradio, check_port, choose_access, gradio_environment, served
     from ..ui.show_demo import show_demo, show_login
 
@@ -57,7 +62,8 @@ def demo(
     access = choose_access(share, open_to_all, auth)
     check_gradio()
     check_port(port)
-    load = _Load(device, dtype, cast("Execution", execution))
+    bits = None if kv_bits is None else str(KVBits.parse(kv_bits))
+    load = _Load(device, dtype, cast("Execution", execution), bits)
     try:
         with gradio_environment():
             page = _page(sink, [path] if compare is None else [path, compare], load)
@@ -78,6 +84,7 @@ class _Load:
     device: str
     dtype: str
     execution: Execution
+    kv_cache_nbits: str | None
 
 
 def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
@@ -90,7 +97,8 @@ def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
     with steps_display(sink) as tell:
         for i, path in enumerate(paths):
             tell(f"loading {path}", i, len(paths))
-            model = HLWQModel.from_pretrained(path, **asdict(load))
+            settings = asdict(load if i == 0 else replace(load, kv_cache_nbits=None))
+            model = HLWQModel.from_pretrained(path, **settings)
             shown.append(Shown(model, describe(path, model)))
     return build_page(shown)
 

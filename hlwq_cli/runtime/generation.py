@@ -22,6 +22,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 
 from .decoder import Decoder
+from .kv_attention import kv_bits_of
 from .static_cache import NotStaticError
 
 Decoding = Literal["graph", "eager", "transformers"]
@@ -41,7 +42,7 @@ class Generation:
     """Answers of one model; its `generate` stands in for the model's own.
 
     Attributes:
-        decoder: the static loop; None where the model, or its device, leaves it to transformers.
+        decoder: the static loop; None where the model, its cache of codes or its device leaves it to transformers.
         unfit: why the model does, on a GPU.
     """
 
@@ -49,7 +50,7 @@ class Generation:
         self.model = model
         self.decoder: Decoder | None = None
         self.unfit = ""
-        if model.device.type == "cuda":
+        if model.device.type == "cuda" and kv_bits_of(model) is None:
             try:
                 self.decoder = Decoder(model)
             except NotStaticError as error:

@@ -21,6 +21,7 @@ from .kv_bits import KVBits
 from .kv_cache import CodedLayer, CodedStates, coded_cache
 
 NAME = "hlwq"
+_MARK = "_hlwq_kv_bits"
 _UNKNOWN = ("s_aux", "position_bias", "head_mask")
 """What other attentions take and this one does not: sinks, learned biases."""
 
@@ -81,6 +82,13 @@ def code_kv_cache(model: Any, bits: KVBits) -> None:
         return args, {**kwargs, "use_cache": True}
 
     model.register_forward_pre_hook(give_codes, with_kwargs=True)
+    setattr(model, _MARK, bits)
+
+
+def kv_bits_of(model: Any) -> KVBits | None:
+    """The widths at which a model keeps its keys and values, or None where it keeps them as they are."""
+    bits: KVBits | None = getattr(model, _MARK, None)
+    return bits
 
 
 def cache_argument(model: Any, cache: Cache) -> dict[str, Cache]:

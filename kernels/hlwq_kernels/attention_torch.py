@@ -124,7 +124,7 @@ class _Sums:
     ) -> None:
         """Add a tile of tokens, from position `start` on, to what queries `at` have gathered."""
         rows = query[..., at, :]
-        logits = (rows.flatten(2, 3) @ k.mT).unflatten(2, rows.shape[2:4]).to(self.total.dtype) * self.rule.scaling
+        logits = _product(rows.flatten(2, 3), k.mT).unflatten(2, rows.shape[2:4]) * self.rule.scaling
         if self.rule.softcap:
             logits = torch.tanh(logits / self.rule.softcap) * self.rule.softcap
         logits = self._masked(logits, at, start, allowed)
@@ -132,7 +132,7 @@ class _Sums:
         base = highest.masked_fill(highest == -torch.inf, 0.0)
         p, fade = torch.exp(logits - base), torch.exp(self.highest[..., at, :] - base)
         self.weight[..., at, :] = self.weight[..., at, :] * fade + p.sum(-1, keepdim=True)
-        read = (p.to(v.dtype).flatten(2, 3) @ v).unflatten(2, rows.shape[2:4])
+        read = _product(p.to(v.dtype).flatten(2, 3), v).unflatten(2, rows.shape[2:4])
         self.total[..., at, :] = self.total[..., at, :] * fade + read
         self.highest[..., at, :] = highest
 
@@ -145,6 +145,14 @@ class _Sums:
 
     def result(self) -> torch.Tensor:
         return torch.where(self.weight == 0, 0.0, self.total / self.weight)
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """(batch, heads, m, k) times (batch, heads, k, n): sums in float32 or better, and not rounded again."""
+    if a.dtype.itemsize >= 4:
+        return a @ b
+    product: torch.Tensor = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32)
+    return product.unflatten(0, a.shape[:2])
 
 
 def _rows(mask: torch.Tensor, at: slice) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from .device import runs_triton
 from .hadamard import hadamard
+from .ops import op_where_traced
 from .planes import unpack_codes
 from .tables import SCALE_STEPS
 
@@ -38,7 +39,7 @@ def decode_rows(
 ) -> torch.Tensor:
     """Decode what `encode_rows` made; the same values on every device.
 
-    A `torch.library` custom op, so that torch.compile and CUDA graphs take it whole.
+    Under torch.compile a `torch.library` custom op, which is taken whole.
 
     Args:
         codes: uint8 (rows, padded * bits / 8).
@@ -52,12 +53,10 @@ def decode_rows(
     Returns:
         (rows, columns), of `dtype`.
     """
-    decoded: torch.Tensor = _decode_op(codes, scales, base, centroids, block_size, columns, dtype)
-    return decoded
+    return _decode(codes, scales, base, centroids, block_size, columns, dtype)
 
 
-@torch.library.custom_op("hlwq::decode_rows", mutates_args=())
-def _decode_op(
+def _decode_on_its_device(
     codes: torch.Tensor,
     scales: torch.Tensor,
     base: torch.Tensor | None,
@@ -75,6 +74,10 @@ def _decode_op(
         with contextlib.suppress(ImportError):  # no numba for this Python: slower, same values
             from .decode_numba import decode_rows_numba as decode
     return decode(codes, scales, base, centroids, block_size, columns).to(dtype)
+
+
+_decode_op = torch.library.custom_op("hlwq::decode_rows", _decode_on_its_device, mutates_args=())
+_decode = op_where_traced(_decode_op, _decode_on_its_device)
 
 
 @_decode_op.register_fake

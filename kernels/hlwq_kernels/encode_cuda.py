@@ -11,6 +11,7 @@ import torch
 from .encode import EncodedRows, ScaleKind
 from .encode_variant import INPUTS, QUAD, SOURCES, Variant, kernel_table, searched_values
 from .nvrtc import CudaKernel, shared_per_multiprocessor
+from .ops import op_where_traced
 from .tables import CodeTables
 
 _KERNEL = CudaKernel(*SOURCES, name="encode", fma=False)
@@ -29,12 +30,11 @@ def encode_rows_cuda(
 ) -> EncodedRows:
     """See `encode_rows`."""
     centroids, log8 = torch.from_numpy(tables.centroids), scale == "log8"
-    codes, scales, base, error, energy = _encode_op(weight, centroids, block_size, log8, search)
+    codes, scales, base, error, energy = _encode(weight, centroids, block_size, log8, search)
     return EncodedRows(codes, scales, base if log8 else None, error, energy)
 
 
-@torch.library.custom_op("hlwq::encode_rows", mutates_args=())
-def _encode_op(
+def _encode_on_its_device(
     weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The fields of EncodedRows; `centroids` is on the CPU, and only `log8` fills the base."""
@@ -45,6 +45,10 @@ def _encode_op(
     if len(weight):
         _launch(whole, centroids, block_size, log8, search, out)
     return tuple(out)  # type: ignore[return-value]
+
+
+_encode_op = torch.library.custom_op("hlwq::encode_rows", _encode_on_its_device, mutates_args=())
+_encode = op_where_traced(_encode_op, _encode_on_its_device)
 
 
 @_encode_op.register_fake

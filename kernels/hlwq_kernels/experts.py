@@ -13,6 +13,7 @@ import torch
 from .decode import decode_rows
 from .linear import coded_linear
 from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_matmul
+from .ops import op_where_traced
 
 FEW_PAIRS = 512
 """Pairs of a token and an expert up to which each pair's codes are multiplied (docs/log.md, 2026-11-25)."""
@@ -51,10 +52,10 @@ def coded_experts(
         return _grouped(x, chosen, routed, gate_up, down, gate)
     chosen, routed = chosen.to(torch.int64).contiguous(), routed.to(torch.float32).contiguous()
     if gate_name is not None and gate_name in GATES:
-        inner = _each_op(x, chosen, *gate_up, torch.float32)
+        inner = _each(x, chosen, *gate_up, torch.float32)
     else:
-        gate_name, inner = "", gate(_each_op(x, chosen, *gate_up, x.dtype))
-    out: torch.Tensor = _sum_op(inner, chosen, routed, *down, gate_name, x.dtype)
+        gate_name, inner = "", gate(_each(x, chosen, *gate_up, x.dtype))
+    out: torch.Tensor = _sum(inner, chosen, routed, *down, gate_name, x.dtype)
     return out
 
 
@@ -78,13 +79,16 @@ def _one(experts: CodedWeight, expert: int) -> CodedWeight:
     return experts._replace(codes=experts.codes[expert], scales=experts.scales[expert], base=base)
 
 
-@torch.library.custom_op("hlwq::experts_each", mutates_args=())
-def _each_op(
+def _each_on_its_device(
     x: torch.Tensor, chosen: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, base: torch.Tensor | None,
     centroids: torch.Tensor, block_size: int, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     experts = CodedWeight(codes, scales, base, centroids, block_size)
     return multiply_each(x, experts, chosen, dtype)
+
+
+_each_op = torch.library.custom_op("hlwq::experts_each", _each_on_its_device, mutates_args=())
+_each = op_where_traced(_each_op, _each_on_its_device)
 
 
 @_each_op.register_fake
@@ -95,13 +99,16 @@ def _(
     return x.new_empty((chosen.shape[0] * chosen.shape[1], codes.shape[1]), dtype=dtype)
 
 
-@torch.library.custom_op("hlwq::experts_sum", mutates_args=())
-def _sum_op(
+def _sum_on_its_device(
     x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
     base: torch.Tensor | None, centroids: torch.Tensor, block_size: int, gate: str, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     experts = CodedWeight(codes, scales, base, centroids, block_size)
     return multiply_and_sum(x, experts, chosen, routed, gate or None, dtype)
+
+
+_sum_op = torch.library.custom_op("hlwq::experts_sum", _sum_on_its_device, mutates_args=())
+_sum = op_where_traced(_sum_op, _sum_on_its_device)
 
 
 @_sum_op.register_fake

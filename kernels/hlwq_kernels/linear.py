@@ -13,6 +13,7 @@ import torch
 from .decode import block_scales, decode_rows
 from .hadamard import hadamard
 from .matmul import FEW, CodedWeight, multiply_codes, runs_matmul
+from .ops import op_where_traced
 from .planes import unpack_codes
 
 _TILE_WEIGHTS = 2**22
@@ -30,7 +31,7 @@ def coded_linear(
 ) -> torch.Tensor:
     """Multiply activations by a coded weight.
 
-    A `torch.library` custom op with a gradient for `x` (and `bias`), for torch.compile and CUDA graphs.
+    Where gradients or torch.compile ask for it a `torch.library` custom op, with a gradient for `x` and `bias`.
 
     Args:
         x: (..., in), floating.
@@ -44,12 +45,13 @@ def coded_linear(
     Returns:
         (..., out), in the dtype of `x`.
     """
-    y: torch.Tensor = _linear_op(x, codes, scales, base, centroids, block_size, bias)
+    learns = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    run = _linear_op if learns else _linear
+    y: torch.Tensor = run(x, codes, scales, base, centroids, block_size, bias)
     return y
 
 
-@torch.library.custom_op("hlwq::coded_linear", mutates_args=())
-def _linear_op(
+def _linear_on_its_device(
     x: torch.Tensor,
     codes: torch.Tensor,
     scales: torch.Tensor,
@@ -68,6 +70,10 @@ def _linear_op(
     else:
         y = coded_linear_torch(rows, weight, bias)
     return y.reshape(*x.shape[:-1], codes.shape[0])
+
+
+_linear_op = torch.library.custom_op("hlwq::coded_linear", _linear_on_its_device, mutates_args=())
+_linear = op_where_traced(_linear_op, _linear_on_its_device)
 
 
 @_linear_op.register_fake

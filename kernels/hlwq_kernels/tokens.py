@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .device import runs_triton
 from .hadamard import tree_sum
 from .linear import rotate_activation
 from .planes import pack_codes, unpack_codes
@@ -56,12 +57,15 @@ class TokenTables(NamedTuple):
         boundaries: float32 (2^bits - 1,), the midpoints between neighbours.
         scales: float32 (256,), `TOKEN_SCALES`.
         short: float16 (2^bits,), the centroids as tensor cores take them.
+        magnitudes: int32 (4,), of 4 bits and fewer: the positive centroids in float16, repeated to eight, their eight
+            lower bytes and then their upper ones.
     """
 
     centroids: torch.Tensor
     boundaries: torch.Tensor
     scales: torch.Tensor
     short: torch.Tensor
+    magnitudes: torch.Tensor
 
     @property
     def bits(self) -> int:
@@ -73,8 +77,11 @@ class TokenTables(NamedTuple):
         """The tables of a codebook of 2^bits ascending values."""
         c = torch.tensor(centroids, dtype=torch.float64)
         middles = ((c[1:] + c[:-1]) / 2).to(torch.float32)
-        values = c.to(torch.float32)
-        return cls(values.to(device), middles.to(device), TOKEN_SCALES.to(device), values.to(torch.float16).to(device))
+        values, short = c.to(torch.float32), c.to(torch.float32).to(torch.float16)
+        positive = short[len(c) // 2 :]
+        eight = positive.repeat_interleave(max(1, 8 // len(positive)))[:8]
+        magnitudes = eight.view(torch.uint8).view(8, 2).T.contiguous().view(torch.int32).flatten()
+        return cls(*(t.to(device) for t in (values, middles, TOKEN_SCALES, short, magnitudes)))
 
 
 def encode_tokens(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,6 +94,15 @@ def encode_tokens(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, t
     Returns:
         uint8 codes (..., padded * bits / 8), packed planes, and uint8 scales (...).
     """
+    if runs_triton(x.device):
+        from .tokens_triton import encode_tokens_triton
+
+        return encode_tokens_triton(x, tables)
+    return encode_tokens_torch(x, tables)
+
+
+def encode_tokens_torch(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, torch.Tensor]:
+    """The torch twin of `encode_tokens`."""
     dim = x.shape[-1]
     z = rotate_activation(x.to(torch.float32), rotation_block(dim))
     middle = _scale_index(_energy(z) * float(np.float32(1.0 / z.shape[-1])))

@@ -10,6 +10,7 @@ import torch
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.checkpoint import pipeline as pipeline_module
 from hlwq_cli.checkpoint.devices import find_devices, lane_count
+from hlwq_cli.checkpoint.source import Source
 from hlwq_cli.checkpoint.timeline import Timeline
 from hlwq_cli.errors import NonFiniteError, UsageError
 from tests.builders import LLAMA, dense, save_shards, save_tensors
@@ -44,6 +45,26 @@ def test_size_of_slices_does_not_change_a_byte(
     monkeypatch.setattr(pipeline_module, "SLICE_WEIGHTS", weights)
     quantize(str(family("qwen3_moe")), tmp_path / "out", load_recipe(), max_shard_bytes=150_000)
     assert tree(tmp_path / "out") == tree(coded("qwen3_moe"))
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 100])
+def test_shards_that_take_turns_have_the_same_bytes_and_turns(
+    family: Family, coded: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    taken: list[str] = []
+    usual = pipeline_module.in_turns
+
+    def in_turns(source: Source, work: pipeline_module.Work, _: int) -> pipeline_module.Work:
+        ordered = usual(source, work, at_once)
+        assert sorted(map(id, (piece for _, piece in ordered))) == sorted(map(id, (piece for _, piece in work)))
+        taken.extend(shard.file for shard, _ in ordered)
+        return ordered
+
+    monkeypatch.setattr(pipeline_module, "SLICE_WEIGHTS", 5000)
+    monkeypatch.setattr(pipeline_module, "in_turns", in_turns)
+    quantize(str(family("qwen3_moe")), tmp_path / "out", load_recipe(), max_shard_bytes=150_000)
+    assert tree(tmp_path / "out") == tree(coded("qwen3_moe"))
+    assert taken[0] != taken[1]
 
 
 def test_experts_spread_over_all_files_are_coded_file_by_file(family: Family, coded: Family, tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ class DemoServer:
             threading.Thread(target=_collect, args=pair, daemon=True)
             for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err))
         ]
-        self._served = threading.Event()
         self._readers[1].start()
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()

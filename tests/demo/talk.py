@@ -8,7 +8,7 @@ from pathlib import Path
 
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-FIGURES = re.compile(r"(\d+) tokens? · [\d.]+ tok/s · [\d.]+ [MG]B memory(?: · (.+))?")
+FIGURES = re.compile(r"(\d+) tokens? · ([\d.]+) tok/s · [\d.]+ [MG]B memory(?: · (.+))?")
 PATIENCE = 20_000
 ENDLESS = "1790 1791 1792 1793 1794 1795"
 """What makes the sample count on, greedily, until its answer may be no longer."""
@@ -21,12 +21,22 @@ def log_in(page: Page, user: str, password: str) -> None:
     page.get_by_role("button", name="Login").click()
 
 
+RECORDER = """
+window.seen = [[], []];
+new MutationObserver(() => document.querySelectorAll('[aria-label="chatbot conversation"]').forEach((chat, i) => {
+  const said = [...chat.querySelectorAll('.bot.message')].at(-1)?.querySelector('.message-content')?.innerText.trim();
+  if (said && said !== window.seen[i].at(-1)) window.seen[i].push(said);
+})).observe(document, {childList: true, characterData: true, subtree: true});
+"""
+
+
 class Talk:
     """One person at the page."""
 
     def __init__(self, context: BrowserContext, url: str, login: tuple[str, str] | None = None) -> None:
         self.page: Page = context.new_page()
         self.page.set_default_timeout(PATIENCE)
+        self.page.add_init_script(RECORDER)
         self.page.goto(url)
         if login:
             log_in(self.page, *login)
@@ -38,7 +48,7 @@ class Talk:
     def set(self, label: str, value: float | str) -> None:
         """Set a number or a text among the settings."""
         number = self.page.get_by_label(f"number input for {label}")
-        field = number if number.count() else self.page.get_by_role("textbox", name=label)
+        field = number.or_(self.page.get_by_role("textbox", name=label))
         field.fill(str(value))
         field.press("Tab")
 
@@ -86,10 +96,21 @@ class Talk:
         """Tokens of the last reply, and how it ended where that is said."""
         match = FIGURES.fullmatch(self.parts(chat)[-1])
         assert match, self.parts(chat)
-        return int(match[1]), match[2]
+        return int(match[1]), match[3]
+
+    def seconds(self, tokens: int) -> float:
+        """How long so many tokens take at the speed that the last reply shows."""
+        match = FIGURES.fullmatch(self.parts()[-1])
+        assert match, self.parts()
+        return tokens / float(match[2])
+
+    def pieces(self, chat: int = 0) -> int:
+        """How many beginnings of the last reply could be read while it came."""
+        seen: list[str] = self.page.evaluate("i => window.seen[i]", chat)
+        return sum(self.said(chat).startswith(text) for text in {*seen})
 
     def streams(self, chat: int = 0) -> None:
-        """Wait until the last reply is growing: some words and more after them."""
+        """Wait until a reply that is long is growing: some words and more after them."""
         reply = self.replies(chat).last
         expect(reply).to_contain_text("tok/s", timeout=PATIENCE)
         seen = reply.inner_text()

@@ -19,6 +19,8 @@ from .conftest import NewTalk
 from .server import DemoServer, demo
 from .talk import greedy
 
+LOGIN = ("ann", "correct: horse <battery>")
+
 
 @pytest.fixture(scope="module")
 def blind(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,16 +43,18 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(blind: Path, scratch: Path) -> Iterator[DemoServer]:
-    with demo(blind, "--device", "cpu", TMPDIR=str(scratch)) as server:
+    variables = {"TMPDIR": str(scratch), "HLWQ_DEMO_AUTH": ":".join(LOGIN)}
+    with demo(blind, "--device", "cpu", "--kv-bits", "4,3", **variables) as server:
         yield server
 
 
 def test_the_page_offers_what_the_model_can_do(talk: NewTalk, blind: Path) -> None:
-    one = greedy(talk, 12)
+    one = greedy(talk, 12, login=LOGIN)
     assert one.page.locator("input[type=file]").count() == 0
     expect(one.page.get_by_label("System prompt")).to_have_count(0)
     assert one.page.locator(".facts h2").inner_text() == blind.name
-    model = HLWQModel.from_pretrained(str(blind), device="cpu")
+    assert "codes of 4,3 bits" in one.page.locator(".facts").inner_text()
+    model = HLWQModel.from_pretrained(str(blind), device="cpu", kv_cache_nbits="4,3")
     first = model.generate("We are", max_new_tokens=12)
     assert isinstance(first, str)
     assert one.ask("We are") == first.strip()
@@ -60,10 +64,11 @@ def test_the_page_offers_what_the_model_can_do(talk: NewTalk, blind: Path) -> No
 def test_ctrl_c_ends_it_and_leaves_nothing_of_what_was_dropped_in(
     server: DemoServer, talk: NewTalk, scratch: Path
 ) -> None:
-    greedy(talk)
+    greedy(talk, login=LOGIN)
     assert len([*scratch.glob("hlwq-demo-*")]) == 1
     code, out, err = server.end(signal.SIGINT)
     assert (code, out) == (130, server.url + "\n")
     assert err.splitlines()[-1] == "Stopped."
     assert "Traceback" not in err
+    assert LOGIN[1] not in out + err
     assert [*scratch.glob("hlwq-demo-*")] == []

@@ -27,9 +27,8 @@ def model(coded_sample: Path) -> HLWQModel:
 
 def test_answers_stream_and_are_those_of_the_model(talk: NewTalk, model: HLWQModel) -> None:
     one = greedy(talk, 100)
-    one.send(ENDLESS)
-    one.streams()
-    one.wait()
+    one.ask(ENDLESS)
+    assert one.pieces() > 5
     first = model.stream(ENDLESS, max_new_tokens=100)
     assert one.said() == "".join(first).strip()
     assert one.figures() == (first.tokens, "as long as allowed")
@@ -102,10 +101,11 @@ def test_two_people_wait_for_each_other_and_see_only_their_own(talk: NewTalk) ->
     one.streams()
     two.send("The state of our Union is")
     expect(two.replies().last).to_contain_text("1 person is first")
+    whole = one.seconds(LONGEST)
     one.stop_button.click()
     stopped = time.monotonic()
     two.wait()
-    assert time.monotonic() - stopped < 10  # the whole of the first answer takes longer than that
+    assert time.monotonic() - stopped < whole / 2
     one.wait()
     tokens, end = one.figures()
     assert end == "stopped"
@@ -133,10 +133,11 @@ def test_closing_the_page_frees_the_model(talk: NewTalk) -> None:
     one, two = greedy(talk, LONGEST), greedy(talk)
     one.send(ENDLESS)
     one.streams()
+    whole = one.seconds(LONGEST)
     one.page.close()
     closed = time.monotonic()
     assert two.ask("We") != ""
-    assert time.monotonic() - closed < 10
+    assert time.monotonic() - closed < whole / 2
 
 
 def test_a_seed_gives_the_same_answer_whatever_others_do(talk: NewTalk) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hlwq_cli.codec.codebook import lloyd_max
 from hlwq_kernels.attention import CachedTokens, Rule
-from hlwq_kernels.tokens import TokenTables, encode_tokens
+from hlwq_kernels.tokens import TokenTables, encode_tokens_torch
 
 Layout = tuple[int, int, int, int]
 """KV heads, query heads to each, dims of keys and of values."""
@@ -31,7 +31,7 @@ def tables(bits: int, device: str = "cpu") -> TokenTables:
 def cached(states: torch.Tensor, coded: int, first: int, bits: int, room: int = 5) -> CachedTokens:
     """Tokens of which `coded` are, and those from `first` on are exact; behind the codes lie random bytes."""
     t = tables(bits, states.device.type)
-    codes, scales = encode_tokens(states[:, :, :coded], t)
+    codes, scales = encode_tokens_torch(states[:, :, :coded], t)
     rest = torch.randint(0, 256, (*codes.shape[:2], room, codes.shape[-1]), dtype=torch.uint8).to(codes.device)
     codes, scales = torch.cat([codes, rest], dim=2), torch.cat([scales, rest[..., 0]], dim=2)
     return CachedTokens(codes, scales, coded, states[:, :, first:], first, t)

@@ -13,6 +13,7 @@ from ...checkpoint import open_coded, open_source
 from ...checkpoint.hub import is_repo_id
 from ...checkpoint.manifest import CHART, RESULTS
 from ...errors import NotFoundError
+from ...runtime.kv_attention import kv_bits_of
 from ...sizes import format_size
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def _live(model: HLWQModel) -> list[tuple[str, str]]:
         ("Architecture", type(network).__name__),
         ("Takes", "text and pictures" if model.sees else "text"),
         ("Context", context),
+        ("Keys and values", kind if (bits := kv_bits_of(network)) is None else f"codes of {bits} bits"),
         ("Runs on", f"{network.device}, {kind}"),
     ]
 

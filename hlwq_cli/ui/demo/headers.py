@@ -1,4 +1,4 @@
-"""Headers of every response: the page loads nothing from elsewhere, whatever a model writes into it."""
+"""Headers of every response: the page loads nothing from elsewhere, whatever a model writes, and is in no search."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
+    (b"x-robots-tag", b"noindex, nofollow"),
 )
 
 

@@ -130,6 +130,7 @@ def _launch(page: Any, access: Access, port: int | None) -> Address:
             "Gradio's tunnel could not be made, so the page is not shared.",
             "Check the network, or leave --share out to serve this machine only.",
         )
+    page.share = False  # else the page would load its scripts from a store of Gradio's
     return Address(url, share_url)
 
 
