@@ -64,6 +64,17 @@ def test_perplexities_are_those_of_each_model() -> None:
     assert found.delta.log_ratio == pytest.approx(0.5 * math.log(0.25 * 0.8 / (0.5 * 0.7)), rel=1e-5)
 
 
+def test_the_noise_floor_is_what_rounding_costs_a_model_whose_logits_are_rounded_already() -> None:
+    z = torch.tensor([8.0, 4.0, 2.0, -1.0], dtype=torch.float64)
+    p, r = z.softmax(0), (z * torch.tensor([1 + 2**-9, 1 - 2**-9] * 2)).softmax(0)
+    expected = float((p * (p / r).log()).sum())
+    table = z.float().bfloat16().repeat(4, 1)
+    found = compare(TableModel(table), TableModel(table), windows([[0, 1, 2]])).divergence
+    assert found.mean == 0
+    assert found.noise_floor == pytest.approx(expected, rel=5e-2)  # float32 loses some of so small a sum
+    assert found.noise_floor > 1e-6
+
+
 def test_a_token_the_reference_rules_out_adds_nothing() -> None:
     p, q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.25, 0.5, 0.25]])
     found = compare(TableModel(q.log()), TableModel(p.log()), windows([[0, 0]])).divergence
