@@ -151,8 +151,9 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """(batch, heads, m, k) times (batch, heads, k, n): sums in float32 or better, and not rounded again."""
     if a.dtype.itemsize >= 4:
         return a @ b
-    product: torch.Tensor = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32)
-    return product.unflatten(0, a.shape[:2])
+    flat = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32)
+    product: torch.Tensor = flat.unflatten(0, a.shape[:2])
+    return product
 
 
 def _rows(mask: torch.Tensor, at: slice) -> torch.Tensor:
