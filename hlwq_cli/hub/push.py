@@ -16,6 +16,7 @@ from ..checkpoint.manifest import MANIFEST
 from ..checkpoint.records import FileRecord
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
 from .card import CARD, open_folder, render_card, write_card
+from .patience import patiently
 from .remote import Changes, Remote, compare, look, refuse_conflict
 from .upload import Committed, PushProgress, create, push_errors, send
 
@@ -140,7 +141,7 @@ def _check_role(repo: str) -> None:
     from huggingface_hub import HfApi
 
     with push_errors(repo):
-        who = HfApi(library_name="hlwq").whoami()
+        who = patiently(HfApi(library_name="hlwq").whoami)
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise NotAllowedError("The token may only read.", "Make one that may write, then run `hf auth login`.")

@@ -16,6 +16,7 @@ from ..checkpoint.manifest import MANIFEST, describe_differences, read_manifest
 from ..checkpoint.output import SHARD
 from ..checkpoint.records import FileRecord
 from ..errors import ConflictError, CorruptError, NotFoundError
+from .patience import patiently
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,11 @@ def look(repo: str, revision: str) -> Remote:
     api = HfApi(library_name="hlwq")
     with hub_errors(repo):
         try:
-            info = api.model_info(repo, revision=revision, files_metadata=True)
+            info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True))
         except errors.RepositoryNotFoundError:
             return Remote(repo, revision, False, False, None, {}, None)
         except errors.RevisionNotFoundError:
-            private = bool(api.model_info(repo).private)
+            private = bool(patiently(lambda: api.model_info(repo)).private)
             return Remote(repo, revision, True, private, None, {}, None)
     files = {s.rfilename: _file(s) for s in info.siblings or [] if s.rfilename != ".gitattributes"}
     manifest = _manifest(repo, info.sha) if MANIFEST in files else None

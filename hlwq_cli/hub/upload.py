@@ -16,6 +16,7 @@ from typing import Any
 
 from ..checkpoint.hub import hub_errors
 from ..errors import ConflictError, HlwqError
+from .patience import patiently
 from .remote import Changes, Remote
 
 
@@ -95,11 +96,11 @@ def create(remote: Remote, public: bool) -> None:
     api = HfApi(library_name="hlwq")
     with push_errors(remote.repo):
         if not remote.exists:
-            api.create_repo(remote.repo, private=not public)
-            if not public and not api.model_info(remote.repo).private:
+            patiently(lambda: api.create_repo(remote.repo, private=not public, exist_ok=True))
+            if not public and not patiently(lambda: api.model_info(remote.repo)).private:
                 raise HlwqError(f"The Hub made {remote.repo} public.", "Make it private there; nothing was uploaded.")
         if remote.commit is None and remote.revision != "main":
-            api.create_branch(remote.repo, branch=remote.revision)
+            patiently(lambda: api.create_branch(remote.repo, branch=remote.revision, exist_ok=True))
 
 
 def send(
@@ -127,8 +128,8 @@ def send(
             done += file.size
             tell(PushProgress(file.name, True, done, changes.bytes, i + 1, len(additions)))
         removals: list[Any] = [CommitOperationDelete(name, is_folder=False) for name in changes.removed]
-        info = api.create_commit(
+        info = patiently(lambda: api.create_commit(
             remote.repo, [*additions, *removals], commit_message=message, revision=remote.revision,
             parent_commit=remote.commit, create_pr=pr,
-        )  # fmt: skip
+        ))  # fmt: skip
     return Committed(str(info.oid), info.pr_url)

@@ -150,13 +150,21 @@ def test_name_that_is_none_is_2(account: HubServer, folder: Path) -> None:
 def test_refusals_are_sentences_with_their_code(
     account: HubServer, folder: Path, where: str, status: int, code: int
 ) -> None:
-    account.fail(where, status, Retry_After="7")
+    account.fail(where, status, Retry_After="70")  # longer than a push waits
     ran = hlwq("push", folder, REPO)
     assert_refused_after_lines(ran, code, f"write to {REPO}" if code == 4 else f"The Hub answered {status} for {REPO}.")
-    assert code == 4 or "Try again in 7 seconds." in ran.err
+    assert code == 4 or "Try again in 70 seconds." in ran.err
     assert "Unexpected" not in ran.err
     assert TOKEN not in ran.err
     assert REPO not in account.repos or there(account) == {}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("where", ["GET /api/whoami", "GET /api/models", "POST .*/repos/create", "POST .*/commit/"])
+def test_hub_that_is_busy_once_is_asked_again(account: HubServer, folder: Path, where: str, status: int) -> None:
+    account.fail(where, status, times=2, Retry_After="0")
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
 
 
 def test_storage_that_stumbles_once_is_asked_again(account: HubServer, folder: Path) -> None:
