@@ -7,12 +7,14 @@ Sources include no header, since none need lie on the machine.
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+logger = logging.getLogger("hlwq")
 _FOLDER = Path(__file__).parent
 _OLDEST_CUDA_CORE = 1
 _OLDEST_CAPABILITY = (7, 5)
@@ -29,8 +31,21 @@ def runs_nvrtc(device: torch.device) -> bool:
     """
     if device.type != "cuda" or torch.version.cuda is None:
         return False
-    fits = _major("cuda-core") >= _OLDEST_CUDA_CORE and _major("cuda-bindings") == int(torch.version.cuda.split(".")[0])
-    return fits and torch.cuda.get_device_capability(device) >= _OLDEST_CAPABILITY
+    if torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
+        return False
+    missing = missing_packages(int(torch.version.cuda.split(".")[0]))
+    if missing:
+        logger.warning("%s runs plain torch, slowly: its kernels need %s. `pip install 'hlwq[gpu]'`", device, missing)
+    return not missing
+
+
+def missing_packages(cuda: int) -> str:
+    """What is not installed of what kernels need with so new a CUDA, as requirements; empty where all is there."""
+    needed = {
+        f"cuda-core>={_OLDEST_CUDA_CORE}": _major("cuda-core") >= _OLDEST_CUDA_CORE,
+        f"cuda-bindings=={cuda}.*": _major("cuda-bindings") == cuda,
+    }
+    return " and ".join(requirement for requirement, there in needed.items() if not there)
 
 
 def _major(package: str) -> int:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from hlwq_kernels.nvrtc import compile_kernel
+from hlwq_kernels.nvrtc import compile_kernel, missing_packages
 from tests.kernels.weights import BITS
 
 COPIES = {2: 32, 3: 32, 4: 32, 5: 8, 6: 2, 7: 32, 8: 32}
@@ -30,3 +30,8 @@ def test_rotation_compiles(n: int) -> None:
     for gate in (0, 1, 2):
         macros = (*lookup(5, 32), ("N", n), ("GATE", gate))
         assert compile_kernel(("lookup.cu", "rotation.cu", "rotate.cu"), "rotate_rows", macros, "sm_90").code
+
+
+def test_what_kernels_need_is_named_where_it_is_not_there() -> None:
+    assert missing_packages(13) == ""
+    assert missing_packages(12) == "cuda-bindings==12.*"
