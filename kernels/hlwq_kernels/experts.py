@@ -16,7 +16,7 @@ from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_ma
 from .ops import op_where_traced
 
 FEW_PAIRS = 512
-"""Pairs of a token and an expert up to which each pair's codes are multiplied (docs/log.md, 2026-11-25)."""
+"""Pairs of a token and an expert up to which each pair's codes are multiplied ; by bytes moved, not measured."""
 _WAVE_WEIGHTS = 2**28
 
 Gate = Callable[[torch.Tensor], torch.Tensor]

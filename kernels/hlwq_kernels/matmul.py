@@ -11,7 +11,7 @@ from .nvrtc import CudaKernel, Macros, runs_nvrtc
 from .tables import scale_steps_on
 
 FEW = 16
-"""Rows of activations up to which multiplying by codes is offered (docs/log.md, 2026-11-25)."""
+"""Rows of activations that `multiply_few` takes at most; where decoding first becomes quicker was not measured yet."""
 
 _ONE = CudaKernel("lookup.cu", "rotation.cu", "matvec.cu", name="multiply_one")
 _FEW = CudaKernel("lookup.cu", "matmul.cu", name="multiply_few")
