@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..ui.errors import handled
-from ..ui.options import FormatOption, JsonOption, QuietOption
+from ..ui.options import (
+    DtypeOption,
+    ExecutionOption,
+    FormatOption,
+    JsonOption,
+    ModelDeviceOption,
+    QuietOption,
+    as_execution,
+)
 from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:
     from ..measure.report import BenchReport
     from ..measure.windows import ProtocolName
-    from ..runtime.coded import Execution
 
 
 @handled
@@ -44,9 +51,9 @@ def bench(
     save: Annotated[
         bool, typer.Option("--save", help="Leave figures and chart in each PATH, and make its card again.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
-    execution: Annotated[str, typer.Option(help="auto, coded or dense.")] = "auto",
+    device: ModelDeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    execution: ExecutionOption = "auto",
     kv_bits: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +75,6 @@ def bench(
 ) -> None:
     """Measure perplexity, divergence, weight error and speed; draw them; hold them to limits."""
     sink = Sink(format, json, quiet)
-    from ..errors import UsageError
     from ..measure.chart import check_drawable
     from ..measure.gates import Gates, check_gates
     from ..measure.report import Request
@@ -78,15 +84,14 @@ def bench(
     from ..ui.progress import steps_display
     from ..ui.show_bench import show_bench
 
-    if execution not in ("auto", "coded", "dense"):
-        raise UsageError(f"--execution is auto, coded or dense, not {execution!r}.")
+    how = as_execution(execution)
     gates = Gates(max_ppl_delta, max_kld, min_top1)
     gates.check_askable(ppl=ppl, kld=kld, ref=ref)
     names = tuple(t.strip() for t in (tasks or "").split(",") if t.strip())
     request = Request(
         ppl=ppl, kld=kld, cosine=cosine, speed=speed, tasks=names, task_folder=task_folder, task_limit=task_limit,
         data=data, protocol=cast("ProtocolName", protocol), window=window, windows=windows,
-        device=device, dtype=dtype, execution=cast("Execution", execution),
+        device=device, dtype=dtype, execution=how,
         kv_bits=None if kv_bits is None else KVBits.parse(kv_bits),
     )  # fmt: skip
     if save:

@@ -5,12 +5,20 @@ from __future__ import annotations
 import signal
 import threading
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..ui.errors import INTERRUPTED, handled
-from ..ui.options import FormatOption, JsonOption, QuietOption
+from ..ui.options import (
+    DtypeOption,
+    ExecutionOption,
+    FormatOption,
+    JsonOption,
+    ModelDeviceOption,
+    QuietOption,
+    as_execution,
+)
 from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:
@@ -39,9 +47,9 @@ def demo(
         ),
     ] = None,
     open_to_all: Annotated[bool, typer.Option("--open", help="With --share: no login.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
-    execution: Annotated[str, typer.Option(help="auto, coded or dense.")] = "auto",
+    device: ModelDeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    execution: ExecutionOption = "auto",
     kv_bits: Annotated[
         str | None,
         typer.Option(metavar="4|4,3", help="Keep keys and values of PATH, not of REF, in codes of 2 to 8 bits."),
@@ -52,18 +60,16 @@ def demo(
 ) -> None:
     """Serve a page to chat with a checkpoint, with pictures where it sees, until Ctrl-C."""
     sink = Sink(format, json, quiet)
-    from ..errors import UsageError
     from ..runtime.kv_bits import KVBits
     from ..ui.demo.serve import check_gradio, check_port, choose_access, gradio_environment, served
     from ..ui.show_demo import show_demo, show_login
 
-    if execution not in ("auto", "coded", "dense"):
-        raise UsageError(f"--execution is auto, coded or dense, not {execution!r}.")
+    how = as_execution(execution)
     access = choose_access(share, open_to_all, auth)
     check_gradio()
     check_port(port)
     bits = None if kv_bits is None else str(KVBits.parse(kv_bits))
-    load = _Load(device, dtype, cast("Execution", execution), bits)
+    load = _Load(device, dtype, how, bits)
     try:
         with gradio_environment():
             page = _page(sink, [path] if compare is None else [path, compare], load)

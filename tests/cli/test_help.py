@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from .run import COMMAND
+from .run import COMMAND, hlwq
 
 HEAVY = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetensors", "gradio")
 
@@ -51,3 +51,10 @@ def test_console_script_is_installed() -> None:
 
     (script,) = entry_points(group="console_scripts", name="hlwq")
     assert script.value == "hlwq_cli.main:main"
+
+
+@pytest.mark.parametrize("command", ["bench", "demo"])
+def test_an_execution_that_is_none_is_said_before_anything_is_loaded(command: str) -> None:
+    ran = hlwq(command, "no/such-model", "--execution", "fast")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("Error: --execution is auto, coded or dense, not 'fast'.")
