@@ -64,7 +64,8 @@ class DecodedWeight(torch.Tensor):
     """
 
     _is_hf_initialized = True  # transformers must not draw values for it
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # what is computed from it is a plain tensor
+    # what is computed from it is a plain tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     matrix: CodedMatrix
 
     @staticmethod
