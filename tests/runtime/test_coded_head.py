@@ -9,9 +9,13 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from hlwq_cli.checkpoint import export, load_recipe, open_coded, quantize
+from hlwq_cli.checkpoint import export, load_recipe, open_coded, open_source, quantize
+from hlwq_cli.checkpoint.integrity import verify
 from hlwq_cli.errors import CorruptError, UnsupportedError
+from hlwq_cli.measure.similarity import similarity
+from hlwq_cli.runtime.decoder import Decoder
 from hlwq_cli.runtime.embedding import HLWQEmbedding, HLWQTiedLinear
+from hlwq_cli.runtime.generation import Generation
 from hlwq_cli.runtime.linear import HLWQLinear
 from hlwq_cli.runtime.loading import load_model
 from tests.builders import LLAMA, TEXT, dense, gemma4_small, save_tensors
@@ -102,6 +106,32 @@ def test_saved_again_every_tensor_has_the_same_bytes(
     assert {n for n in before if before[n] != after[n]} == set()
     expected = logits(load(headed(family_name)), input_ids=tokens())
     assert torch.equal(logits(load_model(str(tmp_path), dtype="float32"), input_ids=tokens()), expected)
+
+
+@pytest.mark.parametrize("how", EXECUTIONS)
+def test_steps_on_a_static_cache_give_the_tokens_of_transformers(headed: Family, family_name: str, how: Any) -> None:
+    model, ids = load(headed(family_name), how), tokens()
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, pad_token_id=0, **options)
+    generation = Generation(model)
+    generation.decoder = Decoder(model)
+    assert torch.equal(generation.generate(input_ids=ids, pad_token_id=0, **options), expected)
+
+
+def test_they_are_verified_and_compared_as_any_coded_tensor(headed: Family, family: Family) -> None:
+    checkpoint, source = open_coded(headed("llama")), open_source(str(family("llama")))
+    assert verify(checkpoint).problems == ()
+    found = {t.name: t for t in similarity(checkpoint, source)}
+    for name in ("model.embed_tokens", "lm_head"):
+        assert (found[name].bits, found[name].sick) == (8, False)
+        assert found[name].error == pytest.approx(2.7e-5, rel=0.1)
+    checkpoint.close()
+    source.close()
+
+
+def test_the_card_says_what_was_coded(headed: Family) -> None:
+    assert "its linear layers and embeddings in packed" in (headed("llama") / "README.md").read_text()
+    assert "its linear layers, experts and embeddings in packed" in (headed("gemma4") / "README.md").read_text()
 
 
 @pytest.mark.parametrize("option", [("embed_tokens=6",), ("lm_head=6",)])
