@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -25,6 +27,20 @@ def large_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def start_driver(device: str) -> None:
+    """Start the CUDA driver beside what else is done, such as imports, where `device` may mean a GPU and there is one.
+
+    It takes a fifth of a second, within which Python can go on. What is wrong with it, torch says when it is used.
+    """
+    if device != "cpu":
+        threading.Thread(target=_start_driver, name="start driver").start()
+
+
+def _start_driver() -> None:
+    with suppress(OSError):  # there is none
+        ctypes.CDLL("libcuda.so.1").cuInit(0)
 
 
 def leave_gpu(status: SystemExit) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..process import large_imports
+from ..process import large_imports, start_driver
 from ..sizes import parse_share, parse_size
 from ..ui.errors import handled
 from ..ui.options import FormatOption, JsonOption, QuietOption
@@ -63,6 +63,7 @@ def quantize(
     A killed run continues when the same command is given again, and ends with the same bytes.
     """
     sink = Sink(format, json, quiet)
+    start_driver(device)
     with large_imports():
         from ..checkpoint import load_recipe
         from ..checkpoint.timeline import recorded
