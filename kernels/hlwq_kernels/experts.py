@@ -14,6 +14,7 @@ from .decode import decode_rows
 from .linear import coded_linear
 from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_matmul
 from .ops import op_where_traced
+from .weigh import weigh_rows
 
 FEW_PAIRS = 512
 """Pairs of a token and an expert up to which each pair's codes are multiplied ; by bytes moved, not measured."""
@@ -128,14 +129,16 @@ def _grouped(
     pairs = torch.where((chosen >= 0) & (chosen < experts), chosen, experts).flatten()
     order = pairs.argsort(stable=True)
     counts = torch.bincount(pairs, minlength=experts + 1)[:experts].tolist()
-    weighed = torch.zeros(tokens * k, x.shape[1], dtype=torch.float32, device=x.device)
+    rows, start = x.new_empty(sum(counts), x.shape[1]), 0
     for wave, places in _waves(counts, gate_up.codes[0].numel() * 8 // gate_up.bits, order):
         ends = torch.tensor([counts[e] for e in wave], device=x.device).cumsum(0).to(torch.int32)
         hidden = _multiply(x[places // k], _decoded(gate_up, wave, x.shape[1], x.dtype), ends)
         inner = gate(hidden)
-        hidden = _multiply(inner, _decoded(down, wave, inner.shape[1], x.dtype), ends)
-        weighed[places] = hidden.float() * routed.flatten()[places, None].float()
-    return weighed.view(tokens, k, -1).sum(dim=1).to(x.dtype)
+        rows[start : start + len(places)] = _multiply(inner, _decoded(down, wave, inner.shape[1], x.dtype), ends)
+        start += len(places)
+    place = torch.full_like(order, -1)
+    place[order[:start]] = torch.arange(start, device=x.device)
+    return weigh_rows(rows, place.view(tokens, k), routed.float())
 
 
 def _waves(counts: list[int], weights: int, order: torch.Tensor) -> Iterator[tuple[list[int], torch.Tensor]]:
