@@ -15,7 +15,6 @@ import torch
 
 from .experts import FEW_PAIRS, Gate, Wave, each_in_turn, few_experts, grouped_experts
 from .matmul import CodedWeight, runs_matmul
-from .nvrtc import runs_nvrtc
 from .records import RecordLayout
 from .slots import LayerTable, Planned, Wanted, fetch_cuda, plan_cuda, plan_torch
 
@@ -212,8 +211,3 @@ class OffloadedLayer:
         """In memory that is not used again, because gradients will ask for it."""
         for wave in self.slots.waves(present, self.records):
             yield Wave(wave[0], *self._weights(wave[1].clone()))
-
-
-def plans_itself(device: torch.device, pinned: bool) -> bool:
-    """Whether a device decides and fetches by itself: CUDA that compiles kernels, and records that it can read."""
-    return pinned and runs_nvrtc(device)

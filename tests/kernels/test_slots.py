@@ -1,16 +1,15 @@
-"""Which experts lie in which slots: by the rules, and by the CUDA source, compiled for the CPU, as by the torch twin."""
+"""Which experts lie in which slots: by the rules, and by the CUDA source, compiled for the CPU, as by the twin."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import pytest
 import torch
 
 from hlwq_kernels.nvrtc import compile_kernel
 from hlwq_kernels.records import ALIGNMENT, RecordLayout, view
-from hlwq_kernels.slots import SHIFT, UNIT, LayerTable, plan_macros, plan_torch
+from hlwq_kernels.slots import LayerTable, plan_macros, plan_torch
 from tests.kernels.cuda_on_cpu import addresses, library
+from tests.kernels.slot_rules import SlotRules
 
 PLAN = """
 static i64 a[11];
@@ -93,33 +92,9 @@ def test_both_kernels_compile(arch: str) -> None:
         assert compile_kernel(("slots.cu",), name, plan_macros(128, 36), arch).code
 
 
-class Reference:
-    """The rules again, with sets and sorting."""
-
-    def __init__(self, experts: int, slots: int) -> None:
-        self.scores, self.slots = Counter(dict.fromkeys(range(experts), 0)), [-1] * slots
-        self.fetched = 0
-
-    def step(self, chosen: set[int]) -> dict[int, int]:
-        """Where each chosen expert is found, counted from the layer's first slot; scratch from -1 down."""
-        for e in self.scores:
-            self.scores[e] += (e in chosen) * UNIT - -(-self.scores[e] // 2**SHIFT)
-        free = [s for s, e in enumerate(self.slots) if e not in chosen]
-        free.sort(key=lambda s: -1 if self.slots[s] < 0 else self.scores[self.slots[s]])
-        scratch = -1
-        places = {}
-        for e in sorted(chosen - set(self.slots)):
-            self.fetched += 1
-            if free:
-                self.slots[free.pop(0)] = e
-            else:
-                places[e], scratch = scratch, scratch - 1
-        return places | {e: s for s, e in enumerate(self.slots) if e in chosen}
-
-
 @pytest.mark.parametrize(("slots", "tokens", "k"), [(1, 1, 3), (5, 1, 3), (5, 2, 2), (16, 9, 2)])
 def test_experts_make_room_by_the_rule(slots: int, tokens: int, k: int) -> None:
-    table, counted, reference = empty_table(16, slots), counters(), Reference(16, slots)
+    table, counted, reference = empty_table(16, slots), counters(), SlotRules(16, slots)
     wanted = 0
     for chosen in choices(60, tokens, k, 16):
         planned = plan_torch(chosen, table, counted)
