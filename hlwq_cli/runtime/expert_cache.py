@@ -151,6 +151,8 @@ def offload_experts(model: Any, room: ExpertRoom) -> None:
     slots = min(slots or 1, experts)
     total = sum(m.expert_count * m.layout.bytes for m in modules.values())
     tier: Tier = "host" if total + HOST_SPARE <= host_memory_free() else "files"
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     records = _records(modules, outside, tier, device)
     groups = []
     for layout, paths in layouts.items():
@@ -194,7 +196,7 @@ def _records(
     files, gpu = {}, device.type == "cuda"
     for path, module in modules.items():
         assert module.layout is not None
-        files[path] = FileRecords(module.layout, outside.parts[path], pin=gpu)
+        files[path] = FileRecords(module.layout, outside.parts[path], pin=gpu and tier == "files")
     if tier == "files":
         return dict(files)
     host = {}

@@ -123,8 +123,11 @@ class Slots:
         with torch.cuda.stream(self._copying):
             if (used := self._used[buffer]) is not None:
                 self._copying.wait_event(used)
-            for place, expert in enumerate(wave):
-                into[place].copy_(pinned[expert], non_blocking=True)
+            if wave[-1] - wave[0] + 1 == len(wave):
+                into[: len(wave)].copy_(pinned[wave[0] : wave[-1] + 1], non_blocking=True)
+            else:
+                for place, expert in enumerate(wave):
+                    into[place].copy_(pinned[expert], non_blocking=True)
             event: torch.cuda.Event = self._copying.record_event()
             return event
 
