@@ -108,11 +108,15 @@ def plan_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted, counters:
 
 def fetch_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, counters: torch.Tensor) -> None:
     """Copy planned records, uint8 (experts, bytes) in pinned host memory, into slots, (slots, bytes) on the device."""
-    processors = torch.cuda.get_device_properties(into.device).multi_processor_count
+    ctas = _processors(into.device) * _FETCHING_CTAS
     _FETCH.launch(
-        into.device, plan_macros(1, 1), (processors * _FETCHING_CTAS,), _THREADS, records, into, wanted.copies,
+        into.device, plan_macros(1, 1), (ctas,), _THREADS, records, into, wanted.copies,
         wanted.number, records.shape[1] // 16, counters,
     )  # fmt: skip
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def plan_macros(experts: int, slots: int) -> Macros:

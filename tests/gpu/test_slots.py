@@ -113,14 +113,14 @@ def test_a_graph_fetches_whatever_is_chosen(resident: tuple[CodedWeight, CodedWe
 def test_threads_with_streams_of_their_own_get_their_own_answers(resident: tuple[CodedWeight, CodedWeight]) -> None:
     layer, _ = layers(resident, 2, 4)
     x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
-    expected = [coded_experts(x, choice(1, 4, seed), routed, *resident, gate, None) for seed in range(40)]
+    choices = [choice(1, 4, seed) for seed in range(40)]
+    expected = [coded_experts(x, chosen, routed, *resident, gate, None) for chosen in choices]
     wrong: list[int] = []
 
     def ask(seeds: range) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             for seed in seeds:
-                chosen = choice(1, 4, seed)
-                if not torch.equal(layer.run(x, chosen, routed, gate, None), expected[seed]):
+                if not torch.equal(layer.run(x, choices[seed], routed, gate, None), expected[seed]):
                     wrong.append(seed)
 
     torch.cuda.synchronize()
