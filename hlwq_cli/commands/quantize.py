@@ -24,7 +24,7 @@ def quantize(
     out: Annotated[Path | None, typer.Argument(help="Folder to write. By default NAME-HLWQ-Q5, here.")] = None,
     bits: Annotated[int, typer.Option(help="Width of a code, 2 to 8.")] = 5,
     recipe: Annotated[
-        str, typer.Option(help="default, classic, attention-plus-one, routers, or a .yaml file.")
+        str, typer.Option(help="default, head, classic, attention-plus-one, routers, or a .yaml file.")
     ] = "default",
     effort: Annotated[
         str, typer.Option(help="default, or fast: no scale search, 4x quicker, 1.3-1.5x the error.")
@@ -57,7 +57,7 @@ def quantize(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Code a checkpoint's linear layers and experts; keep the rest bit for bit.
+    """Code a checkpoint's linear layers and experts, or what a recipe names; keep the rest bit for bit.
 
     A killed run continues when the same command is given again, and ends with the same bytes.
     """

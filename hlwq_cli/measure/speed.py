@@ -76,7 +76,7 @@ def measure_speed(model: Any, runs: int = 5) -> Speed:
 def release_memory() -> None:
     """Let go of models that nobody holds any more, and forget the peaks they made; Linux forgets the host's."""
     gc.collect()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # before, there is nothing to forget, and torch refuses to
         torch.cuda.empty_cache()
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)

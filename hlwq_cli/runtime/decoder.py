@@ -14,6 +14,7 @@ from transformers import GenerationMixin
 
 from .experts import HLWQExperts
 from .fused_norms import fused, fusible_norms
+from .gemma4_step import are_alike, compared, step_layers, stepped
 from .static_cache import NotStaticError, StaticCache, bucket
 from .step_attention import stepping
 
@@ -47,7 +48,7 @@ class Decoder:
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._experts = _experts_choices(model) if self.uncapturable is None else (None,)
-        self._norms = fusible_norms(model)
+        self._norms, self._layers = fusible_norms(model), step_layers(model)
         self._cache: StaticCache | None = None
         self._logits: torch.Tensor | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -89,8 +90,17 @@ class Decoder:
         self._cache.place.prefilling = False
         if self._logits is None:
             self._logits = torch.empty_like(logits)
-            self._run()  # a model that cannot step says so now, before a token is out; the first step does it again
+            self._try()
         return logits
+
+    def _try(self) -> None:
+        """A step that the first one does again: a model that cannot says so now, before a token is out."""
+        layers, self._layers = self._layers, []
+        differences: list[torch.Tensor] = []
+        with compared(layers, differences):
+            self._run()
+        if layers and are_alike(differences):
+            self._layers = layers
 
     @torch.inference_mode()
     def step(self, ids: torch.Tensor) -> torch.Tensor:
@@ -123,7 +133,7 @@ class Decoder:
     def _run(self, experts: str | None = None) -> None:
         """The work of a step, from and to the static buffers; to be repeated at will."""
         assert self._cache is not None
-        with stepping(self.config, experts), fused(self._norms):
+        with stepping(self.config, experts), fused(self._norms), stepped(self._layers):
             out = self.model(
                 input_ids=self._ids, position_ids=self._positions, attention_mask=self._cache.begin_step(),
                 use_cache=True, return_dict=True, **{self._cache_name: self._cache}, **self._last_only,

@@ -116,6 +116,6 @@ def _workspace(model: Any, experts: list[HLWQExperts], chosen: int) -> int:
     widest = max(m.out_features for m in linears if m.out_features != config.vocab_size)
     decoded = max(m.in_features * m.out_features for m in linears if m.out_features != config.vocab_size)
     wave = max(m.columns["gate_up_proj"] * m.columns["down_proj"] for m in experts) * 2 * WAVE
-    token = chosen * config.hidden_size * 4 + _STATES * config.hidden_size * size + 3 * widest * size
+    token = (chosen + _STATES) * config.hidden_size * size + 3 * widest * size
     logits = 2 * config.vocab_size * torch.float32.itemsize
     return int(TOKENS * token + max(decoded, wave) * size + logits + SPARE_BYTES)

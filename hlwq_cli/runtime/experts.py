@@ -81,7 +81,12 @@ class HLWQExperts(nn.Module):
 def _gate_name(module: nn.Module) -> str | None:
     """The activation that gates the experts, where their gate is the usual one and the kernels know it."""
     usual = getattr(getattr(module, "_apply_gate", None), "__name__", "") == "_default_apply_gate"
-    return _GATES.get(type(getattr(module, "act_fn", None)).__name__) if usual else None
+    return gate_name_of(getattr(module, "act_fn", None)) if usual else None
+
+
+def gate_name_of(activation: object) -> str | None:
+    """What the kernels call an activation of transformers, if they know it."""
+    return _GATES.get(type(activation).__name__)
 
 
 _GATES = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_pytorch_tanh"}

@@ -25,9 +25,12 @@ from ..checkpoint.shards import FORMAT_VERSION
 from ..errors import CorruptError, UnsupportedError
 from .coded import Coding, Execution
 from .completeness import CodedParts, Gaps, codes_name, watch_loading
+from .embedding import HLWQEmbedding, code_embedding
 from .expert_files import OutsideExperts, stored_parts
 from .experts import PARAMETERS, HLWQExperts, code_experts
 from .linear import HLWQLinear
+from .matrix import CodedMatrix
+from .tying import refuse_resizing, tie_coded
 
 logger = logging.getLogger("hlwq")
 _told: set[str] = set()
@@ -98,12 +101,15 @@ class HLWQQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        files = kwargs.get("checkpoint_files") or []
-        stored = module_names(model, _stored_codes(files))
+        names = _stored_names(kwargs.get("checkpoint_files") or [])
+        stored = module_names(model, _codes_of(names))
         self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
         config: Any = self.quantization_config
         replace_modules(model, stored, config.coding, _outside.get())
+        files = kwargs.get("checkpoint_files") or []
         self.outside = OutsideExperts.find(model, module_names(model, stored_parts(files)) if _outside.get() else {})
+        ends = tuple(".".join(name.split(".")[-2:]) for name in model.all_tied_weights_keys)
+        tie_coded(model, module_names(model, {n: shape for n, shape in names.items() if n.endswith(ends)}))
         self.shapes = {name: t.shape for name, t in model.state_dict().items()}
         self.gaps = Gaps()
         self.parts = CodedParts(stored, config.coding.parts(), config.settings.get("modules_to_not_convert") or ())
@@ -129,9 +135,11 @@ class HLWQQuantizer(HfQuantizer):
         if not hasattr(HfQuantizer, "get_new_dtype"):
             _restore_dtypes(model, self.dtypes)
         self.gaps.check(model.name_or_path)
-        coded = [m for m in model.modules() if isinstance(m, HLWQLinear | HLWQExperts)]
+        coded = [m for m in model.modules() if isinstance(m, CodedMatrix | HLWQExperts)]
         for module in coded:
             module.settle()
+        if any(isinstance(m, HLWQEmbedding) for m in coded):
+            refuse_resizing(model)
         if _execution.get() == "auto" and any(_is_dense(m) for m in coded):
             _tell_once(
                 "Running on the CPU: codes were decoded once, to the model's dtype, because that is faster there."
@@ -162,7 +170,7 @@ def _restore_dtypes(model: Any, dtypes: dict[str, torch.dtype]) -> None:
             parameter.data = parameter.data.to(wanted)
 
 
-def _is_dense(module: HLWQLinear | HLWQExperts) -> bool:
+def _is_dense(module: CodedMatrix | HLWQExperts) -> bool:
     return module.dense if isinstance(module, HLWQExperts) else module.dense_weight is not None
 
 
@@ -172,17 +180,15 @@ def _tell_once(text: str) -> None:
         logger.warning(text)
 
 
-def _stored_codes(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the `codes` tensors in a checkpoint's shards, by stored name; () where only their companions are."""
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        for name, info in read_header(Path(file), Path(file).name)[0].items():
-            codes = codes_name(name)
-            if codes == name:
-                found[name] = info.shape
-            elif codes:
-                found.setdefault(codes, ())
-    return found
+def _stored_names(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a checkpoint's shards, by stored name."""
+    return {n: i.shape for file in files for n, i in read_header(Path(file), Path(file).name)[0].items()}
+
+
+def _codes_of(names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Those that are `codes` tensors; () where only their companions are."""
+    companions = {codes: () for codes in map(codes_name, names) if codes}
+    return {**companions, **{name: shape for name, shape in names.items() if codes_name(name) == name}}
 
 
 def module_names(model: Any, stored: dict[str, T]) -> dict[str, T]:
@@ -217,7 +223,7 @@ def replace_modules(
     """Put coded modules, on the meta device, where `stored` says that there are codes; `outside`: see `code_experts`.
 
     Raises:
-        CorruptError: codes for something that is neither a linear layer nor stacked experts.
+        CorruptError: codes for something that is no linear layer, embeddings or stacked experts.
     """
     experts: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     odd = []
@@ -228,6 +234,8 @@ def replace_modules(
             if last == "codes" and isinstance(module, nn.Linear):
                 bits = coding.bits_of(shape, module.in_features)
                 model.set_submodule(path, HLWQLinear(module, bits, coding))
+            elif last == "codes" and isinstance(module, nn.Embedding):
+                code_embedding(module, coding.bits_of(shape, module.embedding_dim), coding)
             elif last.removeprefix("codes_") in PARAMETERS and hasattr(module, last.removeprefix("codes_")):
                 experts[path][last.removeprefix("codes_")] = shape
             elif shape:  # companions alone are left over, which transformers sees

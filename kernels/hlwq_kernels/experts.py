@@ -15,6 +15,7 @@ from .decode import decode_rows
 from .linear import coded_linear
 from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_matmul
 from .ops import op_where_traced
+from .weigh import weigh_rows
 
 FEW_PAIRS = 512
 """Pairs of a token and an expert up to which each pair's codes are multiplied ; by bytes moved, not measured."""
@@ -161,17 +162,17 @@ def grouped_experts(
     pairs = torch.where((chosen >= 0) & (chosen < experts), chosen, experts).flatten()
     order = pairs.argsort(stable=True)
     counts = torch.bincount(pairs, minlength=experts + 1)[:experts].tolist()
-    weighed = torch.zeros(tokens * k, x.shape[1], dtype=torch.float32, device=x.device)
-    start = 0
+    rows, start = x.new_empty(sum(counts), x.shape[1]), 0
     for wave in waves([e for e, n in enumerate(counts) if n]):
         sizes = [counts[e] for e in wave.experts]
-        places = order[start : start + sum(sizes)]
-        start += sum(sizes)
+        end = start + sum(sizes)
         ends = torch.tensor(sizes, device=x.device).cumsum(0).to(torch.int32)
-        inner = gate(_multiply_codes(x[places // k], wave.gate_up, ends))
-        hidden = _multiply_codes(inner, wave.down, ends)
-        weighed[places] = hidden.float() * routed.flatten()[places, None].float()
-    return weighed.view(tokens, k, -1).sum(dim=1).to(x.dtype)
+        inner = gate(_multiply_codes(x[order[start:end] // k], wave.gate_up, ends))
+        rows[start:end] = _multiply_codes(inner, wave.down, ends)
+        start = end
+    place = torch.full_like(order, -1)
+    place[order[:start]] = torch.arange(start, device=x.device)
+    return weigh_rows(rows, place.view(tokens, k), routed.float())
 
 
 def _waves(gate_up: CodedWeight, down: CodedWeight) -> Waves:

@@ -53,11 +53,21 @@ def runs_matmul(x: torch.Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16) and runs_nvrtc(x.device)
 
 
-def multiply_codes(x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32."""
+def takes_gate(x: torch.Tensor, weight: CodedWeight) -> bool:
+    """Whether `multiply_codes` can gate `x` itself."""
+    return len(x) == 1 and weight.padded // _SLICE <= _THREADS and runs_matmul(x)
+
+
+def multiply_codes(
+    x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, gate: str | None = None
+) -> torch.Tensor:
+    """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32.
+
+    With one of GATES, where `takes_gate`, x is (1, 2 * in), and gate(first half) * second half is multiplied.
+    """
     y = x.new_empty(len(x), weight.codes.shape[0])
     if len(x) == 1 and weight.padded // _SLICE <= _THREADS:
-        _launch_one(x, weight, y, bias=bias)
+        _launch_one(x, weight, y, bias=bias, gate=gate)
     else:
         _launch_few(x, weight, y, bias)
     return y

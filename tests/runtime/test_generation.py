@@ -271,9 +271,12 @@ def test_a_step_uses_the_attention_that_copies_no_keys(
 
     monkeypatch.setattr(step_attention, "scaled_dot_product_attention", watch)
     model = models(family_name)
-    looped(model).generate(**asked(new=2))
+    generation = looped(model)
+    generation.generate(**asked(new=2))
     config = model.config.get_text_config()
-    assert len(shapes) == 2 * config.num_hidden_layers  # a trial and a step
+    assert generation.decoder is not None
+    apart = bool(generation.decoder._layers)  # their own steps attend elsewhere
+    assert len(shapes) == (1 if apart else 2) * config.num_hidden_layers  # a trial and a step
     assert all(queries == keys < config.num_attention_heads for queries, keys in shapes)
     assert config._attn_implementation == "sdpa"
 
