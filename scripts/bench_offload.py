@@ -6,7 +6,7 @@ Each case is a process of its own: `slots` has as many experts on the GPU as its
 and scratch, `resident` all. In each, tokens are decoded with the model's own router, and with choices drawn beforehand
 that lie on the device: `uniform`, and `sticky`, where each expert of the last token is kept with probability .45.
 Random weights say nothing of real routing; these two bracket it. Reported: tokens a second (prompt left out), hit rate,
-bytes fetched a token, the copy bound (measured copy speed over these bytes), prefill of 512 tokens, memory of device
+bytes fetched a token, the copy bound (measured copy rate over these bytes), prefill of 512 tokens, memory of device
 (by the driver, context included) and host, and the device's time by kernel in a profile of a few tokens. `--slots N`
 instead of `--gpu-memory` runs anywhere.
 """
@@ -22,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -31,26 +32,6 @@ import torch
 PROMPT, PREFILL, STICKY, DRAWN = 8, 512, 0.45, 1021
 CASES = ("slots", "none", "resident")
 Figures = dict[str, Any]
-
-
-def copy_speed(device: torch.device, size: int = 2**28) -> float:
-    """Bytes a second from pinned host memory, by the copy engine; 0 without a GPU."""
-    if device.type != "cuda":
-        return 0.0
-    host, on_device = (
-        torch.empty(size, dtype=torch.uint8, pin_memory=True),
-        torch.empty(size, dtype=torch.uint8, device=device),
-    )
-    seconds = []
-    for _ in range(5):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        on_device.copy_(host, non_blocking=True)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    del host, on_device
-    torch.cuda.empty_cache()
-    return size / min(seconds)
 
 
 def drawn_choices(kind: str, layers: int, experts: int, k: int) -> torch.Tensor:
@@ -105,6 +86,7 @@ def seconds_of(work: Callable[[], Any], runs: int, device: torch.device) -> list
 
 def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None]) -> None:
     """One case, in this process; figures are told as they come."""
+    from hlwq_cli.measure.expert_traffic import expert_traffic
     from hlwq_cli.runtime.expert_cache import ExpertRoom, expert_cache_of, experts_per_token
     from hlwq_cli.runtime.experts import HLWQExperts
     from hlwq_cli.runtime.generation import Generation
@@ -125,8 +107,6 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
         tell("slots", cache.slots)
         tell("placed", cache.line())
         tell("device_plans", cache.groups[0].plans_itself)
-    copy = copy_speed(device)
-    tell("copy_bytes_a_second", copy)
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(10, model.config.get_text_config().vocab_size // 2, (1, PREFILL), generator=random).to(device)
 
@@ -143,7 +123,7 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
         with routed(layers, table), torch.inference_mode():
             first = statistics.mean(seconds_of(lambda: answer(generation, PROMPT, 1), args.runs, device))
             seen = [] if cache is None else [cache.traffic()]
-            answer(generation, PROMPT, 1)
+            seconds_of(lambda: answer(generation, PROMPT, 1), args.runs, device)
             seen += [] if cache is None else [cache.traffic()]
             whole = seconds_of(lambda: answer(generation, PROMPT, args.tokens + 1), args.runs, device)
             rates = [args.tokens / (t - first) for t in whole]
@@ -152,13 +132,8 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
             if generation.decoder is not None and generation.decoder.uncapturable:
                 figures["not_captured"] = generation.decoder.uncapturable
             if cache is not None:
-                runs = args.runs + 1
-                prompt, all_runs = seen[1] - seen[0], cache.traffic() - seen[1]
-                wanted = all_runs.wanted - runs * prompt.wanted
-                missing = all_runs.missing - runs * prompt.missing
-                fetched = (all_runs.fetched - runs * prompt.fetched) / (runs * args.tokens)
-                figures |= {"hit_rate": 1 - missing / wanted, "bytes_a_token": fetched}
-                figures["copy_bound"] = copy / fetched if fetched else None
+                seen.append(cache.traffic())
+                figures |= asdict(expert_traffic(cache, seen, (args.runs + 1) * args.tokens))
             tell(kind, figures)
             if kind != "own" and device.type == "cuda":
                 tell(f"{kind}_profile", profile(lambda: answer(generation, PROMPT, 17), 16))
@@ -245,7 +220,7 @@ def show(results: list[Figures]) -> None:
                 cells = [r["case"], r.get("slots", "all"), kind, f"{f['tokens_a_second']:.1f} ± {f['deviation']:.1f}"]
                 if "hit_rate" in f:
                     bound = f"{f['copy_bound']:.0f}" if f["copy_bound"] else ""
-                    cells += [f"{f['hit_rate']:.3f}", f"{f['bytes_a_token'] / 1e6:.1f}", bound]
+                    cells += [f"{f['hit_rate']:.3f}", f"{f['token_bytes'] / 1e6:.1f}", bound]
                 else:
                     cells += ["", "", ""]
                 print("| " + " | ".join(str(c) for c in [*cells, f["decoding"]]) + " |")

@@ -99,15 +99,17 @@ def cache_bytes(model: Any, tokens: int) -> int:
     config = model.config.get_text_config()
     types = getattr(config, "layer_types", None) or []
     window = getattr(config, "sliding_window", None) or tokens
-    size, total, number = model.dtype.itemsize, 0, 0
+    total = 0
     for module in model.modules():
-        if (keys := getattr(module, "k_proj", None)) is None or not hasattr(module, "layer_idx"):
+        keys = getattr(module, "k_proj", None)
+        if keys is None or not isinstance(getattr(module, "config", None), type(config)):
             continue
         values = getattr(module, "v_proj", None) or keys
-        sliding = number < len(types) and types[number] == "sliding_attention"
-        total += (keys.out_features + values.out_features) * size * (min(window, tokens) if sliding else tokens)
-        number += 1
-    return total
+        layer = getattr(module, "layer_idx", len(types))
+        sliding = layer < len(types) and types[layer] == "sliding_attention"
+        held = min(window, tokens) if sliding else tokens
+        total += (keys.out_features + values.out_features) * model.dtype.itemsize * held
+    return int(total)
 
 
 def _workspace(model: Any, experts: list[HLWQExperts], chosen: int) -> int:

@@ -131,7 +131,7 @@ def offload_experts(model: Any, room: ExpertRoom) -> None:
 
     Raises:
         UnsupportedError: it has no coded experts, or does not say how many of them a token chooses.
-        UsageError: it lies on several devices; no GPU to hold to a size; a size that is too small.
+        UsageError: a size that is too small.
     """
     outside = _outside(model)
     modules = {path: model.get_submodule(path) for path in outside.parts}
@@ -140,7 +140,7 @@ def offload_experts(model: Any, room: ExpertRoom) -> None:
             f"{model.name_or_path} has no coded experts to keep outside the GPU.",
             "Leave expert_cache_slots and gpu_memory out.",
         )
-    device = _device(model, room)
+    device: torch.device = model.device
     layouts: dict[RecordLayout, list[str]] = defaultdict(list)
     for path, module in modules.items():
         layouts[module.layout].append(path)
@@ -173,16 +173,6 @@ def _outside(model: Any) -> OutsideExperts:
     quantizer = getattr(model, "hf_quantizer", None)
     found: OutsideExperts = getattr(quantizer, "outside", OutsideExperts({}, (), ()))
     return found
-
-
-def _device(model: Any, room: ExpertRoom) -> torch.device:
-    devices = {p.device for p in model.parameters()}
-    if len(devices) > 1:
-        raise UsageError("Experts outside the GPU are for a model on one device.", "Name it with --device.")
-    device: torch.device = devices.pop()
-    if room.gpu_memory is not None and device.type != "cuda":
-        raise UsageError(f"There is no GPU memory to hold to a size on {device}.", "Leave --gpu-memory out.")
-    return device
 
 
 def _centroids(coding: Coding, module: HLWQExperts, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

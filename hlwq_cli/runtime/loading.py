@@ -53,8 +53,7 @@ def load_model(
     """
     path = resolve_model(path)
     _check_exists(path)
-    if expert_room is not None and execution == "dense":
-        raise UsageError("Experts outside the GPU are multiplied as codes.", "Leave --execution dense out.")
+    _check_room(expert_room, device, execution)
     outside = nullcontext() if expert_room is None else experts_outside()
     with _reading(path), executed(execution), outside:
         config = _config(path, revision)
@@ -138,16 +137,31 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForImageTextToText if sees(config) else transformers.AutoModelForCausalLM
 
 
-def check_loadable(path: str, *, device: str = "auto", dtype: str = "auto") -> None:
+def check_loadable(
+    path: str, *, device: str = "auto", dtype: str = "auto", execution: Execution = "auto",
+    expert_room: ExpertRoom | None = None,
+) -> None:  # fmt: skip
     """Find out before any work what would keep `load_model` from beginning.
 
     Raises:
         NotFoundError: `path` is no folder and cannot be a Hub id.
-        UsageError: there is no such device or type.
+        UsageError: there is no such device or type; or experts outside it do not go with them.
     """
     _check_exists(resolve_model(path))
     _device(device)
     _dtype(dtype)
+    _check_room(expert_room, device, execution)
+
+
+def _check_room(room: ExpertRoom | None, device: str, execution: Execution) -> None:
+    if room is None:
+        return
+    if execution == "dense":
+        raise UsageError("Experts outside the GPU are multiplied as codes.", "Leave --execution dense out.")
+    if device in _MAPS:
+        raise UsageError("Experts outside the GPU are for a model on one device.", f"Name it instead of {device}.")
+    if room.gpu_memory is not None and _device(device) == "cpu":
+        raise UsageError("There is no GPU here whose memory could be kept to a size.", "Leave --gpu-memory out.")
 
 
 def _check_exists(path: str) -> None:
