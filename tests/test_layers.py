@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "process": set(),
     "codec": {"hlwq_kernels", "errors"},
     "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "hlwq_cli"},
-    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples"},
+    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes"},
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples", "hlwq_cli"},
     "hub": {"checkpoint", "errors", "sizes"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "sizes"},

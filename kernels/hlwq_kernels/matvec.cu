@@ -29,11 +29,12 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
 }
 
 // x: a row of in_columns a token, with EXPERTS 2 SHARE rows, with a gate twice as wide. codes, scales, base of (experts,)
-// rows; centroids float32 (2^BITS,); steps float32 (256,); bias of y's type or null; chosen, routed (tokens, SHARE);
+// rows, where each expert's begin *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,); bias of y's type or null; chosen, routed (tokens, SHARE);
 // y (tokens, rows), with EXPERTS 1 (tokens, SHARE, rows). An expert that is not there counts as zeros.
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
     const void* x, i64 in_columns, const u8* codes, const u8* scales, const u16* base, const float* centroids,
-    const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts, void* y) {
+    const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts,
+    i64 codes_stride, i64 scales_stride, i64 base_stride, void* y) {
   __shared__ __align__(16) u32 table[ENTRIES * COPIES];
   __shared__ float step_table[256], units[X_BLOCKS];
   __shared__ float sizes[2][BATCH * TEAMS], offsets[2][BATCH * TEAMS];
@@ -58,12 +59,16 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
   const bool known = expert >= 0 && expert < experts;
   // A thread beyond the last team reads what the first does, and nobody reads its sums.
   const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, mine = start + team % TEAMS;
-  const i64 at = (known ? expert : 0) * rows;
-  const u8* a = codes + (at + mine) * ROW_BYTES + first / 8 * PLANE_A;
-  const u8* b = codes + (at + mine) * ROW_BYTES + COLUMNS / 8 * PLANE_A + first / 8 * PLANE_B;
-  const u8* c = codes + (at + mine) * ROW_BYTES + COLUMNS / 8 * (PLANE_A + PLANE_B) + first / 8;
-  const u8* scale = scales + (at + mine) * SCALE_BYTES + first / N * (LOG8 ? 1 : 2);
-  const u16* own_base = base + at + mine;
+  if (EXPERTS) {
+    codes += (known ? expert : 0) * codes_stride;
+    scales += (known ? expert : 0) * scales_stride;
+    base += (known ? expert : 0) * (base_stride / 2);
+  }
+  const u8* a = codes + (i64)mine * ROW_BYTES + first / 8 * PLANE_A;
+  const u8* b = codes + (i64)mine * ROW_BYTES + COLUMNS / 8 * PLANE_A + first / 8 * PLANE_B;
+  const u8* c = codes + (i64)mine * ROW_BYTES + COLUMNS / 8 * (PLANE_A + PLANE_B) + first / 8;
+  const u8* scale = scales + (i64)mine * SCALE_BYTES + first / N * (LOG8 ? 1 : 2);
+  const u16* own_base = base + mine;
   Piece ring[AHEAD];
   auto fetch = [&](Piece& p, int row) {
     if (row < end) {
@@ -117,7 +122,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
     float size = 1.0f, offset = 0.0f;
     const int row_of_t = group + t / TEAMS * stride + t % TEAMS;
     if (t < BATCH * TEAMS && row_of_t < end) {
-      if (LOG8 && EXPERTS != 2) size = from_bf16(base[at + row_of_t]);
+      if (LOG8 && EXPERTS != 2) size = from_bf16(base[row_of_t]);
       if (!EXPERTS && bias) offset = load_bias(bias, row_of_t);
     }
 #pragma unroll

@@ -97,6 +97,11 @@ def shared_per_multiprocessor(device: torch.device) -> int:
     return int(_properties(device).max_shared_memory_per_multiprocessor)
 
 
+def reads_pinned_memory(device: torch.device) -> bool:
+    """Whether kernels on a device can be given host memory, pinned where it was, by its address."""
+    return runs_nvrtc(device) and bool(_properties(device).can_use_host_pointer_for_registered_mem)
+
+
 @lru_cache(maxsize=None)
 def _properties(device: torch.device) -> Any:
     from cuda.core import Device

@@ -16,8 +16,10 @@ typedef long long i64;
 
 #define __device__
 #define __global__
+#ifndef __shared__
 #define __shared__
-#define __launch_bounds__(threads, resident)
+#endif
+#define __launch_bounds__(...)
 
 struct uint2 { u32 x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };

@@ -1,10 +1,11 @@
-"""The CUDA encoder on the CPU: its very source, compiled by g++ with cuda_on_cpu.h in the place of ptx.cu."""
+"""CUDA kernels on the CPU: their very sources, compiled by g++ with cuda_on_cpu.h in the place of ptx.cu."""
 
 from __future__ import annotations
 
 import ctypes
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,14 +32,15 @@ _built = tempfile.TemporaryDirectory(prefix="hlwq-cuda-on-cpu-")
 
 
 @lru_cache(maxsize=None)
-def _library(variant: Variant) -> ctypes.CDLL:
+def library(sources: tuple[str, ...], macros: tuple[tuple[str, str | int], ...], launch: str) -> ctypes.CDLL:
+    """Sources specialized by macros, with a function `launch` that runs a kernel of theirs."""
     parts = [Path(__file__).with_suffix(".h").read_text()]
-    parts += [(_FOLDER / source).read_text() for source in SOURCES if source != "ptx.cu"]
-    at = Path(_built.name) / f"{abs(hash(variant))}.so"
-    macros = [f"-D{name}={value}" for name, value in variant.macros]
+    parts += [(_FOLDER / source).read_text() for source in sources if source != "ptx.cu"]
+    at = Path(_built.name) / f"{abs(hash((sources, macros, launch)))}.so"
+    defined = [f"-D{name}={value}" for name, value in macros]
     options = ["-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
-    command = ["g++", *options, *macros, "-o", str(at), "-"]
-    subprocess.run(command, input="\n".join([*parts, _LAUNCH]), text=True, check=True)
+    command = ["g++", *options, *defined, "-o", str(at), "-"]
+    subprocess.run(command, input="\n".join([*parts, launch]), text=True, check=True)
     return ctypes.CDLL(str(at))
 
 
@@ -55,7 +57,12 @@ def encode_rows_emulated(
     table, cells = torch.from_numpy(kernel_table(tables, variant)), len(searched_values(tables))
     assert variant.shared_bytes(threads, cells) <= 16 * 2**16, "see `arena`"
     arguments = kernel_arguments(whole, held, table, cells, out)
-    addresses = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    _library(variant).launch(2, threads, (ctypes.c_longlong * len(addresses))(*addresses))
+    library(SOURCES, variant.macros, _LAUNCH).launch(2, threads, addresses(arguments))
     codes, scales, base, error, energy = out
     return EncodedRows(codes, scales, base if log8 else None, error, energy)
+
+
+def addresses(arguments: Sequence[torch.Tensor | int]) -> ctypes.Array[ctypes.c_longlong]:
+    """What a kernel takes, as 64 bits each."""
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    return (ctypes.c_longlong * len(values))(*values)
