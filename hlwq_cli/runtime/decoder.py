@@ -14,7 +14,7 @@ from transformers import GenerationMixin
 
 from .experts import HLWQExperts
 from .fused_norms import fused, fusible_norms
-from .gemma4_step import are_alike, compared, step_layers, stepped
+from .gemma4_step import StepLayer, are_alike, compared, step_layers, stepped
 from .static_cache import NotStaticError, StaticCache, bucket
 from .step_attention import stepping
 
@@ -48,7 +48,8 @@ class Decoder:
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._experts = _experts_choices(model) if self.uncapturable is None else (None,)
-        self._norms, self._layers = fusible_norms(model), step_layers(model)
+        self._norms = fusible_norms(model)
+        self._untried, self._layers = step_layers(model), list[StepLayer]()
         self._cache: StaticCache | None = None
         self._logits: torch.Tensor | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -75,10 +76,18 @@ class Decoder:
         Raises:
             NotStaticError: the model's steps ask the cache for what would be frozen in a graph.
         """
-        mask = inputs["attention_mask"]
-        batch, self._columns = mask.shape
+        batch, self._columns = inputs["attention_mask"].shape
         self._allocate(batch, bucket(self._columns + room))
+        logits = self._read(inputs)
+        if self._logits is None:
+            self._logits = torch.empty_like(logits)
+            if self._try():
+                logits = self._read(inputs)  # as every later prompt will be read
+        return logits
+
+    def _read(self, inputs: dict[str, Any]) -> torch.Tensor:
         assert self._cache is not None
+        mask = inputs["attention_mask"]
         self._cache.begin(mask)
         positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
         self._positions.copy_(positions[:, -1:])
@@ -86,21 +95,24 @@ class Decoder:
             **inputs, position_ids=positions, is_first_iteration=True, use_cache=True,
             **{self._cache_name: self._cache}, **self._last_only,
         )  # fmt: skip
-        logits: torch.Tensor = self.model(**prepared, return_dict=True).logits[:, -1].float()
+        with fused(self._norms), stepped(self._layers):
+            logits: torch.Tensor = self.model(**prepared, return_dict=True).logits[:, -1].float()
         self._cache.place.prefilling = False
-        if self._logits is None:
-            self._logits = torch.empty_like(logits)
-            self._try()
         return logits
 
-    def _try(self) -> None:
-        """A step that the first one does again: a model that cannot says so now, before a token is out."""
-        layers, self._layers = self._layers, []
+    def _try(self) -> bool:
+        """A step that the first one does again: a model that cannot says so now, before a token is out.
+
+        Returns whether from now on layers run in fewer launches, because they were seen to give the same.
+        """
+        layers, self._untried = self._untried, []
         differences: list[torch.Tensor] = []
         with compared(layers, differences):
             self._run()
         if layers and are_alike(differences):
             self._layers = layers
+            return True
+        return False
 
     @torch.inference_mode()
     def step(self, ids: torch.Tensor) -> torch.Tensor:

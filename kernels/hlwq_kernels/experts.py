@@ -16,6 +16,7 @@ from .linear import coded_linear
 from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_matmul
 from .ops import op_where_traced
 from .weigh import weigh_rows
+from .whole_experts import fits_whole, whole_experts
 
 FEW_PAIRS = 512
 """Pairs of a token and an expert up to which each pair's codes are multiplied ; by bytes moved, not measured."""
@@ -50,6 +51,8 @@ def coded_experts(
     learns = torch.is_grad_enabled() and (x.requires_grad or routed.requires_grad)
     if learns or not runs_matmul(x) or not x.shape[0]:
         return coded_experts_torch(x, chosen, routed, gate_up, down, gate)
+    if chosen.numel() > FEW_PAIRS and fits_whole(x, gate_up):
+        return whole_experts(x, chosen.to(torch.int64), routed, gate_up, down, gate)
     if chosen.numel() > FEW_PAIRS:
         return grouped_experts(x, chosen, routed, len(gate_up.codes), gate, _waves(gate_up, down))
     return few_experts(x, chosen, routed, gate_up, down, gate, gate_name)

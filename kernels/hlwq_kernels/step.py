@@ -26,6 +26,7 @@ _JOIN = CudaKernel("lookup.cu", "dense_attention.cu", name="join_parts")
 _THREADS = 128
 _SLOTS_A_ROUND = 32
 _MOST_PARTS = 64
+_FEW_TOKENS = 16
 
 
 class Norm(NamedTuple):
@@ -234,14 +235,14 @@ def choose_experts(
         x: (tokens, columns).
         weight: (experts, columns).
         scale: (experts,).
-        k: at most 32 for the kernel.
+        k: how many.
         scratch: of this stream.
 
     Returns:
         int64 and float32 (tokens, k), the largest first.
     """
     experts = len(weight)
-    if not steps_run(x) or k > 32 or experts > 1024:
+    if not steps_run(x) or len(x) > _FEW_TOKENS or experts > 1024:
         shares, chosen = linear(x, weight).softmax(-1, dtype=torch.float32).topk(k, dim=-1)
         return chosen, shares / shares.sum(-1, keepdim=True) * scale[chosen]
     chosen = torch.empty(len(x), k, dtype=torch.int64, device=x.device)

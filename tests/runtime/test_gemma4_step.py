@@ -46,6 +46,21 @@ def test_every_layer_gives_what_transformers_gives(
     assert len(decoder._layers) == len(seen)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_prompts_are_read_as_by_transformers(coded: Family, dtype: str) -> None:
+    model = load_model(str(coded("gemma4")), device="cpu", dtype=dtype, execution="coded")
+    ids = torch.randint(10, 200, (2, 20), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    plain, decoder = Decoder(model), Decoder(model)
+    plain._untried, plain._norms = [], []
+    expected = plain.prefill({"input_ids": ids, "attention_mask": mask}, 4)
+    for _ in range(2):
+        found = decoder.prefill({"input_ids": ids, "attention_mask": mask}, 4)
+        assert (found - expected).norm() <= 2 * torch.finfo(model.dtype).eps * expected.norm()
+    assert decoder._layers
+
+
 def test_a_layer_that_computes_something_else_runs_as_transformers_has_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
