@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..process import large_imports, start_driver
 from ..sizes import parse_share, parse_size
 from ..ui.errors import handled
 from ..ui.options import FormatOption, JsonOption, QuietOption
@@ -62,8 +63,10 @@ def quantize(
     A killed run continues when the same command is given again, and ends with the same bytes.
     """
     sink = Sink(format, json, quiet)
-    from ..checkpoint import load_recipe
-    from ..checkpoint.timeline import recorded
+    start_driver(device)
+    with large_imports():
+        from ..checkpoint import load_recipe
+        from ..checkpoint.timeline import recorded
 
     settled = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)

@@ -23,6 +23,7 @@ from .experts import gate_name_of
 from .linear import HLWQLinear
 
 logger = logging.getLogger("hlwq")
+BESIDE = True
 ALIKE = 0.02
 """Relative difference from transformers' layer that the median layer may have: rounding, not another formula."""
 
@@ -138,18 +139,37 @@ class StepLayer:
             None if experts is None else _norm(layer.pre_feedforward_layernorm_2),
             None if router is None else router.scale, 1.0 if router is None else router.scalar_root_size,
         )  # fmt: skip
-        dense, routed = self._dense(x), None
-        if router is not None and experts is not None and for_router is not None:
-            chosen, weights = choose_experts(
-                for_router, router.proj.weight, router.per_expert_scale, layer.config.top_k_experts, self.scratch
-            )
-            routed = experts(for_experts, chosen, weights)
+        dense, routed = self._dense_and_experts(x, for_experts, for_router)
         return norms_after(
             dense, routed, total, None if router is None else _norm(layer.post_feedforward_layernorm_1),
             None if router is None else _norm(layer.post_feedforward_layernorm_2),
             _norm(layer.post_feedforward_layernorm), layer.layer_scalar,
             None if self.following is None else self.following.first,
         )  # fmt: skip
+
+    def _dense_and_experts(
+        self, x: torch.Tensor, for_experts: torch.Tensor | None, for_router: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The two halves of a layer, on a GPU side by side."""
+        if for_experts is None or for_router is None:
+            return self._dense(x), None
+        if not (x.is_cuda and BESIDE):
+            return self._dense(x), self._experts(for_experts, for_router)
+        here, beside = torch.cuda.current_stream(x.device), self.scratch.side(x.device)
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            dense = self._dense(x)
+        routed = self._experts(for_experts, for_router)
+        here.wait_stream(beside)
+        return dense, routed
+
+    def _experts(self, x: torch.Tensor, for_router: torch.Tensor) -> torch.Tensor:
+        router = self.layer.router
+        chosen, weights = choose_experts(
+            for_router, router.proj.weight, router.per_expert_scale, self.layer.config.top_k_experts, self.scratch
+        )
+        routed: torch.Tensor = self.layer.experts(x, chosen, weights)
+        return routed
 
     def _dense(self, x: torch.Tensor) -> torch.Tensor:
         m = self.layer.mlp

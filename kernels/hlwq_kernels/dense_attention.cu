@@ -1,5 +1,5 @@
 // Attention of one new token a sequence over a dense cache, split along the cache. A CTA takes some slots of one key/value
-// head for some of its query heads, a warp one slot after the other; the CTA that comes last of a head's joins their sums.
+// head for some of its query heads, a warp one slot after the other; a second kernel joins the parts.
 //
 // Joined behind lookup.cu for its types; INPUT, of queries, cache and mask, is OUTPUT, and has 16 bits.
 //
@@ -29,15 +29,14 @@ __device__ __forceinline__ void load_row(Row& row, const u16* x, int lane) {
 }
 
 // query (rows, heads, SIZE); keys, values (rows, key heads, slots, SIZE), of which `length` slots count; mask (rows, length),
-// added; parts float32 (rows, heads, gridDim.x, 2 + SIZE) and arrived (rows, gridDim.y), zeros, for the kernel's own use;
-// y (rows, heads, SIZE). gridDim: parts, heads / GROUP, rows.
+// added; parts float32 (rows, heads, gridDim.x, SIZE) and sizes (rows, heads, gridDim.x, 2): sums of values, under the
+// exponential of the largest score, which comes first, and the sum of weights. gridDim: parts, heads / GROUP, rows.
 extern "C" __global__ __launch_bounds__(THREADS) void attend_dense(
     const u16* query, const u16* keys, const u16* values, i64 key_heads, i64 slots, i64 length, const void* mask,
-    float scaling, float* parts, u32* arrived, void* y) {
+    float scaling, float* parts, float* sizes) {
   let_the_next_kernel_start();
   __shared__ float most_of[WARPS][GROUP], sum_of[WARPS][GROUP];
   __shared__ float row_of[WARPS][SIZE];
-  __shared__ bool last;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const i64 row = blockIdx.z, heads = (i64)gridDim.y * GROUP, first_head = (i64)blockIdx.y * GROUP;
   const i64 key_head = first_head / (heads / key_heads);
@@ -95,7 +94,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attend_dense(
   }
   if (lane == 0)
     for (int g = 0; g < GROUP; g++) most_of[warp][g] = most[g], sum_of[warp][g] = sum[g];
-  float* part = parts + ((row * heads + first_head) * gridDim.x + blockIdx.x) * (2 + SIZE);
+  const i64 head = row * heads + first_head;
 #pragma unroll
   for (int g = 0; g < GROUP; g++) {
     __syncthreads();
@@ -105,36 +104,54 @@ extern "C" __global__ __launch_bounds__(THREADS) void attend_dense(
 #pragma unroll
     for (int j = 0; j < EACH; j++) row_of[warp][place(j, lane)] = sums[g].v[j] * shrink;
     __syncthreads();
-    float* to = part + g * gridDim.x * (2 + SIZE);
+    const i64 part = (head + g) * gridDim.x + blockIdx.x;
     for (int i = threadIdx.x; i < SIZE; i += THREADS) {
       float all = 0.0f;
       for (int w = 0; w < WARPS; w++) all += row_of[w][i];
-      __stcg(to + 2 + i, all);
+      parts[part * SIZE + i] = all;
     }
     if (threadIdx.x == 0) {
       float all = 0.0f;
       for (int w = 0; w < WARPS; w++) all += sum_of[w][g] * __expf(most_of[w][g] - now);
-      __stcg(to, now), __stcg(to + 1, all);
+      sizes[part * 2] = now, sizes[part * 2 + 1] = all;
     }
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(arrived + row * gridDim.y + blockIdx.y, 1) == gridDim.x - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  if (threadIdx.x == 0) arrived[row * gridDim.y + blockIdx.y] = 0;
-  for (int g = 0; g < GROUP; g++) {
-    const float* of_head = parts + (row * heads + first_head + g) * gridDim.x * (2 + SIZE);
-    float now = LOWEST, all = 0.0f;
-    for (int p = 0; p < gridDim.x; p++) now = fmaxf(now, __ldcg(of_head + p * (2 + SIZE)));
-    for (int p = 0; p < gridDim.x; p++)
-      all += __ldcg(of_head + p * (2 + SIZE) + 1) * __expf(__ldcg(of_head + p * (2 + SIZE)) - now);
-    for (int i = threadIdx.x; i < SIZE; i += THREADS) {
-      float value = 0.0f;
-      for (int p = 0; p < gridDim.x; p++)
-        value += __ldcg(of_head + p * (2 + SIZE) + 2 + i) * __expf(__ldcg(of_head + p * (2 + SIZE)) - now);
-      store(y, (row * heads + first_head + g) * SIZE + i, value / all);
+}
+
+// parts and sizes as above, at most 64 of a head; y (rows, heads, SIZE). A CTA of SIZE / 4 threads, or 32, takes a head.
+extern "C" __global__ void join_parts(const float* parts, const float* sizes, i64 count, void* y) {
+  let_the_next_kernel_start();
+  __shared__ float shares[64];
+  const i64 head = blockIdx.x;
+  wait_for_the_kernel_before();
+  if (threadIdx.x < 32) {
+    float most[2], sum[2], now = LOWEST, all = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const int p = j * 32 + threadIdx.x;
+      most[j] = p < count ? sizes[(head * count + p) * 2] : LOWEST;
+      sum[j] = p < count ? sizes[(head * count + p) * 2 + 1] : 0.0f;
+      now = fmaxf(now, most[j]);
     }
+#pragma unroll
+    for (int h = 16; h; h /= 2) now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, h));
+#pragma unroll
+    for (int j = 0; j < 2; j++) all += sum[j] * __expf(most[j] - now);
+#pragma unroll
+    for (int h = 16; h; h /= 2) all += __shfl_xor_sync(0xffffffff, all, h);
+#pragma unroll
+    for (int j = 0; j < 2; j++) shares[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x * 4; i < SIZE; i += blockDim.x * 4) {
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
+    for (int p = 0; p < count; p++) {
+      const float4 v = *(const float4*)(parts + (head * count + p) * SIZE + i);
+      const float share = shares[p];
+      sum.x += share * v.x, sum.y += share * v.y, sum.z += share * v.z, sum.w += share * v.w;
+    }
+    store(y, head * SIZE + i, sum.x), store(y, head * SIZE + i + 1, sum.y);
+    store(y, head * SIZE + i + 2, sum.z), store(y, head * SIZE + i + 3, sum.w);
   }
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,18 @@ def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: st
     return Program(code, "c++", options).compile("cubin", cache=FileStreamProgramCache())
 
 
-@lru_cache(maxsize=None)
+_compiled: dict[tuple[tuple[str, ...], str, Macros, str, bool], Any] = {}
+_compiling = threading.Lock()
+
+
 def _kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool) -> Any:
-    return compile_kernel(sources, name, macros, arch, fma).get_kernel(name)
+    """A compiled kernel; of threads that ask for it at once, one compiles and the others wait."""
+    key = (sources, name, macros, arch, fma)
+    if key not in _compiled:
+        with _compiling:
+            if key not in _compiled:
+                _compiled[key] = compile_kernel(*key).get_kernel(name)
+    return _compiled[key]
 
 
 def shared_per_multiprocessor(device: torch.device) -> int:

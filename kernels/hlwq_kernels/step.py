@@ -22,6 +22,7 @@ _AFTER = CudaKernel("lookup.cu", "norms.cu", name="norms_after")
 _HEADS = CudaKernel("lookup.cu", "heads.cu", name="turn_heads")
 _ROUTE = CudaKernel("lookup.cu", "route.cu", name="choose_experts")
 _ATTEND = CudaKernel("lookup.cu", "dense_attention.cu", name="attend_dense")
+_JOIN = CudaKernel("lookup.cu", "dense_attention.cu", name="join_parts")
 _THREADS = 128
 _SLOTS_A_ROUND = 32
 _MOST_PARTS = 64
@@ -49,6 +50,12 @@ class Scratch:
     def __init__(self) -> None:
         self._floats: list[torch.Tensor] = []
         self._counts: list[torch.Tensor] = []
+        self._side: torch.cuda.Stream | None = None
+
+    def side(self, device: torch.device) -> torch.cuda.Stream:
+        """A stream for what does not depend on the rest of a step."""
+        self._side = self._side or torch.cuda.Stream(device)
+        return self._side
 
     def floats(self, count: int, device: torch.device) -> torch.Tensor:
         """At least so many."""
@@ -207,13 +214,14 @@ def attend_dense(
     group = max(g for g in (1, 2, 4) if share % g == 0)
     parts = max(1, min(-(-length // _SLOTS_A_ROUND), _MOST_PARTS, 528 * group // (heads * rows)))
     y = torch.empty_like(query)
+    room = scratch.floats(rows * heads * parts * (size + 2), query.device)
+    sums, sizes = room, room[rows * heads * parts * size :]
     macros = (*UNUSED, *_types(query), ("THREADS", _THREADS), ("SIZE", size), ("GROUP", group))
     _ATTEND.launch(
         query.device, macros, (parts, heads // group, rows), _THREADS, query, cache.keys, cache.values, key_heads,
-        cache.keys.shape[2], length, mask, ctypes.c_float(scaling),
-        scratch.floats(rows * heads * parts * (2 + size), query.device),
-        scratch.counts(rows * heads // group, query.device), y, overlap=True,
+        cache.keys.shape[2], length, mask, ctypes.c_float(scaling), sums, sizes, overlap=True,
     )  # fmt: skip
+    _JOIN.launch(query.device, macros, (rows * heads,), max(32, size // 4), sums, sizes, parts, y, overlap=True)
     return y.view(rows, -1)
 
 
@@ -240,7 +248,7 @@ def choose_experts(
     routed = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
     macros = (*UNUSED, *_types(x), ("THREADS", _THREADS), ("EXPERTS", experts), ("CHOSEN", k))
     _ROUTE.launch(
-        x.device, macros, (-(-experts * 32 // _THREADS), len(x)), _THREADS, x, x.shape[1], weight, scale,
+        x.device, macros, (experts, len(x)), _THREADS, x, x.shape[1], weight, scale,
         scratch.floats(len(x) * experts, x.device), scratch.counts(len(x), x.device), chosen, routed, overlap=True,
     )  # fmt: skip
     return chosen, routed
