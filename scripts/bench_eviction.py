@@ -6,9 +6,9 @@ Recorded: the choices of the bundled sample's five layers (8 experts, 2 a token)
 128 experts, 8 a token: `uniform`; `zipf`, drawn by 1 / rank; `sticky`, where each expert of the last token stays with
 probability .45 and the rest are drawn evenly; `sticky zipf`, where the rest are drawn by 1 / rank. A step is a token;
 experts that it needs never make room in it, and all that are missing are fetched. Policies differ in who makes room:
-the one used longest ago (LRU); the smallest count of uses, of which each step takes a 2^shift-th (LFU); the smallest sum of
-a quick and a slow count, each over its largest (mix); the one needed again last (oracle, which knows the future). With
-`picky` a missing expert takes no slot from one of a larger count.
+the one used longest ago (LRU); the smallest count of uses, of which each step takes a 2^shift-th (LFU); the smallest
+sum of a quick and a slow count, each over its largest (mix); the one needed again last (oracle, which knows the
+future). With `picky` a missing expert takes no slot from one of a larger count.
 """
 
 import argparse

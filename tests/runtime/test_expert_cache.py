@@ -65,7 +65,7 @@ def test_logits_are_those_of_the_resident_model_to_the_bit(coded: Family, name: 
 
 @pytest.mark.parametrize("slots", [1, 5])
 def test_the_sample_answers_as_ever_through_slots(sample: str, resident: Any, slots: int) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     ids = tokens(2, 12)
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
@@ -117,9 +117,9 @@ def test_bytes_fetched_are_those_that_routers_and_rules_ask_for(sample: str, slo
     assert cache is not None
     choices = list(recorded(model))
     ids = tokens(2, 12)
-    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False, pad_token_id=0)
+    model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)
     model.generate(
-        ids[:1, :1], attention_mask=torch.ones(1, 1).long(), max_new_tokens=30, do_sample=False, pad_token_id=0
+        ids[:1, :1], attention_mask=torch.ones(1, 1).long(), max_new_tokens=12, do_sample=False, pad_token_id=0
     )
     expected = Traffic()
     for layer in choices:
