@@ -56,6 +56,18 @@ def _major(package: str) -> int:
         return -1
 
 
+_importing = threading.Lock()
+
+
+@lru_cache(maxsize=None)
+def cuda_core() -> Any:
+    """The module `cuda.core`. Of threads that import it at once, all but one find it half made."""
+    with _importing:
+        import cuda.core as core
+
+        return core
+
+
 def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool = True) -> Any:
     """Compile a kernel; works without a GPU.
 
@@ -69,13 +81,13 @@ def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: st
     Returns:
         A `cuda.core.ObjectCode` that holds the kernel.
     """
-    from cuda.core import Program, ProgramOptions
+    core = cuda_core()
     from cuda.core.utils import FileStreamProgramCache
 
     code = "\n".join((_FOLDER / source).read_text() for source in sources)
     defined = [(key, str(value)) for key, value in macros]
-    options = ProgramOptions(name=name, std="c++17", arch=arch, fma=fma, define_macro=defined)
-    return Program(code, "c++", options).compile("cubin", cache=FileStreamProgramCache())
+    options = core.ProgramOptions(name=name, std="c++17", arch=arch, fma=fma, define_macro=defined)
+    return core.Program(code, "c++", options).compile("cubin", cache=FileStreamProgramCache())
 
 
 _compiled: dict[tuple[tuple[str, ...], str, Macros, str, bool], Any] = {}
@@ -104,14 +116,13 @@ def reads_pinned_memory(device: torch.device) -> bool:
 
 @lru_cache(maxsize=None)
 def _properties(device: torch.device) -> Any:
-    from cuda.core import Device
-
-    return Device(_number(device)).properties
+    return cuda_core().Device(_number(device)).properties
 
 
 @lru_cache(maxsize=None)
 def _allow_shared(kernel: Any, device: torch.device) -> None:
     """Let a kernel use all dynamic shared memory there is: by default 48 KB, and a cache gets the rest."""
+    cuda_core()
     from cuda.bindings import driver
 
     names = driver.CUfunction_attribute
@@ -139,16 +150,14 @@ def _number(device: torch.device) -> int:
 
 @lru_cache(maxsize=256)
 def _stream(handle: int) -> Any:
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
+    return cuda_core().Stream.from_handle(handle)
 
 
 @lru_cache(maxsize=4096)
 def _config(grid: tuple[int, ...], block: int, shared: int, overlap: bool) -> Any:
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=grid, block=block, shmem_size=shared, programmatic_stream_serialization=overlap)
+    return cuda_core().LaunchConfig(
+        grid=grid, block=block, shmem_size=shared, programmatic_stream_serialization=overlap
+    )
 
 
 class CudaKernel:
@@ -178,15 +187,13 @@ class CudaKernel:
             shared: bytes of dynamic shared memory.
             overlap: start while the kernel before still runs, where the GPU can; this one then waits for it itself.
         """
-        from cuda.core import launch
-
         with torch.cuda.device(device):
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
             if shared > _FREE_SHARED:
                 _allow_shared(kernel, device)
             stream = _stream(torch.cuda.current_stream(device).cuda_stream)
             config = _config(grid, block, shared, overlap and torch.cuda.get_device_capability(device) >= (9, 0))
-            launch(stream, config, kernel, *(_argument(a) for a in args))
+            cuda_core().launch(stream, config, kernel, *(_argument(a) for a in args))
 
     def resident(self, device: torch.device, macros: Macros, block: int, shared: int = 0) -> int:
         """How many blocks of `block` threads and `shared` bytes a device runs at once."""
