@@ -2,14 +2,14 @@
 
     python scripts/bench_prefetch.py [--tokens 4096] [--steps 3000] [--slots 34 99] [--work 100]
 
-A layer's router can be asked early, of what the layer before has at hand: its input, the sum behind its attention, which
-its own router sees, its output. First table: how often that names the experts chosen later, for the bundled sample on
-held-out text; beside it the experts of the token before, and a layer's most frequent ones. Then slots are played
-through, as the product keeps them, with the guesses that are missing fetched ahead, at most so many a layer. Time of a
-layer: copies of a record one after the other, and other work, in which the link has nothing to do; that is when guesses
-can be copied, and what they take beyond is waited for. In the tables of tokens a second a column is a guess and how
-many experts at most are fetched ahead in a layer. Drawn guesses name each expert with the probability given, in any
-order.
+A layer's router can be asked early, of what the layer before has at hand: its input, the sum behind its attention
+(which its own router sees), its output. First table: how often that names the experts chosen later, for the bundled
+sample on held-out text; beside it the experts of the token before, and a layer's most frequent ones. Then slots are
+played through, as the product keeps them, with the guesses that are missing fetched ahead, at most so many a layer.
+Time of a layer: copies of a record one after the other, and other work, in which the link has nothing to do; that is
+when guesses can be copied, and what they take beyond is waited for. In the tables of tokens a second a column is a
+guess and how many experts at most are fetched ahead in a layer. Drawn guesses name each expert with the probability
+given, in any order.
 """
 
 import argparse

@@ -18,7 +18,17 @@ import torch
 from .experts import FEW_PAIRS, Gate, Wave, each_in_turn, few_experts, grouped_experts
 from .matmul import CodedWeight, runs_matmul
 from .records import RecordLayout
-from .slots import AHEAD, LayerTable, Planned, Wanted, fetch_cuda, plan_ahead_cuda, plan_cuda, plan_torch
+from .slots import (
+    AHEAD,
+    LayerTable,
+    Planned,
+    Wanted,
+    fetch_ahead_cuda,
+    fetch_cuda,
+    plan_ahead_cuda,
+    plan_cuda,
+    plan_torch,
+)
 
 WAVE = 8
 """Experts in each of the two buffers that many tokens' experts pass through."""
@@ -246,7 +256,7 @@ class OffloadedLayer:
         with slots.lock, slots.beside(before._fetched, x):
             plan_ahead_cuda(guess(x), self.table, slots.wanted_ahead)
             counter = slots.counters[3:4]
-            fetch_cuda(self.records.pinned, slots.records, slots.wanted_ahead, counter, beside=True)
+            fetch_ahead_cuda(self.records.pinned, slots.records, slots.wanted_ahead, counter)
 
     def _fetch(self, planned: Planned) -> None:
         for expert, slot in planned.copies.tolist():

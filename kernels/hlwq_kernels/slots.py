@@ -23,12 +23,13 @@ _THREADS = 256
 _PLAN = CudaKernel("slots.cu", name="plan")
 _PLAN_AHEAD = CudaKernel("slots.cu", name="plan_ahead")
 _FETCH = CudaKernel("slots.cu", name="fetch")
+_FETCH_AHEAD = CudaKernel("slots.cu", name="fetch_ahead")
 _FETCHING_CTAS = 4
 """Blocks a multiprocessor that copy, to have many reads on their way to the host."""
 _WARP = 32
 AHEAD = 1
-"""Experts of a layer that are fetched before its router has spoken: as many as a layer's other work hides the copy of, by
-scripts/bench_prefetch.py; two pay only where eight of ten guesses are right."""
+"""Experts of a layer that are fetched before its router has spoken: as many as other work hides the copy of. Two pay
+less where that takes less than two copies, and wrong ones cost: scripts/bench_prefetch.py."""
 
 
 class LayerTable(NamedTuple):
@@ -129,9 +130,7 @@ def plan_ahead_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted) -> 
     )  # fmt: skip
 
 
-def fetch_cuda(
-    records: torch.Tensor, into: torch.Tensor, wanted: Wanted, fetched: torch.Tensor, beside: bool = False
-) -> None:
+def fetch_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, fetched: torch.Tensor) -> None:
     """Copy planned records.
 
     Args:
@@ -139,12 +138,25 @@ def fetch_cuda(
         into: slots, uint8 (slots, bytes) on the device.
         wanted: what a plan left.
         fetched: int64 (1,), to which the bytes are added.
-        beside: leave room for the product kernels, whose blocks take nearly all registers of a multiprocessor and share
-            rows among as many of them as fit: one warp there, all of which still have 270 KB on their way.
     """
-    threads, blocks = (_WARP, 1) if beside else (_THREADS, _FETCHING_CTAS)
-    _FETCH.launch(
-        into.device, plan_macros(1, 1, threads), (_processors(into.device) * blocks,), threads, records, into,
+    _fetch(_FETCH, _THREADS, _FETCHING_CTAS, records, into, wanted, fetched)
+
+
+def fetch_ahead_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, fetched: torch.Tensor) -> None:
+    """`fetch_cuda` beside other work: one warp a multiprocessor, which still have 270 KB on their way on an H100.
+
+    The blocks of the product kernels take nearly all registers, and share rows among as many of them as fit: a larger
+    one would leave some of them for a second round.
+    """
+    _fetch(_FETCH_AHEAD, _WARP, 1, records, into, wanted, fetched)
+
+
+def _fetch(
+    kernel: CudaKernel, threads: int, ctas: int, records: torch.Tensor, into: torch.Tensor, wanted: Wanted,
+    fetched: torch.Tensor,
+) -> None:  # fmt: skip
+    kernel.launch(
+        into.device, plan_macros(1, 1, threads), (_processors(into.device) * ctas,), threads, records, into,
         wanted.copies, wanted.number, records.shape[1] // 16, fetched,
     )  # fmt: skip
 

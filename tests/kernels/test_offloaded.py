@@ -16,7 +16,7 @@ from hlwq_kernels.records import RecordLayout, view
 from hlwq_kernels.slots import AHEAD
 from tests.kernels.cuda_on_cpu import addresses, library
 from tests.kernels.slot_rules import SlotRules
-from tests.kernels.test_slots import FETCH, PLAN, PLAN_AHEAD, SHARED
+from tests.kernels.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARED
 from tests.kernels.weights import tables
 
 EXPERTS, INNER, HIDDEN, K = 12, 32, 64, 3
@@ -67,6 +67,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots._PLAN, "launch", launched(PLAN))
     monkeypatch.setattr(slots._PLAN_AHEAD, "launch", launched(PLAN_AHEAD))
     monkeypatch.setattr(slots._FETCH, "launch", launched(FETCH))
+    monkeypatch.setattr(slots._FETCH_AHEAD, "launch", launched(FETCH_AHEAD))
     monkeypatch.setattr(slots, "_processors", lambda device: 1)
     monkeypatch.setattr(offloaded, "runs_matmul", lambda x: True)
     monkeypatch.setattr(offloaded, "few_experts", of_few)

@@ -40,6 +40,7 @@ extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     });
 }
 """
+FETCH_AHEAD = FETCH.replace("fetch(", "fetch_ahead(")
 LAYER, LAYERS = 2, 4
 SHARED = (("__shared__", "static"),)  # CTAs come one after the other
 
@@ -82,14 +83,14 @@ def test_the_device_decides_as_the_host_does(experts: int, slots: int, tokens: i
     assert counted[1] > 0
 
 
-@pytest.mark.parametrize("threads", [32, 256])
-def test_records_arrive_whole_where_they_were_wanted(threads: int) -> None:
+@pytest.mark.parametrize(("threads", "source"), [(256, FETCH), (32, FETCH_AHEAD)])
+def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) -> None:
     words = 2 * 1024 + 100
     records = torch.randint(0, 256, (5, 16 * words), dtype=torch.uint8)
     into = torch.full((7, 16 * words), 9, dtype=torch.uint8)
     copies, count = torch.tensor([[4, 1], [0, 6], [2, 0], [1, 2]], dtype=torch.int32), torch.tensor([3]).int()
     counted = counters()
-    kernel = library(("slots.cu",), (*plan_macros(1, 1, threads), *SHARED), FETCH)
+    kernel = library(("slots.cu",), (*plan_macros(1, 1, threads), *SHARED), source)
     kernel.launch(3, threads, addresses([records, into, copies, count, words, counted]))
     for expert, slot in copies[:3].tolist():
         assert torch.equal(into[slot], records[expert])
@@ -99,7 +100,7 @@ def test_records_arrive_whole_where_they_were_wanted(threads: int) -> None:
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_both_kernels_compile(arch: str) -> None:
-    for name in ("plan", "plan_ahead", "fetch"):
+    for name in ("plan", "plan_ahead", "fetch", "fetch_ahead"):
         assert compile_kernel(("slots.cu",), name, plan_macros(128, 36), arch).code
 
 

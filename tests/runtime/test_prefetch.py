@@ -22,7 +22,7 @@ from hlwq_kernels import slots
 from hlwq_kernels.offloaded import OffloadedLayer
 from tests.kernels.slot_rules import SlotRules
 from tests.kernels.test_offloaded import launched
-from tests.kernels.test_slots import FETCH, PLAN, PLAN_AHEAD
+from tests.kernels.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD
 
 STEPS = 6
 
@@ -65,8 +65,9 @@ def expected(sample: str) -> torch.Tensor:
 def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_and_rules(
     sample: str, expected: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for kernel, source in ((slots._PLAN, PLAN), (slots._PLAN_AHEAD, PLAN_AHEAD), (slots._FETCH, FETCH)):
-        monkeypatch.setattr(kernel, "launch", launched(source))
+    sources = {"_PLAN": PLAN, "_PLAN_AHEAD": PLAN_AHEAD, "_FETCH": FETCH, "_FETCH_AHEAD": FETCH_AHEAD}
+    for kernel, source in sources.items():
+        monkeypatch.setattr(getattr(slots, kernel), "launch", launched(source))
     monkeypatch.setattr(slots, "_processors", lambda device: 1)
     monkeypatch.setattr(expert_cache, "reads_pinned_memory", lambda device: True)
     monkeypatch.setattr(expert_cache, "HostRecords", ReadByTheDevice)
