@@ -52,6 +52,17 @@ def coded(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactor
     return get
 
 
+@pytest.fixture(scope="session")
+def coded_sample(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The bundled sample, quantized with default settings; never to be changed."""
+    from hlwq_cli.checkpoint import load_recipe, quantize
+    from hlwq_cli.samples import resolve_model
+
+    folder = tmp_path_factory.mktemp("coded") / "sample"
+    quantize(resolve_model("sample"), folder, load_recipe())
+    return str(folder)
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Path], Path]:
     """A copy of a folder that a test may break."""

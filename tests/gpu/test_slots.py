@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.runtime import expert_cache
 from hlwq_cli.runtime.expert_cache import ExpertRoom, expert_cache_of
 from hlwq_cli.runtime.expert_files import HostRecords
 from hlwq_cli.runtime.generation import Generation
 from hlwq_cli.runtime.loading import load_model
-from hlwq_cli.samples import resolve_model
 from hlwq_kernels.experts import FEW_PAIRS, coded_experts
 from hlwq_kernels.matmul import CodedWeight
 from hlwq_kernels.nvrtc import reads_pinned_memory
@@ -185,23 +182,16 @@ def test_threads_with_streams_of_their_own_get_their_own_answers(resident: tuple
     assert wrong == []
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder: Path = tmp_path_factory.mktemp("gpu") / "sample-coded"
-    quantize(resolve_model("sample"), folder, load_recipe())
-    return str(folder)
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("slots", [1, 3, 8])
 @pytest.mark.parametrize("tier", ["host", "files"])
 def test_a_model_answers_as_a_resident_one(
-    sample: str, slots: int, dtype: str, tier: str, monkeypatch: pytest.MonkeyPatch
+    coded_sample: str, slots: int, dtype: str, tier: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = load_model(sample, device="cuda:0", dtype=dtype)
+    model = load_model(coded_sample, device="cuda:0", dtype=dtype)
     if tier == "files":
         monkeypatch.setattr(expert_cache, "host_memory_free", lambda: 0)
-    ours = load_model(sample, device="cuda:0", dtype=dtype, expert_room=ExpertRoom(slots))
+    ours = load_model(coded_sample, device="cuda:0", dtype=dtype, expert_room=ExpertRoom(slots))
     for ids in (tokens(1, 1), tokens(2, 9), tokens(1, 300), tokens(1, 1)):
         assert torch.equal(logits(ours, input_ids=ids.to(CUDA)), logits(model, input_ids=ids.to(CUDA)))
     ids = tokens(2, 30).to(CUDA)
@@ -215,9 +205,9 @@ def test_a_model_answers_as_a_resident_one(
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_a_model_fetches_ahead_and_answers_as_a_resident_one(sample: str, slots: int) -> None:
-    model = load_model(sample, device="cuda:0", dtype="bfloat16")
-    ours = load_model(sample, device="cuda:0", dtype="bfloat16", expert_room=ExpertRoom(slots))
+def test_a_model_fetches_ahead_and_answers_as_a_resident_one(coded_sample: str, slots: int) -> None:
+    model = load_model(coded_sample, device="cuda:0", dtype="bfloat16")
+    ours = load_model(coded_sample, device="cuda:0", dtype="bfloat16", expert_room=ExpertRoom(slots))
     ids = tokens(1, 30).to(CUDA)
     options: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 200}
     options |= {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -229,11 +219,11 @@ def test_a_model_fetches_ahead_and_answers_as_a_resident_one(sample: str, slots:
     assert 100 * cache.record_bytes < traffic.ahead <= 4 * 220 * cache.record_bytes
 
 
-def test_a_size_is_kept_and_experts_are_never_on_the_device_whole(sample: str) -> None:
+def test_a_size_is_kept_and_experts_are_never_on_the_device_whole(coded_sample: str) -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
-    model = load_model(sample, device="cuda:0", expert_room=ExpertRoom(gpu_memory=2 * 10**9))
+    model = load_model(coded_sample, device="cuda:0", expert_room=ExpertRoom(gpu_memory=2 * 10**9))
     cache = expert_cache_of(model)
     assert cache is not None
     assert cache.slots == 8

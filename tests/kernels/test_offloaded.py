@@ -20,6 +20,7 @@ from tests.kernels.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARE
 from tests.kernels.weights import tables
 
 EXPERTS, INNER, HIDDEN, K = 12, 32, 64, 3
+STEPS = 10
 
 
 def stacked(rows: int, columns: int) -> CodedWeight:
@@ -93,14 +94,14 @@ def two_layers(weights: tuple[CodedWeight, CodedWeight], own: int) -> tuple[Offl
 
 
 @pytest.mark.usefixtures("like_a_gpu")
-@pytest.mark.parametrize("own", [1, 2, 7, 11, EXPERTS])
+@pytest.mark.parametrize("own", [1, 7, 11, EXPERTS])
 def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(
     weights: tuple[CodedWeight, CodedWeight], own: int
 ) -> None:
     layers = two_layers(weights, own)
     shared = layers[0].slots
     torch.manual_seed(0)
-    for tokens in (1, 2, 1, 5, 1, 40, 1, 1, 1, FEW_PAIRS // K + 1):
+    for tokens in (1, 2, 1, 5, 1, 15, 1, FEW_PAIRS // K + 1):
         for layer in layers:
             x = torch.randn(tokens, HIDDEN, dtype=torch.float64)
             chosen = torch.stack([torch.randperm(EXPERTS + 1)[:K] for _ in range(tokens)])
@@ -116,8 +117,7 @@ def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(
 
 
 @pytest.mark.usefixtures("like_a_gpu")
-@pytest.mark.parametrize("own", [1, 2, 7, EXPERTS])
-@pytest.mark.parametrize("right", [0, 1, K])
+@pytest.mark.parametrize(("own", "right"), [(1, 0), (1, 1), (1, K), (7, 0), (7, 1), (7, K), (EXPERTS, K)])
 def test_what_is_fetched_ahead_changes_no_sum_and_is_counted_apart(
     weights: tuple[CodedWeight, CodedWeight], own: int, right: int
 ) -> None:
@@ -126,7 +126,7 @@ def test_what_is_fetched_ahead_changes_no_sum_and_is_counted_apart(
     rules = SlotRules(EXPERTS, own), SlotRules(EXPERTS, own)
     record, ahead = first.slots.layout.bytes, 0
     torch.manual_seed(right)
-    for _ in range(12):
+    for _ in range(STEPS):
         x, routed = torch.randn(1, HIDDEN, dtype=torch.float64), torch.rand(1, K, dtype=torch.float64)
         for layer, rule in zip((first, second), rules, strict=True):
             order = torch.randperm(EXPERTS)[None]
@@ -138,5 +138,5 @@ def test_what_is_fetched_ahead_changes_no_sum_and_is_counted_apart(
             expected = coded_experts_torch(x, chosen, routed, *weights, gate)
             assert near(layer.run(x, chosen, routed, gate, None), expected)
     missing = rules[0].fetched + rules[1].fetched
-    assert first.slots.counters.tolist() == [2 * 12 * K, missing, missing * record, ahead * record]
+    assert first.slots.counters.tolist() == [2 * STEPS * K, missing, missing * record, ahead * record]
     assert (ahead > 0) == (own < EXPERTS)

@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.runtime import expert_cache
 from hlwq_cli.runtime.decoder import Decoder
 from hlwq_cli.runtime.expert_cache import ExpertRoom, Traffic, expert_cache_of
 from hlwq_cli.runtime.expert_files import HostRecords
 from hlwq_cli.runtime.experts import HLWQExperts
 from hlwq_cli.runtime.loading import load_model
-from hlwq_cli.samples import resolve_model
 from hlwq_kernels import slots
 from hlwq_kernels.offloaded import OffloadedLayer
 from tests.kernels.slot_rules import SlotRules
@@ -35,13 +33,6 @@ class ReadByTheDevice(HostRecords):
         self.pinned = self.records
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("coded") / "sample"
-    quantize(resolve_model("sample"), folder, load_recipe())
-    return str(folder)
-
-
 def opened(folder: str, room: ExpertRoom | None) -> Any:
     return load_model(folder, device="cpu", dtype="float32", execution="coded", expert_room=room)
 
@@ -57,13 +48,13 @@ def answered(model: Any) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def expected(sample: str) -> torch.Tensor:
-    return answered(opened(sample, None))
+def expected(coded_sample: str) -> torch.Tensor:
+    return answered(opened(coded_sample, None))
 
 
 @pytest.mark.parametrize("own", [1, 3])
 def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_and_rules(
-    sample: str, expected: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch
+    coded_sample: str, expected: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = {"_PLAN": PLAN, "_PLAN_AHEAD": PLAN_AHEAD, "_FETCH": FETCH, "_FETCH_AHEAD": FETCH_AHEAD}
     for kernel, source in sources.items():
@@ -71,7 +62,7 @@ def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_
     monkeypatch.setattr(slots, "_processors", lambda device: 1)
     monkeypatch.setattr(expert_cache, "reads_pinned_memory", lambda device: True)
     monkeypatch.setattr(expert_cache, "HostRecords", ReadByTheDevice)
-    model = opened(sample, ExpertRoom(own))
+    model = opened(coded_sample, ExpertRoom(own))
     layers = [m.offloaded for m in model.modules() if isinstance(m, HLWQExperts)]
     rules, counted = [SlotRules(8, own) for _ in layers], {"ahead": 0, "streamed": 0, "wanted": 0, "right": 0}
     guessed: dict[int, list[int]] = {}
