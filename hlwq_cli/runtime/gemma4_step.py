@@ -170,7 +170,8 @@ class StepLayer:
 
     def prefetch(self, total: torch.Tensor, before: StepLayer) -> None:
         """Fetch what this layer's router would choose by the sum (1, hidden) that the layer before chose by."""
-        mine, others = (getattr(step.layer.experts, "offloaded", None) for step in (self, before))
+        experts = (getattr(step.layer, "experts", None) for step in (self, before))
+        mine, others = (getattr(module, "offloaded", None) for module in experts)
         if isinstance(mine, OffloadedLayer) and isinstance(others, OffloadedLayer):
             mine.prefetch(self._guess, total, others)
 

@@ -196,6 +196,7 @@ class OffloadedLayer:
         """See `coded_experts`; gradients flow to `x` and `routed`."""
         with self.slots.lock:
             self.slots.go_on()
+            self._fetched = None  # that of another step may belong to another capture
             learns = torch.is_grad_enabled() and (x.requires_grad or routed.requires_grad)
             if learns or not runs_matmul(x) or not x.shape[0]:
                 return self._run_torch(x, chosen, routed, gate, learns)
@@ -246,7 +247,7 @@ class OffloadedLayer:
 
         Args:
             guess: makes of `x` int64 (1, k) experts, the likeliest first; called on the stream of the copies.
-            x: what the layer before is given, too.
+            x: by which the layer before chose its own.
             before: the layer whose own copies go first.
         """
         slots = self.slots
