@@ -1,12 +1,12 @@
-"""Attention over a cache of codes: the Triton kernel for one token a sequence on a fitting CUDA device, else torch."""
+"""Attention over a cache of codes: the CUDA kernel for one token a sequence on a fitting device, else torch."""
 
 from __future__ import annotations
 
 import torch
 
+from .attention_cuda import attend_cuda, runs_attention
 from .attention_torch import Rule, attend_torch
 from .cached import CachedTokens
-from .device import runs_triton
 from .tokens import TokenTables
 
 __all__ = ["CachedTokens", "Rule", "attend"]
@@ -49,10 +49,8 @@ def _attend_one_op(
 ) -> torch.Tensor:
     keys = CachedTokens(k_codes, k_scales, coded, k_exact, coded, TokenTables(*k_tables))
     values = CachedTokens(v_codes, v_scales, coded, v_exact, coded, TokenTables(*v_tables))
-    if runs_triton(query.device):
-        from .attention_triton import attend_triton
-
-        return attend_triton(query, keys, values, mask, scaling, softcap)
+    if runs_attention(query, keys, values):
+        return attend_cuda(query, keys, values, mask, scaling, softcap)
     rule = Rule(scaling, softcap, None if mask is None else mask[:, None, None])
     return attend_torch(query[:, :, None], keys, values, torch.tensor([coded]), rule)[:, :, 0].contiguous()
 

@@ -4,7 +4,11 @@
 // gate(a) * b is what is rotated. Joined behind lookup.cu or types of its own; INPUT as there.
 
 constexpr int VALUES = N / 32;
-constexpr float ROOT = N == 32 ? 0.17677669529663687f : N == 64 ? 0.125f : N == 128 ? 0.08838834764831845f : 0.0625f;
+constexpr float ROOT = N == 32    ? 0.17677669529663687f
+                       : N == 64  ? 0.125f
+                       : N == 128 ? 0.08838834764831845f
+                       : N == 256 ? 0.0625f
+                                  : 0.04419417382415922f;
 
 __device__ __forceinline__ float activation(const void* x, i64 row, i64 columns, i64 i) {
 #if GATE == 0

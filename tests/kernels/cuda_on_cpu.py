@@ -1,4 +1,4 @@
-"""The CUDA encoder on the CPU: its very source, compiled by g++ with cuda_on_cpu.h in the place of ptx.cu."""
+"""CUDA kernels on the CPU: their very sources, compiled by g++ with cuda_on_cpu.h in the place of ptx.cu."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from hlwq_kernels import CodeTables, EncodedRows
 from hlwq_kernels.encode import ScaleKind
 from hlwq_kernels.encode_cuda import arrangement, empty, kernel_arguments, whole_blocks
 from hlwq_kernels.encode_variant import SOURCES, Variant, kernel_table, searched_values
+from hlwq_kernels.nvrtc import Macros
 
 _FOLDER = Path(hlwq_kernels.__file__).parent
 _LAUNCH = """
 static i64 a[12];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
-    run_grid(grid, threads, []() {
+    run_grid({grid, 1, 1}, threads, []() {
         encode((const uint4*)a[0], a[1], a[2], a[3], (const u32*)a[4], a[5], (u8*)a[6], a[7], (void*)a[8], (u16*)a[9],
                (double*)a[10], (double*)a[11]);
     });
@@ -31,14 +32,15 @@ _built = tempfile.TemporaryDirectory(prefix="hlwq-cuda-on-cpu-")
 
 
 @lru_cache(maxsize=None)
-def _library(variant: Variant) -> ctypes.CDLL:
+def library(sources: tuple[str, ...], macros: Macros, launch: str) -> ctypes.CDLL:
+    """Sources beside `hlwq_kernels`, and what launches their kernel, as a library."""
     parts = [Path(__file__).with_suffix(".h").read_text()]
-    parts += [(_FOLDER / source).read_text() for source in SOURCES if source != "ptx.cu"]
-    at = Path(_built.name) / f"{abs(hash(variant))}.so"
-    macros = [f"-D{name}={value}" for name, value in variant.macros]
+    parts += [(_FOLDER / source).read_text() for source in sources if source != "ptx.cu"]
+    at = Path(_built.name) / f"{abs(hash((sources, macros, launch)))}.so"
+    defined = [f"-D{name}={value}" for name, value in macros]
     options = ["-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
-    command = ["g++", *options, *macros, "-o", str(at), "-"]
-    subprocess.run(command, input="\n".join([*parts, _LAUNCH]), text=True, check=True)
+    command = ["g++", *options, *defined, "-o", str(at), "-"]
+    subprocess.run(command, input="\n".join([*parts, launch]), text=True, check=True)
     return ctypes.CDLL(str(at))
 
 
@@ -56,6 +58,6 @@ def encode_rows_emulated(
     assert variant.shared_bytes(threads, cells) <= 16 * 2**16, "see `arena`"
     arguments = kernel_arguments(whole, held, table, cells, out)
     addresses = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    _library(variant).launch(2, threads, (ctypes.c_longlong * len(addresses))(*addresses))
+    library(SOURCES, variant.macros, _LAUNCH).launch(2, threads, (ctypes.c_longlong * len(addresses))(*addresses))
     codes, scales, base, error, energy = out
     return EncodedRows(codes, scales, base if log8 else None, error, energy)

@@ -18,18 +18,18 @@ def lookup(bits: int, threads: int) -> list[tuple[str, int]]:
 @pytest.mark.parametrize(("bits", "arch"), list(itertools.product(BITS, ARCHES)))
 def test_products_compile(bits: int, arch: str) -> None:
     few = (*lookup(bits, 256), ("N", 64), ("LOG8", 1), ("SPLIT", 4), ("TILES", 2))
-    assert compile_kernel(("lookup.cu", "matmul.cu"), "multiply_few", few, arch).code
+    assert compile_kernel(("ptx.cu", "lookup.cu", "matmul.cu"), "multiply_few", few, arch).code
     for experts, gate, log8 in ((0, 0, 1), (1, 0, 1), (2, 2, 0)):
         one = (*lookup(bits, 352), ("N", 64), ("LOG8", log8), ("COLUMNS", 704), ("TEAMS", 2), ("CTAS", 2),
                ("EXPERTS", experts), ("SHARE", 8), ("GATE", gate))  # fmt: skip
-        assert compile_kernel(("lookup.cu", "rotation.cu", "matvec.cu"), "multiply_one", one, arch).code
+        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu"), "multiply_one", one, arch).code
 
 
 @pytest.mark.parametrize("n", [32, 64, 128, 256])
 def test_rotation_compiles(n: int) -> None:
     for gate in (0, 1, 2):
         macros = (*lookup(5, 32), ("N", n), ("GATE", gate))
-        assert compile_kernel(("lookup.cu", "rotation.cu", "rotate.cu"), "rotate_rows", macros, "sm_90").code
+        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "rotate.cu"), "rotate_rows", macros, "sm_90").code
 
 
 def test_what_kernels_need_is_named_where_it_is_not_there() -> None:

@@ -41,25 +41,6 @@ for bits, dim in {kind}:
         assert torch.equal(compiled[0], twin[0]), (bits, dim, dtype)
 """
 
-ATTEND = """
-import torch
-from hlwq_kernels.attention import Rule
-from hlwq_kernels.attention_triton import attend_triton
-from tests.kernels.cached_cases import expected, make_case
-for layout, bits, coded, exact, softcap in {kind}:
-    mask = torch.rand(2, 1, 1, coded + exact) < 0.7
-    mask[..., -1] = True
-    for dtype, shown in ((torch.float32, None), (torch.float16, mask)):
-        case = make_case(layout, coded, exact, bits, dtype=dtype)
-        rule = Rule(layout[2] ** -0.5, softcap, shown)
-        flat = None if shown is None else shown[:, 0, 0]
-        found = attend_triton(case.query[:, :, 0], case.keys, case.values, flat, rule.scaling, softcap)
-        exactly = expected(case, rule)[:, :, 0]
-        assert found.dtype == dtype
-        off = (found.double() - exactly).abs().max() / exactly.abs().max()
-        assert off < 3e-3, (layout, bits, coded, exact, dtype, float(off))
-"""
-
 KINDS = [
     (2, 64, "log8"),
     (5, 64, "log8"),
@@ -73,17 +54,6 @@ KINDS = [
 
 TOKEN_KINDS = [(2, 64), (3, 80), (4, 128), (5, 96), (6, 64), (7, 64), (8, 256)]
 
-ATTEND_KINDS = [
-    ((2, 3, 64, 64), (4, 4), 0, 1, 0.0),
-    ((2, 3, 64, 64), (4, 4), 1, 1, 0.0),
-    ((2, 3, 64, 64), (4, 4), 129, 64, 0.0),
-    ((1, 2, 80, 96), (3, 2), 160, 70, 0.0),
-    ((1, 4, 128, 128), (2, 3), 130, 70, 1.5),
-    ((1, 18, 64, 64), (8, 5), 96, 70, 0.0),
-    ((1, 2, 64, 128), (6, 7), 96, 70, 0.0),
-    ((1, 8, 512, 512), (4, 4), 64, 33, 0.0),
-]
-
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_interpreted_decoder_makes_what_the_torch_twin_makes(kind: tuple[int, int, str]) -> None:
@@ -92,10 +62,6 @@ def test_the_interpreted_decoder_makes_what_the_torch_twin_makes(kind: tuple[int
 
 def test_the_interpreted_encoder_of_tokens_makes_the_bytes_of_the_torch_twin() -> None:
     run_interpreted(TOKENS, TOKEN_KINDS)
-
-
-def test_interpreted_attention_is_attention_over_the_decoded_cache() -> None:
-    run_interpreted(ATTEND, ATTEND_KINDS)
 
 
 def run_interpreted(script: str, kind: object) -> None:
