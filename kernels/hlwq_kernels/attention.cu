@@ -265,8 +265,9 @@ __device__ __forceinline__ void read_codes(
     u8* shared, const Cache& c, int begin, int end, int rows, float* sums, float* highests, float* weights_out,
     i64 stride) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = warp % TEAM, team = warp / TEAM;
-  const float *steps = (const float*)(shared + STEPS_AT), *sizes = (const float*)(shared + SIZES_AT);
-  const uint4* queries = (const uint4*)(shared + QUERIES_AT);
+  const float* steps = (const float*)(shared + STEPS_AT);
+  float* sizes = (float*)(shared + SIZES_AT);
+  uint4* queries = (uint4*)(shared + QUERIES_AT);
   const Exchange exchange = {
       (float*)(shared + RAISED_AT) + team * TEAM, (float*)(shared + REFERENCES_AT) + team * TEAM * ROWS,
       (uint2*)(shared + SHARES_AT) + team * TEAM * TILES * 32, 1 + team};
@@ -281,6 +282,16 @@ __device__ __forceinline__ void read_codes(
       {c.k_codes + own * Reader<BITS, LANE, K_STORED>::ROW, lane % 4 * LANE},
       {c.v_codes + theirs * Reader<V_BITS, SLICE, V_STORED>::ROW, v_mine ? slice : 0}};
   w.lane = lane, w.member = member, w.v_mine = v_mine;
+  int start = first;  // the team's tile begins here
+  if (start < end) {
+#pragma unroll
+    for (int i = 0; i < K_AHEAD; i++) w.load_keys(i, i, c.capacity - start - 16 * member);
+#pragma unroll
+    for (int i = 0; i < V_AHEAD; i++) w.load_values(i, i, c.capacity - start);
+    w.load_marks(c, start + 16 * member + lane / 4);
+  }
+  rotate_queries((u16*)queries, sizes, c.query, rows);  // while the first codes are on their way
+  __syncthreads();
 #pragma unroll
   for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -292,14 +303,6 @@ __device__ __forceinline__ void read_codes(
     }
   u32 q[TILES][LANE / 2];
   if (HELD) load_queries(q, queries, 0);
-  int start = first;  // the team's tile begins here
-  if (start < end) {
-#pragma unroll
-    for (int i = 0; i < K_AHEAD; i++) w.load_keys(i, i, c.capacity - start - 16 * member);
-#pragma unroll
-    for (int i = 0; i < V_AHEAD; i++) w.load_values(i, i, c.capacity - start);
-    w.load_marks(c, start + 16 * member + lane / 4);
-  }
   for (; start < end; start += TEAMS * TILE) {
     const int next = start + TEAMS * TILE;
     float s[TILES][4] = {};
@@ -488,8 +491,6 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void attend(
   if (begin >= end) {
     for (int r = threadIdx.x; r < rows; r += THREADS) highests[r * parts] = LOWEST, weights_out[r * parts] = 0.0f;
   } else if (tabled) {
-    rotate_queries((u16*)(shared + QUERIES_AT), (float*)(shared + SIZES_AT), c.query, rows);
-    __syncthreads();
     read_codes(shared, c, begin, end, rows, sums, highests, weights_out, parts);
   } else {
     read_exact((float*)shared, c, begin, end - begin, rows, sums, highests, weights_out, parts);

@@ -32,8 +32,15 @@ __device__ __forceinline__ void load_block(float* v, const void* x, i64 row, i64
   }
 }
 
-// Not divided by sqrt(N).
+// Not divided by sqrt(N). From neighbours outward, as hadamard.py adds.
 __device__ __forceinline__ void rotate_block(float* v, int lane) {
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2)
+#pragma unroll
+    for (int j = 0; j < VALUES; j++) {
+      const float other = __shfl_xor_sync(0xffffffff, v[j], h);
+      v[j] = lane & h ? other - v[j] : v[j] + other;
+    }
 #pragma unroll
   for (int h = 1; h < VALUES; h *= 2)
 #pragma unroll
@@ -43,13 +50,6 @@ __device__ __forceinline__ void rotate_block(float* v, int lane) {
         v[j] = a + b;
         v[j + h] = a - b;
       }
-#pragma unroll
-  for (int h = 1; h < 32; h *= 2)
-#pragma unroll
-    for (int j = 0; j < VALUES; j++) {
-      const float other = __shfl_xor_sync(0xffffffff, v[j], h);
-      v[j] = lane & h ? other - v[j] : v[j] + other;
-    }
 }
 
 __device__ __forceinline__ float largest_in_warp(const float* v) {

@@ -14,14 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .device import runs_triton
 from .hadamard import tree_sum
 from .linear import rotate_activation
+from .nvrtc import runs_nvrtc
 from .planes import pack_codes, unpack_codes
 
 STEPS_PER_OCTAVE = 8
 _UNIT = 128
 _NAN = 255
+_LARGEST_DIM = 512
+"""Of heads that the CUDA encoder holds in registers."""
 SEARCH = (-3, -2, -1, 0, 1, 2)
 """Candidate scales, in steps round the root mean square. Of 1/16 octave, fifteen would err 2 to 7 % less again."""
 
@@ -85,10 +87,10 @@ def encode_tokens(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, t
     Returns:
         uint8 codes (..., padded * bits / 8), packed planes, and uint8 scales (...).
     """
-    if runs_triton(x.device):
-        from .tokens_triton import encode_tokens_triton
+    if x.shape[-1] <= _LARGEST_DIM and runs_nvrtc(x.device):
+        from .tokens_cuda import encode_tokens_cuda
 
-        return encode_tokens_triton(x, tables)
+        return encode_tokens_cuda(x, tables)
     return encode_tokens_torch(x, tables)
 
 

@@ -29,8 +29,8 @@ extern "C" void launch(unsigned x, unsigned y, unsigned z, unsigned threads, con
     run_grid({x, y, z}, threads, []() {
         attend((const void*)a[0], (const u8*)a[1], (const u8*)a[2], (const u8*)a[3], (const u8*)a[4],
                (const float*)a[5], (const float*)a[6], (const float*)a[7], (const void*)a[8], (const void*)a[9],
-               (const u8*)a[10], (const i64*)a[11], a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20], f[0], f[1],
-               (float*)a[21], (float*)a[22], (float*)a[23]);
+               (const u8*)a[10], (const i64*)a[11], a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20], f[0],
+               f[1], (float*)a[21], (float*)a[22], (float*)a[23]);
     });
 }
 """

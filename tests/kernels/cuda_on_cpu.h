@@ -51,6 +51,8 @@ static void meet(Barrier& barrier) {
 
 static void __syncthreads() { meet(cta_barrier); }
 
+static void __syncwarp() { meet(warp_barriers[threadIdx.x / 32]); }
+
 static bool __syncthreads_or(bool x) {
     static bool any;
     __syncthreads();

@@ -26,21 +26,6 @@ for columns in (3 * n, 2 * n + 1):
         assert digest(compiled) == digest(twin.to(dtype)), (columns, dtype)
 """
 
-TOKENS = """
-import torch
-from hlwq_kernels.tokens import encode_tokens_torch
-from hlwq_kernels.tokens_triton import encode_tokens_triton
-from tests.kernels.cached_cases import tables
-for bits, dim in {kind}:
-    x = torch.randn(3, 7, dim) * 10.0 ** torch.linspace(-9, 9, 7)[:, None]
-    x[0, 0], x[0, 1, 3], x[0, 2, 3] = 0.0, torch.nan, torch.inf
-    x[1], x[2, :, 1:] = x[1] * 1e-20, 0.0
-    for dtype in (torch.float32, torch.float16):
-        compiled, twin = (encode(x.to(dtype), tables(bits)) for encode in (encode_tokens_triton, encode_tokens_torch))
-        assert torch.equal(compiled[1], twin[1]), (bits, dim, dtype)
-        assert torch.equal(compiled[0], twin[0]), (bits, dim, dtype)
-"""
-
 KINDS = [
     (2, 64, "log8"),
     (5, 64, "log8"),
@@ -52,16 +37,9 @@ KINDS = [
 ]
 
 
-TOKEN_KINDS = [(2, 64), (3, 80), (4, 128), (5, 96), (6, 64), (7, 64), (8, 256)]
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_interpreted_decoder_makes_what_the_torch_twin_makes(kind: tuple[int, int, str]) -> None:
     run_interpreted(DECODE, kind)
-
-
-def test_the_interpreted_encoder_of_tokens_makes_the_bytes_of_the_torch_twin() -> None:
-    run_interpreted(TOKENS, TOKEN_KINDS)
 
 
 def run_interpreted(script: str, kind: object) -> None:
