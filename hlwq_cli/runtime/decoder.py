@@ -14,7 +14,10 @@ from transformers import GenerationMixin
 
 from .experts import HLWQExperts
 from .fused_norms import fused, fusible_norms
-from .static_cache import NotStaticError, StaticCache, bucket
+from .kv_attention import NAME as CODES
+from .kv_attention import kv_bits_of
+from .static_cache import StaticCache, bucket
+from .static_place import NotStaticError
 from .step_attention import stepping
 
 logger = logging.getLogger("hlwq")
@@ -58,14 +61,14 @@ class Decoder:
         model = self.model
         if model.config.is_encoder_decoder:
             raise NotStaticError("it has an encoder")
-        if self.config._attn_implementation not in ("sdpa", "eager"):
+        if self.config._attn_implementation not in ("sdpa", "eager", CODES):
             raise NotStaticError(f"its attention is {self.config._attn_implementation}")
         positions = "_prepare_position_ids_for_generation"
         if getattr(type(model), positions) is not getattr(GenerationMixin, positions):
             raise NotStaticError("its positions are its own")
         if len({p.device for p in model.parameters()}) > 1:
             raise NotStaticError("it lies on several devices")
-        StaticCache(self.config, 1, 1, model.dtype, torch.device("meta"))
+        StaticCache(self.config, 1, 1, model.dtype, torch.device("meta"), kv_bits_of(model))
 
     @torch.inference_mode()
     def prefill(self, inputs: dict[str, Any], room: int) -> torch.Tensor:
@@ -99,6 +102,7 @@ class Decoder:
         self._columns += 1
         self._ids.copy_(ids[:, None])
         self._positions.add_(1)
+        self._cache.code(self._columns)
         length = self._cache.place.length = bucket(self._columns)
         if self.uncapturable is None and length not in self._graphs:
             self._capture(length)
@@ -115,7 +119,8 @@ class Decoder:
         if self._cache is not None and self._cache.batch == batch and self._cache.capacity >= capacity:
             return
         self._cache = None
-        self._cache = StaticCache(self.config, batch, capacity, self.model.dtype, self.device)
+        bits = kv_bits_of(self.model)
+        self._cache = StaticCache(self.config, batch, capacity, self.model.dtype, self.device, bits)
         self._graphs, self._pool, self._logits = {}, None, None
         self._ids = torch.zeros(batch, 1, dtype=torch.int64, device=self.device)
         self._positions = torch.zeros_like(self._ids)

@@ -148,7 +148,7 @@ def attend_cuda(
     """
     device, (batch, query_heads, _), heads = query.device, query.shape, keys.codes.shape[1]
     variant = _variant(query, keys, values, mask is not None, softcap != 0.0)
-    chunks, exact = -(-variant.group // variant.rows), -(-(keys.length - keys.coded) // EXACT)
+    chunks, exact = -(-variant.group // variant.rows), -(-keys.exact.shape[2] // EXACT)
     resident = _ATTEND.resident(device, variant.macros, 32 * variant.warps, variant.shared_bytes)
     splits = min(max(1, resident // (batch * heads * chunks)), -(-keys.coded // variant.step))
     parts, rows, stored = exact + splits, batch * query_heads, variant.stored[1]
@@ -178,11 +178,12 @@ def attend_arguments(
 ) -> tuple[Any, ...]:  # fmt: skip
     """What `attend` in attention.cu takes, less where its results go."""
     k_exact, v_exact = _by_head(keys.exact), _by_head(values.exact)
+    exact, ring = k_exact.shape[2], 0 if keys.lengths is None else k_exact.shape[2]
     mask_stride = 0 if mask is None or mask.shape[0] == 1 else mask.stride(0)
     return (
         query.contiguous(), keys.codes.contiguous(), keys.scales.contiguous(), values.codes.contiguous(),
         values.scales.contiguous(), keys.tables.centroids, values.tables.centroids, keys.tables.scales, k_exact,
-        v_exact, mask, None, keys.coded, keys.length - keys.coded, 0, keys.scales.shape[-1], keys.codes.shape[1],
+        v_exact, mask, keys.lengths, keys.coded, exact, ring, keys.scales.shape[-1], keys.codes.shape[1],
         k_exact.stride(1), v_exact.stride(1), mask_stride, exact_parts, ctypes.c_float(scaling),
         ctypes.c_float(softcap),
     )  # fmt: skip

@@ -60,7 +60,7 @@ def attend_emulated(case: Case, rule: Rule, splits: int = 2, roomy: bool = True)
         rule.mask is not None, rule.softcap != 0.0, keys.tables.bits == values.tables.bits, roomy,
     )  # fmt: skip
     assert variant.shared_bytes <= _ARENA
-    exact = -(-(keys.length - keys.coded) // EXACT)
+    exact = -(-keys.exact.shape[2] // EXACT)
     parts, rows = exact + splits, batch * query_heads
     sums = torch.full((rows, parts, variant.stored[1]), torch.nan)
     highests, weights = torch.full((2, rows, parts), torch.nan)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from hlwq_kernels.attention import Rule
+from hlwq_kernels.attention import CachedTokens, Rule
 from hlwq_kernels.attention_cuda import MERGE_SOURCES, SOURCES, Variant
 from hlwq_kernels.nvrtc import compile_kernel
 from tests.kernels.attention_on_cpu import attend_emulated
@@ -91,6 +93,29 @@ def test_what_is_not_a_number_stays_so_and_nothing_is_all_that_nothing_gives() -
     assert found[0].isnan().all()
     exactly = expected(case, rule(layout))[1]
     torch.testing.assert_close(found[1].double(), exactly, rtol=0, atol=2e-3 * float(exactly.abs().max()))
+
+
+def in_a_ring(side: CachedTokens, lengths: torch.Tensor, size: int = 96, room: int = 40) -> CachedTokens:
+    """The same tokens where only the device knows how many, and more fit."""
+    ring = torch.full((*side.exact.shape[:2], size, side.dim), torch.nan)
+    ring[:, :, torch.arange(side.coded, side.length) % size] = side.exact
+    assert side.scales.shape[2] <= side.coded + room
+    return side._replace(coded=side.coded + room, first=side.coded + room, exact=ring, lengths=lengths)
+
+
+@pytest.mark.parametrize("coded", [0, 32, 160])
+def test_lengths_may_lie_on_the_device_and_exact_tokens_in_a_ring(coded: int) -> None:
+    layout = (2, 2, 64, 64)
+    case = make_case(layout, coded, 70)
+    mask = torch.zeros(2, 1, 1, coded + 200, dtype=torch.bool)
+    mask[..., 3 : coded + 70] = True
+    lengths = torch.tensor([coded, 70])
+    found = attend_emulated(
+        replace(case, keys=in_a_ring(case.keys, lengths), values=in_a_ring(case.values, lengths)),
+        rule(layout, mask=mask),
+    )
+    exactly = expected(case, rule(layout, mask=mask[..., : coded + 70]))
+    assert (found.double() - exactly).abs().max() < ROOM[torch.float32] * exactly.abs().max()
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])

@@ -14,7 +14,8 @@ import hlwq_cli.runtime.step_attention as step_attention
 from hlwq_cli.runtime.decoder import Decoder
 from hlwq_cli.runtime.generation import Generation
 from hlwq_cli.runtime.model import HLWQModel
-from hlwq_cli.runtime.static_cache import NotStaticError, StaticCache, bucket
+from hlwq_cli.runtime.static_cache import StaticCache, bucket
+from hlwq_cli.runtime.static_place import NotStaticError
 from hlwq_cli.samples import resolve_model
 from tests.builders import TEXT
 
