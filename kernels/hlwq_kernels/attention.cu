@@ -20,22 +20,34 @@ constexpr int SLICE = V_STORED <= 64 ? 8 : 16, PART = 8 * SLICE, TEAM = (V_STORE
 constexpr int WARPS = THREADS / 32, TEAMS = WARPS / TEAM, TILE = 16 * TEAM, STEPS = SLICE / 2;
 constexpr int K_AHEAD = CHUNKS % 2 ? 1 : 2, V_AHEAD = TEAM % 2 ? 1 : 2;  // blocks on their way
 constexpr bool HELD = CHUNKS == 1 && LANE * TILES <= 32;                 // whether queries stay in registers
-constexpr int EXACT = 32;                                                // exact tokens a CTA takes
+constexpr int EXACT = K_DIM > 256 || V_DIM > 256 ? 16 : 32;              // exact tokens a CTA takes
 constexpr int SUMS = PART + 4;                                           // floats a row of sums takes: no bank conflicts
 constexpr float LOG2E = 1.4426950408889634f, HEADROOM = 8.0f, LOWEST = -1e30f;
 constexpr u32 HIDDEN = 256;  // in place of the scale of a value that may not be seen
 
 static_assert(WARPS % TEAM == 0, "whole teams");
 
-// Where in shared memory what lies, in bytes. Sums lie where tables were.
-constexpr int TABLE_BYTES = 4 * ENTRIES * COPIES, V_TABLE_BYTES = ONE_TABLE ? 0 : 4 * Width<V_BITS>::ENTRIES * V_COPIES;
-constexpr int SUMS_BYTES = 4 * WARPS * 8 * SUMS, FIRST_BYTES = TABLE_BYTES + V_TABLE_BYTES;
+// Where in shared memory what lies, in bytes. First the tables, the larger one at a multiple of its size; later the sums.
+constexpr int K_TABLE_BYTES = 4 * ENTRIES * COPIES, V_TABLE_BYTES = 4 * Width<V_BITS>::ENTRIES * V_COPIES;
+constexpr int LARGER_TABLE = K_TABLE_BYTES > V_TABLE_BYTES ? K_TABLE_BYTES : V_TABLE_BYTES;
+constexpr int SUMS_BYTES = 4 * WARPS * 8 * SUMS;
+constexpr int FIRST_BYTES = LARGER_TABLE + K_TABLE_BYTES + (ONE_TABLE ? 0 : V_TABLE_BYTES);
 constexpr int STEPS_AT = FIRST_BYTES > SUMS_BYTES ? FIRST_BYTES : SUMS_BYTES, SIZES_AT = STEPS_AT + 1024;
 constexpr int REFERENCES_AT = SIZES_AT + 64, WEIGHTS_AT = REFERENCES_AT + 4 * WARPS * ROWS;
 constexpr int RAISED_AT = WEIGHTS_AT + 4 * WARPS * ROWS, SHARES_AT = RAISED_AT + 16 * WARPS;
 constexpr int QUERIES_AT = SHARES_AT + (TEAM > 1 ? WARPS * TILES * 256 : 0);
 
 static_assert(SHARED >= QUERIES_AT + ROWS * CHUNKS * CHUNK * 2 && SHARED >= 4 * ROWS * (K_DIM + EXACT), "room");
+
+struct Tables {
+  u32 *keys, *values;
+};
+
+__device__ __forceinline__ Tables tables_in(u8* shared) {
+  u8* first = shared + (LARGER_TABLE - shared_address(shared) % LARGER_TABLE) % LARGER_TABLE;
+  u8* second = first + (ONE_TABLE ? 0 : LARGER_TABLE);
+  return {(u32*)(K_TABLE_BYTES == LARGER_TABLE ? first : second), (u32*)(K_TABLE_BYTES == LARGER_TABLE ? second : first)};
+}
 
 struct Cache {  // of one key/value head
   const void *query, *k_exact, *v_exact;
@@ -89,27 +101,23 @@ __device__ __forceinline__ void load_queries(u32 (*q)[LANE / 2], const uint4* qu
     }
 }
 
-struct Table {
-  u32 at, copy;
-};
-
 template <int P>
-__device__ __forceinline__ void score(float (*s)[4], const PlanesOf<BITS>* w, const u32 (*q)[LANE / 2], const Table& k) {
-  const u32 a0 = weights<P>(w[0], k.at, k.copy), a1 = weights<P>(w[1], k.at, k.copy);
-  const u32 a2 = weights<P + 1>(w[0], k.at, k.copy), a3 = weights<P + 1>(w[1], k.at, k.copy);
+__device__ __forceinline__ void score(float (*s)[4], const PlanesOf<BITS>* w, const u32 (*q)[LANE / 2], u32 copy) {
+  const u32 a0 = along<P, COPIES>(w[0], copy), a1 = along<P, COPIES>(w[1], copy);
+  const u32 a2 = along<P + 1, COPIES>(w[0], copy), a3 = along<P + 1, COPIES>(w[1], copy);
 #pragma unroll
   for (int t = 0; t < TILES; t++) multiply(s[t], a0, a1, a2, a3, q[t][P], q[t][P + 1]);
-  if constexpr (P + 2 < LANE / 2) score<P + 2>(s, w, q, k);
+  if constexpr (P + 2 < LANE / 2) score<P + 2>(s, w, q, copy);
 }
 
 template <int M>
 __device__ __forceinline__ void gather(
-    float (*sums)[TILES][4], const Crossed<V_BITS>* w, const u32 (*shares)[2], const Table& v) {
-  const u32 a0 = across<2 * M, V_COPIES>(w[0], v.at, v.copy), a1 = across<2 * M + 1, V_COPIES>(w[0], v.at, v.copy);
-  const u32 a2 = across<2 * M, V_COPIES>(w[1], v.at, v.copy), a3 = across<2 * M + 1, V_COPIES>(w[1], v.at, v.copy);
+    float (*sums)[TILES][4], const Crossed<V_BITS>* w, const u32 (*shares)[2], u32 copy) {
+  const u32 a0 = across<2 * M, V_COPIES>(w[0], copy), a1 = across<2 * M + 1, V_COPIES>(w[0], copy);
+  const u32 a2 = across<2 * M, V_COPIES>(w[1], copy), a3 = across<2 * M + 1, V_COPIES>(w[1], copy);
 #pragma unroll
   for (int t = 0; t < TILES; t++) multiply(sums[M][t], a0, a1, a2, a3, shares[t][0], shares[t][1]);
-  if constexpr (M + 1 < STEPS) gather<M + 1>(sums, w, shares, v);
+  if constexpr (M + 1 < STEPS) gather<M + 1>(sums, w, shares, copy);
 }
 
 // What a team's warps tell each other.
@@ -273,8 +281,9 @@ __device__ __forceinline__ void read_codes(
       (uint2*)(shared + SHARES_AT) + team * TEAM * TILES * 32, 1 + team};
   // Through a shuffle, so that the compiler does not know its bits: it would mask them anew for every pair.
   const u32 spread = __shfl_sync(0xffffffff, lane, lane);
-  const Table k_table = {shared_address(shared), spread % COPIES * 4};
-  const Table v_table = {k_table.at + (ONE_TABLE ? 0 : TABLE_BYTES), spread % V_COPIES * 4};
+  const Tables tables = tables_in(shared);
+  const u32 k_copy = shared_address(tables.keys) + spread % COPIES * 4;
+  const u32 v_copy = shared_address(tables.values) + spread % V_COPIES * 4;
   const int slice = member * PART + lane / 4 * SLICE, first = begin + team * TILE;
   const bool v_mine = slice < V_STORED;
   const i64 own = first + 16 * member + lane / 4, theirs = first + lane % 4 * 2;
@@ -309,7 +318,9 @@ __device__ __forceinline__ void read_codes(
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
       if (!HELD) load_queries(q, queries, i);
-      score<0>(s, w.k[i % K_AHEAD], q, k_table);
+#pragma unroll
+      for (int r = 0; r < 2; r++) join<LANE>(w.k[i % K_AHEAD][r]);
+      score<0>(s, w.k[i % K_AHEAD], q, k_copy);
       if (i + K_AHEAD < CHUNKS) {
         w.load_keys(i % K_AHEAD, i + K_AHEAD, c.capacity - start - 16 * member);
       } else {
@@ -337,7 +348,7 @@ __device__ __forceinline__ void read_codes(
       Crossed<V_BITS> pairs[2];
       cross<SLICE>(pairs[0], w.v[i % V_AHEAD][0], w.v[i % V_AHEAD][1]);
       cross<SLICE>(pairs[1], w.v[i % V_AHEAD][2], w.v[i % V_AHEAD][3]);
-      gather<0>(w.sums, pairs, shares, v_table);
+      gather<0>(w.sums, pairs, shares, v_copy);
       if (i + V_AHEAD < TEAM) {
         w.load_values(i % V_AHEAD, i + V_AHEAD, c.capacity - start);
       } else {
@@ -398,22 +409,38 @@ __device__ __forceinline__ void read_codes(
 __device__ __forceinline__ void read_exact(
     float* shared, const Cache& c, int begin, int count, int rows, float* sums, float* highests, float* weights_out,
     i64 stride) {
+  constexpr int OWN = (EXACT + WARPS - 1) / WARPS, HELD_KEYS = (K_DIM + 31) / 32;
+  constexpr int HELD_VALUES = (V_STORED + THREADS - 1) / THREADS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float *queries = shared, *shares = shared + ROWS * K_DIM;
+  auto slot = [&](int e) { return (i64)(c.ring ? (c.coded + begin + e) % c.ring : begin + e); };
+  float k[OWN][HELD_KEYS], v[HELD_VALUES][EXACT];  // all on their way at once
+#pragma unroll
+  for (int i = 0; i < OWN; i++)
+#pragma unroll
+    for (int j = 0; j < HELD_KEYS; j++) {
+      const int e = warp + i * WARPS, d = j * 32 + lane;
+      k[i][j] = e < count && d < K_DIM ? load_input(c.k_exact, slot(e) * K_DIM + d) : 0.0f;
+    }
+#pragma unroll
+  for (int i = 0; i < HELD_VALUES; i++)
+#pragma unroll
+    for (int e = 0; e < EXACT; e++) {
+      const int d = i * THREADS + threadIdx.x;
+      v[i][e] = e < count && d < V_DIM ? load_input(c.v_exact, slot(e) * V_DIM + d) : 0.0f;
+    }
   for (int i = threadIdx.x; i < rows * K_DIM; i += THREADS) queries[i] = load_input(c.query, i);
   __syncthreads();
-  auto slot = [&](int e) { return (i64)(c.ring ? (c.coded + begin + e) % c.ring : begin + e); };
-  for (int e = warp; e < count; e += WARPS) {
-    float k[(K_DIM + 31) / 32];
 #pragma unroll
-    for (int j = 0; j < (K_DIM + 31) / 32; j++)
-      k[j] = j * 32 + lane < K_DIM ? load_input(c.k_exact, slot(e) * K_DIM + j * 32 + lane) : 0.0f;
+  for (int i = 0; i < OWN; i++) {
+    const int e = warp + i * WARPS;
+    if (e >= count) break;
     const bool seen = visible(c, c.coded + begin + e);
     for (int r = 0; r < rows; r++) {
       float s = 0.0f;
 #pragma unroll
-      for (int j = 0; j < (K_DIM + 31) / 32; j++)
-        if (j * 32 + lane < K_DIM) s += k[j] * queries[r * K_DIM + j * 32 + lane];
+      for (int j = 0; j < HELD_KEYS; j++)
+        if (j * 32 + lane < K_DIM) s += k[i][j] * queries[r * K_DIM + j * 32 + lane];
 #pragma unroll
       for (int m = 1; m < 32; m *= 2) s += __shfl_xor_sync(0xffffffff, s, m);
       if (lane == 0) shares[r * EXACT + e] = seen ? logit(s * c.scaling, c.softcap) : minus_infinity();
@@ -429,20 +456,22 @@ __device__ __forceinline__ void read_exact(
     float weight = share;
 #pragma unroll
     for (int m = 1; m < 32; m *= 2) weight += __shfl_xor_sync(0xffffffff, weight, m);
-    shares[r * EXACT + lane] = share;
+    if (lane < EXACT) shares[r * EXACT + lane] = share;
     if (lane == 0) highests[r * stride] = top, weights_out[r * stride] = weight;
   }
   __syncthreads();
-  for (int d = threadIdx.x; d < V_STORED; d += THREADS) {
-    float sum[ROWS] = {};
-    for (int e = 0; e < count; e++) {
-      const float v = d < V_DIM ? load_input(c.v_exact, slot(e) * V_DIM + d) : 0.0f;
 #pragma unroll
-      for (int r = 0; r < ROWS; r++) sum[r] += shares[(r < rows ? r : 0) * EXACT + e] * v;
+  for (int i = 0; i < HELD_VALUES; i++) {
+    const int d = i * THREADS + threadIdx.x;
+    for (int r = 0; r < rows; r++) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int e = 0; e < EXACT; e += 4) {
+        const float4 four = *(const float4*)(shares + r * EXACT + e);  // zeros from `count` on
+        sum += four.x * v[i][e] + four.y * v[i][e + 1] + four.z * v[i][e + 2] + four.w * v[i][e + 3];
+      }
+      if (d < V_STORED) sums[r * stride * V_STORED + d] = sum;
     }
-#pragma unroll
-    for (int r = 0; r < ROWS; r++)
-      if (r < rows) sums[r * stride * V_STORED + d] = sum[r];
   }
 }
 
@@ -466,8 +495,9 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void attend(
   const bool tabled = part >= exact_parts;
   if (tabled) {
     const float own = own_centroid<BITS>(k_centroids), step = steps[threadIdx.x % 256];
-    make_table<BITS, COPIES>((u32*)shared, k_centroids, own);
-    if (!ONE_TABLE) make_table<V_BITS, V_COPIES>((u32*)(shared + TABLE_BYTES), v_centroids, own_centroid<V_BITS>(v_centroids));
+    const Tables tables = tables_in(shared);
+    make_table<BITS, COPIES>(tables.keys, k_centroids, own);
+    if (!ONE_TABLE) make_table<V_BITS, V_COPIES>(tables.values, v_centroids, own_centroid<V_BITS>(v_centroids));
     ((float*)(shared + STEPS_AT))[threadIdx.x % 256] = step;
     for (int k = THREADS + threadIdx.x; k < 256; k += THREADS) ((float*)(shared + STEPS_AT))[k] = steps[k];
   }

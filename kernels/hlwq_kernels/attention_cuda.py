@@ -16,15 +16,13 @@ from .tokens import padded_dim, rotation_block
 SOURCES = ("ptx.cu", "lookup.cu", "rotation.cu", "slices.cu", "attention.cu")
 MERGE_SOURCES = ("ptx.cu", "lookup.cu", "rotation.cu", "attention_merge.cu")
 MERGE_WARPS = 4
-EXACT = 32
-"""Exact tokens that a CTA takes."""
 
 _ATTEND = CudaKernel(*SOURCES, name="attend")
 _MERGE = CudaKernel(*MERGE_SOURCES, name="merge")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LARGEST_DIM = 512
 _WARPS = 8
-_ROOMY_BYTES = 96 * 1024
+_ROOMY_BYTES = 160 * 1024
 
 
 def runs_attention(query: torch.Tensor, keys: CachedTokens, values: CachedTokens) -> bool:
@@ -45,7 +43,7 @@ class Variant:
         masked: whether there is a mask.
         capped: whether logits are capped.
         one_table: whether keys and values have the same codebook.
-        roomy: whether a multiprocessor has shared memory for two CTAs with tables of 32 KB.
+        roomy: whether a multiprocessor has shared memory for tables of 32 KB.
     """
 
     bits: tuple[int, int]
@@ -78,6 +76,11 @@ class Variant:
         return _WARPS // self.team * self.team
 
     @property
+    def exact(self) -> int:
+        """Exact tokens that a CTA takes."""
+        return 16 if max(self.dims) > 256 else 32
+
+    @property
     def step(self) -> int:
         """Coded tokens that a CTA takes at once."""
         return 16 * self.warps
@@ -92,12 +95,12 @@ class Variant:
         """Bytes of shared memory: see attention.cu, which checks them."""
         tables = [4 * self.copies(b) * (1 << (2 * b if b <= 6 else b)) for b in self.bits]
         part = 64 if self.stored[1] <= 64 else 128
-        first = max(tables[0] if self.one_table else sum(tables), 4 * self.warps * 8 * (part + 4))
+        first = max(max(tables) + (tables[0] if self.one_table else sum(tables)), 4 * self.warps * 8 * (part + 4))
         small = 1024 + 64 + 8 * self.warps * self.rows + 16 * self.warps
         shares = self.warps * self.rows * 32 if self.team > 1 else 0
         lane = 16 if self.stored[0] % 128 == 64 else 32
         queries = -(-self.stored[0] // (4 * lane)) * 4 * lane * self.rows * 2
-        return max(first + small + shares + queries, 4 * self.rows * (self.dims[0] + EXACT))
+        return max(first + small + shares + queries, 4 * self.rows * (self.dims[0] + self.exact))
 
     @cached_property
     def macros(self) -> Macros:
@@ -148,9 +151,9 @@ def attend_cuda(
     """
     device, (batch, query_heads, _), heads = query.device, query.shape, keys.codes.shape[1]
     variant = _variant(query, keys, values, mask is not None, softcap != 0.0)
-    chunks, exact = -(-variant.group // variant.rows), -(-keys.exact.shape[2] // EXACT)
+    chunks, exact = -(-variant.group // variant.rows), -(-keys.exact.shape[2] // variant.exact)
     resident = _ATTEND.resident(device, variant.macros, 32 * variant.warps, variant.shared_bytes)
-    splits = min(max(1, resident // (batch * heads * chunks)), -(-keys.coded // variant.step))
+    splits = _splits(resident // (batch * heads * chunks), exact, keys.coded, variant.step)
     parts, rows, stored = exact + splits, batch * query_heads, variant.stored[1]
     sums = query.new_empty(rows, parts, stored, dtype=torch.float32)
     highests, weights = query.new_empty(2, rows, parts, dtype=torch.float32)
@@ -165,6 +168,19 @@ def attend_cuda(
         shared=merge_shared_bytes(variant, parts), overlap=True,
     )  # fmt: skip
     return out
+
+
+def _splits(at_once: int, exact: int, coded: int, step: int) -> int:
+    """Into how many stretches to cut the coded tokens of a head.
+
+    Args:
+        at_once: CTAs a head that the device runs at once.
+        exact: those of them that exact tokens take: short ones, so room for them is left only where there is plenty.
+        coded: tokens.
+        step: tokens a CTA takes at once; with fewer than two of them its start would cost more than its work.
+    """
+    room = at_once - exact if at_once > 4 * exact else at_once
+    return min(max(1, room), -(-coded // (2 * step)))
 
 
 def merge_shared_bytes(variant: Variant, parts: int) -> int:

@@ -1,5 +1,6 @@
 // Slices of coded heads of tokens: 8, 16 or 32 neighbouring codes in a lane's registers, and pairs across two tokens.
-// Joined behind lookup.cu.
+// Joined behind lookup.cu. Tables here begin at multiples of their size, so that the bits of an index need only be added
+// to those of `copy`, which are a table's beginning and the lane's copy.
 
 // A plane's part of a slice. A part of a word comes to its lower end: see planes.py for what lies where in a word.
 template <int WIDTH, int CODES>
@@ -58,8 +59,18 @@ __device__ __forceinline__ void cross_plane(u32* even, u32* odd, const u32* x, c
   constexpr u32 mask = WIDTH == 4 ? 0x0F0F0F0Fu : WIDTH == 2 ? 0x33333333u : 0x55555555u;
 #pragma unroll
   for (int i = 0; i < (WIDTH * CODES + 31) / 32; i++) {
-    even[i] = (x[i] & mask) | ((y[i] << WIDTH) & ~mask);
-    odd[i] = ((x[i] >> WIDTH) & mask) | (y[i] & ~mask);
+    const u32 left = y[i] << WIDTH, right = x[i] >> WIDTH;
+    even[i] = left ^ ((x[i] ^ left) & mask);  // one instruction, which (x & mask) | (left & ~mask) is not
+    odd[i] = y[i] ^ ((right ^ y[i]) & mask);
+  }
+}
+
+// Codes of 8 bits to a byte each: those at even places in a, the others in b. Other widths stay as they are.
+template <int CODES, int B>
+__device__ __forceinline__ void join(PlanesOf<B>& w) {
+  if constexpr (B == 8) {
+    const PlanesOf<B> planes = w;
+    cross_plane<4, CODES>(w.a, w.b, planes.a, planes.b);
   }
 }
 
@@ -68,16 +79,35 @@ __device__ __forceinline__ void cross(Crossed<B>& out, const PlanesOf<B>& x, con
   if constexpr (Width<B>::PAIRS) {
     cross_plane<Width<B>::PLANE_A, CODES>(out.even.a, out.odd.a, x.a, y.a);
     if constexpr (Width<B>::PLANE_B != 0) cross_plane<Width<B>::PLANE_B, CODES>(out.even.b, out.odd.b, x.b, y.b);
-  } else {
-    out.even = x, out.odd = y;  // codes are looked up one by one
+  } else {  // codes are looked up one by one
+    out.even = x, out.odd = y;
+    join<CODES>(out.even), join<CODES>(out.odd);
   }
+}
+
+// A joined code, as fp16, from a table that begins at the bits of `copy`, twice over.
+template <int CODE, int C, int B>
+__device__ __forceinline__ u32 one(const PlanesOf<B>& w, u32 copy) {
+  if constexpr (B != 8) return weight<CODE, C>(w, 0, copy);
+  constexpr int byte = CODE / 2, from = byte % 4 * 8, to = LOW<C>;
+  const u32 word = CODE % 2 ? w.b[byte / 4] : w.a[byte / 4];
+  return looked_up(0, ((from > to ? word >> (from > to ? from - to : 0) : word << (from > to ? 0 : to - from)) & 0xFF << to) | copy);
+}
+
+// Codes 2 P and 2 P + 1 of a joined slice, as fp16.
+template <int P, int C, int B>
+__device__ __forceinline__ u32 along(const PlanesOf<B>& w, u32 copy) {
+  if constexpr (Width<B>::PAIRS)
+    return weights<P, C>(w, 0, copy);
+  else
+    return __byte_perm(one<2 * P, C>(w, copy), one<2 * P + 1, C>(w, copy), 0x5410);
 }
 
 // Code CODE of both tokens, as fp16.
 template <int CODE, int C, int B>
-__device__ __forceinline__ u32 across(const Crossed<B>& w, u32 table, u32 copy) {
+__device__ __forceinline__ u32 across(const Crossed<B>& w, u32 copy) {
   if constexpr (Width<B>::PAIRS)
-    return weights<CODE / 2, C>(CODE % 2 ? w.odd : w.even, table, copy);
+    return weights<CODE / 2, C>(CODE % 2 ? w.odd : w.even, 0, copy);
   else
-    return __byte_perm(weight<CODE, C>(w.even, table, copy), weight<CODE, C>(w.odd, table, copy), 0x5410);
+    return __byte_perm(one<CODE, C>(w.even, copy), one<CODE, C>(w.odd, copy), 0x5410);
 }

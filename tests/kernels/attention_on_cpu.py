@@ -9,7 +9,6 @@ import torch
 
 from hlwq_kernels.attention import Rule
 from hlwq_kernels.attention_cuda import (
-    EXACT,
     MERGE_SOURCES,
     MERGE_WARPS,
     SOURCES,
@@ -60,7 +59,7 @@ def attend_emulated(case: Case, rule: Rule, splits: int = 2, roomy: bool = True)
         rule.mask is not None, rule.softcap != 0.0, keys.tables.bits == values.tables.bits, roomy,
     )  # fmt: skip
     assert variant.shared_bytes <= _ARENA
-    exact = -(-keys.exact.shape[2] // EXACT)
+    exact = -(-keys.exact.shape[2] // variant.exact)
     parts, rows = exact + splits, batch * query_heads
     sums = torch.full((rows, parts, variant.stored[1]), torch.nan)
     highests, weights = torch.full((2, rows, parts), torch.nan)

@@ -123,7 +123,7 @@ def test_lengths_may_lie_on_the_device_and_exact_tokens_in_a_ring(coded: int) ->
 def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) -> None:
     group, dim = layout
     variant = Variant((4, 3), (dim, dim), group, torch.bfloat16, one_table=False, roomy=arch != "sm_75")
-    assert variant.shared_bytes <= (64 if arch == "sm_75" else 100) * 1024
+    assert variant.shared_bytes <= (64 if arch == "sm_75" else 160) * 1024
     assert compile_kernel(SOURCES, "attend", variant.macros, arch).code
     assert compile_kernel(MERGE_SOURCES, "merge", variant.merge_macros, arch).code
 
@@ -133,4 +133,5 @@ def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) ->
 def test_hardly_a_register_is_spilled_on_the_device_it_was_tuned_for(layout: tuple[int, int], bits: int) -> None:
     group, dim = layout
     variant = Variant((bits, bits), (dim, dim), group, torch.bfloat16)
-    assert local_bytes(bytes(compile_kernel(SOURCES, "attend", variant.macros, "sm_90").code)) <= 48
+    spilled = local_bytes(bytes(compile_kernel(SOURCES, "attend", variant.macros, "sm_90").code))
+    assert spilled <= 64
