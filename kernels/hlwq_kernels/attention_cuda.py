@@ -153,7 +153,8 @@ def attend_cuda(
     variant = _variant(query, keys, values, mask is not None, softcap != 0.0)
     chunks, exact = -(-variant.group // variant.rows), -(-keys.exact.shape[2] // variant.exact)
     resident = _ATTEND.resident(device, variant.macros, 32 * variant.warps, variant.shared_bytes)
-    splits = _splits(resident // (batch * heads * chunks), exact, keys.coded, variant.step)
+    ctas, steps = batch * heads * chunks, -(-keys.coded // variant.step)
+    splits = _splits(resident // ctas, _processors(device) // ctas, exact, steps)
     parts, rows, stored = exact + splits, batch * query_heads, variant.stored[1]
     sums = query.new_empty(rows, parts, stored, dtype=torch.float32)
     highests, weights = query.new_empty(2, rows, parts, dtype=torch.float32)
@@ -170,17 +171,18 @@ def attend_cuda(
     return out
 
 
-def _splits(at_once: int, exact: int, coded: int, step: int) -> int:
+def _splits(at_once: int, few: int, exact: int, steps: int) -> int:
     """Into how many stretches to cut the coded tokens of a head.
 
     Args:
         at_once: CTAs a head that the device runs at once.
-        exact: those of them that exact tokens take: short ones, so room for them is left only where there is plenty.
-        coded: tokens.
-        step: tokens a CTA takes at once; with fewer than two of them its start would cost more than its work.
+        few: those, with one on each multiprocessor.
+        exact: those that exact tokens take: short ones, so room for them is left only where there is plenty.
+        steps: how often a CTA would go through its loop if it took all. With `few` or more CTAs, each takes two: the
+            start of a CTA costs more than one.
     """
-    room = at_once - exact if at_once > 4 * exact else at_once
-    return min(max(1, room), -(-coded // (2 * step)))
+    room = max(1, at_once - exact if at_once > 4 * exact else at_once)
+    return min(room, steps if steps <= few else max(few, -(-steps // 2)))
 
 
 def merge_shared_bytes(variant: Variant, parts: int) -> int:
@@ -203,6 +205,11 @@ def attend_arguments(
         k_exact.stride(1), v_exact.stride(1), mask_stride, exact_parts, ctypes.c_float(scaling),
         ctypes.c_float(softcap),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=None)
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=None)
