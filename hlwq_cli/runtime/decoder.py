@@ -58,6 +58,7 @@ class Decoder:
 
     def _check(self) -> None:
         model = self.model
+        _refuse_adapters(model)
         if model.config.is_encoder_decoder:
             raise NotStaticError("it has an encoder")
         if self.config._attn_implementation not in ("sdpa", "eager"):
@@ -74,8 +75,10 @@ class Decoder:
         """Read prompts, padded on the left, with room for so many tokens after them; logits (batch, vocabulary).
 
         Raises:
-            NotStaticError: the model's steps ask the cache for what would be frozen in a graph.
+            NotStaticError: the model's steps ask the cache for what would be frozen in a graph, or it has been given
+                adapters, which may change from answer to answer.
         """
+        _refuse_adapters(self.model)
         batch, self._columns = inputs["attention_mask"].shape
         self._allocate(batch, bucket(self._columns + room))
         logits = self._read(inputs)
@@ -189,6 +192,12 @@ class Decoder:
         ):
             self._run(experts)
         return graph
+
+
+def _refuse_adapters(model: Any) -> None:
+    """Peft puts layers of its own around a model's, in place; what a graph or a step holds would go past them."""
+    if any("base_layer" in module._modules for module in model.modules()):
+        raise NotStaticError("it has adapters")
 
 
 @contextmanager
