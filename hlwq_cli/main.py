@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,14 @@ def _root(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        app()
+    except SystemExit as status:
+        if sys.argv[1:2] == ["quantize"]:
+            from .process import leave_gpu
+
+            leave_gpu(status)
+        raise
 
 
 if __name__ == "__main__":

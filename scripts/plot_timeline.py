@@ -26,15 +26,16 @@ def draw(events: list[dict[str, Any]], title: str, out: Path) -> None:
     names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
     spans = [e for e in events if e["ph"] == "X"]
     start = min(e["ts"] for e in spans)
-    order = sorted(names, key=lambda t: (not names[t].startswith("Main"), names[t].split("_")[0], number(names[t])))
-    figure, axes = plt.subplots(figsize=(12, 1.5 + 0.2 * len(order)), layout="constrained")
+    order = sorted(names, key=lambda t: (rank(names[t]), number(names[t])))
+    figure, axes = plt.subplots(figsize=(11, 1.5 + 0.11 * len(order)), layout="constrained")
     for row, thread in enumerate(order):
         for what, colour in COLOURS.items():
             mine = [e for e in spans if e["tid"] == thread and e["name"] == what]
             bars = [((e["ts"] - start) / 1e6, e["dur"] / 1e6) for e in mine]
             axes.broken_barh(bars, (row - 0.4, 0.8), facecolors=colour, linewidth=0)
-    axes.set_yticks(range(len(order)), [names[t].replace("_", " ") for t in order], fontsize=6)
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(order)), [names[t].replace("_", " ") for t in order], fontsize=5)
+    axes.set_xlim(left=0)
+    axes.set_ylim(len(order), -1)
     axes.set_xlabel("seconds since the command was given")
     axes.set_title(title, fontsize=10)
     seen = [w for w in COLOURS if any(e["name"] == w for e in spans)]
@@ -42,7 +43,13 @@ def draw(events: list[dict[str, Any]], title: str, out: Path) -> None:
         [plt.Rectangle((0, 0), 1, 1, color=COLOURS[w]) for w in seen], [LABELS.get(w, w) for w in seen],
         loc="outside lower center", ncols=6, fontsize=8, frameon=False,
     )  # fmt: skip
-    figure.savefig(out, dpi=150)
+    figure.savefig(out, dpi=110)
+
+
+def rank(name: str) -> int:
+    """Threads from top to bottom: the main one, those that start GPUs, lanes, hashes, others."""
+    kinds = ("Main", "start", "lane", "hash")
+    return next((n for n, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
 
 
 def number(name: str) -> int:

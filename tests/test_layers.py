@@ -16,14 +16,15 @@ MAY_IMPORT = {
     "errors": set(),
     "sizes": {"errors"},
     "samples": {"errors"},
+    "process": set(),
     "codec": {"hlwq_kernels", "errors"},
     "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "hlwq_cli"},
-    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples"},
+    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes"},
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples", "hlwq_cli"},
     "hub": {"checkpoint", "errors", "sizes"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "sizes"},
-    "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "sizes"},
-    "main": {"commands", "hlwq_cli"},
+    "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "sizes", "process"},
+    "main": {"commands", "hlwq_cli", "process"},
     "hlwq_cli": {"checkpoint", "runtime", "codec", "errors"},
 }
 ONLY_IN = {"gradio": "ui"}

@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
+from .model_class import OtherNames
 from .safetensors_file import TensorInfo
 
 ROLES = (
     "attention", "mlp", "expert", "vision", "audio", "projector", "linear",
     "router", "embedding", "head", "norm", "other",
 )  # fmt: skip
-"""What a tensor can be. The first seven are weights of linear layers or experts, which recipes usually code."""
+"""What a tensor can be. The first seven are weights of linear layers or experts, which recipes usually code.
+`embedding` is of tokens."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def _from_document(name: str, document: dict[str, Any]) -> Architecture:
 
 _GENERAL_RULES = (
     (r"(^|\.)lm_head\.weight$", "head", ""),
-    (r"(embed|wte|wpe|tok_embeddings|word_embeddings|position)[^/]*\.weight$", "embedding", ""),
+    (r"(wpe|pos_?emb|position)[^/]*\.weight$", "other", "a position table"),
+    (r"(embed|wte)[^/]*\.weight$", "embedding", ""),
     (r"(norm|ln_\d|ln_f|layernorm)[^.]*\.weight$", "norm", ""),
     (r"(router|(^|\.)gate|shared_expert_gate)(\.\w+)*\.weight$", "router", ""),
     (r"\.experts\.(gate_up_proj|down_proj)$", "expert", ""),
@@ -117,18 +120,23 @@ _GENERAL_RULES = (
 )
 
 
-def general_architecture(other_names: Iterable[str] | None = None) -> Architecture:
+def general_architecture(names: OtherNames | None = None) -> Architecture:
     """The rule for models without an architecture file.
 
     Args:
-        other_names: names of the tensors that the model's class, where it is known, holds in anything but linear
-            layers and experts; they are kept.
+        names: the tensors that the model's class, where it is known, holds in anything but linear layers and experts;
+            those that are no token embeddings are kept.
     """
     rules = [Rule(re.compile(pattern), role, keep) for pattern, role, keep in _GENERAL_RULES]
-    if other_names is None:
+    if names is None:
         return Architecture("general", "general rule, by name and shape", tuple(rules))
-    known = "|".join(re.escape(name) for name in sorted(other_names))
-    others = Rule(re.compile(rf"^(?:{known})$"), "other", "not a linear layer of the model's class")
+    embeddings = Rule(_any_of(names.embeddings), "embedding")
+    others = Rule(_any_of(names.others), "other", "not a linear layer of the model's class")
     return Architecture(
-        "model class", "general rule, limited to the linear layers of the model's class", (others, *rules)
+        "model class", "general rule, limited to the linear layers of the model's class", (embeddings, others, *rules)
     )
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Matches these names and nothing else."""
+    return re.compile(rf"^(?:{'|'.join(re.escape(name) for name in sorted(names))})$")

@@ -159,7 +159,7 @@ def _body(
         auto_class=_AUTO_CLASSES.get(pipeline_tag(config), "AutoModel"),
         bits=settings["bits"],
         origin=f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`",
-        what="linear layers and experts" if any(t.role == "expert" for t in manifest.coded) else "linear layers",
+        what=_kinds(manifest.coded),
         after=format_size(manifest.coded_bytes + manifest.kept_bytes),
         before=format_size(manifest.source_bytes),
         coded_size=format_size(manifest.coded_bytes),
@@ -173,6 +173,13 @@ def _body(
         block=settings["block_size"],
         scales=f"{settings['scale']}{', searched' if recipe.get('search') else ''}",
     )
+
+
+def _kinds(records: tuple[TensorRecord, ...]) -> str:
+    """What was coded, as a phrase."""
+    roles = {t.role for t in records}
+    named = [name for role, name in (("expert", "experts"), ("embedding", "embeddings")) if role in roles]
+    return " and ".join([", ".join(["linear layers", *named[:-1]]), *named[-1:]])
 
 
 def _recipe(manifest: Manifest) -> Mapping[str, Any]:

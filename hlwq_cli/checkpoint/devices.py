@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
 from hlwq_kernels import encode_rows
+from hlwq_kernels.nvrtc import runs_nvrtc
 
 from ..codec import Scheme
 from ..errors import UsageError
 from .timeline import Timeline
 
 MAX_GPU_LANES = 32
-"""Pinned memory is 90 MB a lane at 5 bits: 3 GB for 32 lanes."""
+"""A lane holds 90 MB of pinned memory at 5 bits and 110 MB of its device: 3 and 3.5 GB for 32 lanes."""
+
+
+Turn = AbstractContextManager[object]
 
 
 @dataclass(frozen=True)
@@ -25,24 +30,35 @@ class Device:
 
     Attributes:
         place: where tensors lie for it.
-        lock: taken while work is handed to a GPU: kernels are compiled at first use, which must happen once.
+        lock: taken by a lane while it pins memory, and while it has its turn where they take turns.
     """
 
     place: torch.device
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _streams: list[torch.cuda.Stream] = field(default_factory=list, repr=False)
+    _shared: list[torch.cuda.Stream] = field(default_factory=list, repr=False)
 
     @property
     def is_gpu(self) -> bool:
         """Whether work on it must be copied there and back."""
         return self.place.type == "cuda"
 
-    @property
-    def coding(self) -> torch.cuda.Stream:
-        """The one stream on which a GPU codes: temporaries of one slice serve the next. Take `lock` before."""
-        if not self._streams:
-            self._streams.append(torch.cuda.Stream(self.place))
-        return self._streams[0]
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        """Bytes in host memory, pinned for a GPU: one lane after the other, so that the first can read meanwhile."""
+        with self.lock:
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.is_gpu)
+
+    def lane_stream(self) -> tuple[torch.cuda.Stream, Turn]:
+        """The stream on which a lane of a GPU copies and codes, and what it enters to give it a slice.
+
+        Lanes have streams of their own and wait for nobody, since the kernel needs no memory but its results'. Where
+        plain torch codes they take turns on one stream, so that the temporaries of one slice serve the next.
+        """
+        with self.lock:
+            if runs_nvrtc(self.place):
+                return torch.cuda.Stream(self.place), nullcontext()
+            if not self._shared:
+                self._shared.append(torch.cuda.Stream(self.place))
+            return self._shared[0], self.lock
 
 
 def find_devices(wanted: str = "auto") -> tuple[Device, ...]:
@@ -100,9 +116,10 @@ def _warm_up(device: Device, scheme: Scheme, timeline: Timeline) -> None:
     try:
         with timeline.span("start GPU"):
             torch.cuda.synchronize(device.place)
-        with timeline.span("start kernels"), device.lock, torch.cuda.stream(device.coding):
-            zeros = torch.zeros(64, 1024, dtype=torch.bfloat16, device=device.place)
-            encode_rows(zeros, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
+        with timeline.span("start kernels"), torch.cuda.device(device.place):
+            # Whatever lies there: to write zeros, a kernel of torch's would be loaded, which nothing else needs.
+            anything = torch.empty(64, 1024, dtype=torch.bfloat16, device=device.place)
+            encode_rows(anything, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
     except Exception:  # reported by the run itself
         return
 

@@ -75,6 +75,11 @@ class KeptTensor:
     role: str
     reason: str
 
+    @property
+    def name(self) -> str:
+        """Of its tensor."""
+        return self.info.name
+
 
 def stored_name(name: str, kind: str, dimensions: int) -> str:
     """The key of a coded tensor's `codes`, `scales` or `base`.

@@ -1,8 +1,8 @@
 """Lanes: each is one thread's buffers, through which slices go from a source file to an output file.
 
 A lane reads into memory of its own, made once and, for a GPU, pinned; copies to the device, codes and copies back on
-streams; and writes. A lane does one slice at a time; the overlap of reading, copying, coding and writing is that of
-several lanes. Nothing is allocated a slice, so memory is bounded by the number of lanes.
+a stream of its own; and writes. A lane does one slice at a time; the overlap of reading, copying, coding and writing is
+that of several lanes. Nothing is allocated a slice, so memory is bounded by the number of lanes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Lane:
     def _read(self, piece: Slice) -> torch.Tensor:
         if self._staged is None:
             with self.timeline.span("allocate"):
-                self._staged = torch.empty(self.read_bytes, dtype=torch.uint8, pin_memory=self.device.is_gpu)
+                self._staged = self.device.host_buffer(self.read_bytes)
         staged = self._staged[: piece.source_bytes]
         self.source.open_file(piece.info.file)
         with self.timeline.span("read", piece.source_bytes):
@@ -90,26 +90,21 @@ class _GpuBuffers:
     """What a lane needs beside the staged slice where a GPU codes."""
 
     def __init__(self, device: Device, read_bytes: int, coded_bytes: int) -> None:
-        self.device = device
-        self.copying = torch.cuda.Stream(device.place)
+        self.stream, self.turn = device.lane_stream()
         with torch.cuda.device(device.place):
-            self.arrived = torch.cuda.Event()
             self.done = torch.cuda.Event(blocking=True)  # a thread that waits leaves its processor to others
-        with torch.cuda.stream(self.copying):
+        with torch.cuda.stream(self.stream):
             self.remote = torch.empty(read_bytes, dtype=torch.uint8, device=device.place)
-        self.returned = torch.empty(coded_bytes, dtype=torch.uint8, pin_memory=True)
+        self.returned = device.host_buffer(coded_bytes)
 
     def encode(self, weight: torch.Tensor, scheme: Scheme) -> EncodedRows:
         """Code pinned rows; the result lies in pinned memory that the next call overwrites."""
         remote = self.remote[: weight.nbytes].view(weight.dtype).view(weight.shape)
-        with torch.cuda.stream(self.copying):
+        with self.turn, torch.cuda.stream(self.stream):
             remote.copy_(weight, non_blocking=True)
-            self.arrived.record(self.copying)
-        with self.device.lock, torch.cuda.stream(self.device.coding):
-            self.device.coding.wait_event(self.arrived)
             encoded = encode_rows(remote, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
             returned = self._copy_back(encoded)
-            self.done.record(self.device.coding)
+            self.done.record(self.stream)
             del encoded  # its memory serves the next slice, which the same stream codes after this one
         self.done.synchronize()
         return returned

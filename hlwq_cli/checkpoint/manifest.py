@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import CorruptError, NotFoundError
 from .plan import Plan
 from .records import FileRecord, KeptRecord, TensorRecord, check_fields, read_file, read_kept, read_tensor
-from .shards import FORMAT_VERSION
+from .shards import FORMAT_VERSION, LAYOUT
 
 MANIFEST = "hlwq_manifest.json"
 JOURNAL = ".hlwq_run.jsonl"
@@ -116,6 +116,7 @@ def fingerprint(plan: Plan, max_shard_bytes: int, base_model: str | None) -> dic
         "recipe": plan.recipe.as_json(),
         "plan": plan.digest(),
         "max_shard_bytes": max_shard_bytes,
+        "layout": LAYOUT,
         "base_model": base_model,
         "tool": __version__,
     }

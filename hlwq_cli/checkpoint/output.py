@@ -141,5 +141,6 @@ def _kept_modules(plan: Plan) -> set[str]:
 
     kept = {j.info.name.removesuffix(".weight") for j in plan.kept if is_matrix(j) and j.role != "embedding"}
     experts = {j.info.name.rpartition(".")[0] for j in plan.kept if j.role == "expert" and len(j.info.shape) == 3}
-    head = {"lm_head"} if plan.source.tied else set()
-    return kept | experts | head | {d.info.name.removesuffix(".weight") for d in plan.dropped}
+    tied = {d.info.name.removesuffix(".weight") for d in plan.dropped} | ({"lm_head"} if plan.source.tied else set())
+    reads_codes = any(j.role == "embedding" and not j.name.endswith("_per_layer") for j in plan.coded)
+    return kept | experts | (set() if reads_codes else tied)

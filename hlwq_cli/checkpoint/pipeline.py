@@ -2,19 +2,19 @@
 
 Work goes through the source file by file, so that a file is needed once and can be let go. Slices land in the order
 they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first in the source.
-When the last slice of a tensor has landed its hash is begun, and with a shard's last slice its file is synced and
-hashed, both beside the coding of what follows. Shards may finish in any order. Where GPUs code, writing is what takes
-the time, and a file takes one writer at a time: so slices of several shards then take turns.
+Hashes of tensors and files follow what has landed, beside the coding of what follows, and with a shard's last slice its
+file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a file takes one
+writer at a time: so slices of several shards then take turns.
 """
 
 from __future__ import annotations
 
 import queue
+import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
@@ -22,42 +22,38 @@ import torch
 
 from ..codec import SquaredError
 from .devices import Device
+from .filling import Filling
 from .jobs import CodedTensor
 from .lanes import Lane, encoded_bytes
 from .records import FileRecord, ShardRecord, coded_record, kept_record
-from .shards import Shard, ShardWriter, outputs
+from .shards import Shard, ShardWriter
 from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
 from .source import Source
 from .timeline import Timeline
 
-GPU_SHARDS_AT_ONCE = 4
+GPU_SHARDS_AT_ONCE = 12
+_SWITCH_SECONDS = 0.0005
+"""How long a thread may go on in Python while others wait; by default 5 ms, longer than a GPU takes a slice."""
 
 Work = list[tuple[Shard, Slice]]
 
 
 def in_turns(source: Source, work: Work, at_once: int) -> Work:
-    """Slices by the file they are read from, and of each file those of so many shards in turn."""
+    """Slices by the file they are read from, and of each file those of at most so many shards in turn.
+
+    Shards are divided evenly, lest a last one have all writers to itself.
+    """
     by_file: dict[str, dict[str, Work]] = {f: {} for f in dict.fromkeys(t.file for t in source.tensors.values())}
     for entry in work:
         by_file[entry[1].info.file].setdefault(entry[0].file, []).append(entry)
     ordered: Work = []
     for shards in by_file.values():
         queues = list(shards.values())
-        for first in range(0, len(queues), at_once):
-            turns = zip_longest(*queues[first : first + at_once])
+        rounds = -(-len(queues) // at_once)
+        for i in range(rounds):
+            turns = zip_longest(*queues[i * len(queues) // rounds : (i + 1) * len(queues) // rounds])
             ordered += [entry for turn in turns for entry in turn if entry is not None]
     return ordered
-
-
-@dataclass
-class _Filling:
-    """A shard that is not finished: its writer, slices still to land by job, costs and hashes of its jobs."""
-
-    shard: Shard
-    writer: ShardWriter
-    waiting: Counter[str]
-    costs: dict[str, SquaredError] = field(default_factory=dict)
-    hashes: dict[str, Future[str]] = field(default_factory=dict)
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):
@@ -79,12 +75,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     ) -> None:  # fmt: skip
         self._private = private
         self.source, self.out, self.timeline = source, out, timeline
-        weights = GPU_SLICE_WEIGHTS if any(d.is_gpu for d in devices) else SLICE_WEIGHTS
-        at_once = GPU_SHARDS_AT_ONCE if any(d.is_gpu for d in devices) else 1
+        self._on_gpu = any(d.is_gpu for d in devices)
+        weights = GPU_SLICE_WEIGHTS if self._on_gpu else SLICE_WEIGHTS
+        at_once = min(GPU_SHARDS_AT_ONCE, lanes) if self._on_gpu else 1
         self.work = in_turns(source, [(shard, piece) for shard in shards for piece in slices(shard, weights)], at_once)
         self._waiting: dict[str, Counter[str]] = defaultdict(Counter)
         for shard, piece in self.work:
-            self._waiting[shard.file][piece.name] += 1
+            self._waiting[shard.file][piece.job.name] += 1
         self._in_file = Counter(piece.info.file for _, piece in self.work)
         largest = max((p.source_bytes for _, p in self.work), default=0)
         coded = max((encoded_bytes(p) for _, p in self.work), default=0)
@@ -94,9 +91,9 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._coding = ThreadPoolExecutor(lanes, "lane", initializer=torch.set_num_threads, initargs=(1,))
         self._hashing = ThreadPoolExecutor(lanes, "hash")
         self._bound = 2 * lanes
-        self._flying: deque[tuple[_Filling, Slice, Future[SquaredError]]] = deque()
-        self._filling: dict[str, _Filling] = {}
-        self._closing: dict[Future[ShardRecord], _Filling] = {}
+        self._flying: deque[tuple[Filling, Slice, Future[SquaredError]]] = deque()
+        self._filling: dict[str, Filling] = {}
+        self._closing: dict[Future[ShardRecord], Filling] = {}
 
     def run(self) -> Generator[Slice | ShardRecord]:
         """Do the work; gives every slice when it has landed, and every shard when it is whole under its name."""
@@ -114,6 +111,12 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             wait(self._closing, return_when=FIRST_COMPLETED)
             yield from self._finished()
 
+    def __enter__(self) -> Pipeline:
+        self._switch_seconds = sys.getswitchinterval()
+        if self._on_gpu:
+            sys.setswitchinterval(min(self._switch_seconds, _SWITCH_SECONDS))
+        return self
+
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """End the threads; after an error, without finishing what is begun."""
         if kind is not None:
@@ -122,9 +125,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._hashing.shutdown(cancel_futures=True)
         for filling in self._filling.values():
             filling.writer.abandon()
+        sys.setswitchinterval(self._switch_seconds)
 
-    def _open(self, shard: Shard) -> _Filling:
-        filling = _Filling(shard, ShardWriter(self.out, shard), self._waiting[shard.file])
+    def _open(self, shard: Shard) -> Filling:
+        filling = Filling(shard, ShardWriter(self.out, shard), self._waiting[shard.file], self.timeline)
         self._filling[shard.file] = filling
         return filling
 
@@ -137,28 +141,18 @@ class Pipeline(AbstractContextManager["Pipeline"]):
 
     def _land(self) -> Slice:
         filling, piece, future = self._flying.popleft()
-        name = piece.name
-        filling.costs[name] = filling.costs.get(name, SquaredError()) + future.result()
-        filling.waiting[name] -= 1
+        filling.land(piece, future.result(), self._hashing)
         self._in_file[piece.info.file] -= 1
         if not self._in_file[piece.info.file]:
             self.source.let_go(piece.info.file)
-        if not filling.waiting[name]:
-            del filling.waiting[name]
-            stored = [tensor for tensor, _, _ in outputs(piece.job)]
-            filling.hashes[name] = self._hashing.submit(self._hash, filling.writer, stored)
         if not filling.waiting:
-            self._closing[self._hashing.submit(self._close, filling)] = filling
+            file_hash = filling.file_hash.finish(self._hashing)
+            self._closing[self._hashing.submit(self._close, filling, file_hash)] = filling
         return piece
 
-    def _hash(self, writer: ShardWriter, tensors: list[str]) -> str:
-        with self.timeline.span("hash tensor", sum(writer.places[t][1] for t in tensors)):
-            return writer.hash_tensors(tensors)
-
-    def _close(self, filling: _Filling) -> ShardRecord:
+    def _close(self, filling: Filling, file_hash: Future[str]) -> ShardRecord:
         """Finish a shard. The hashes it waits for were handed to the same pool before it, so they are under way."""
-        with self.timeline.span("hash file", filling.writer.size):
-            file = FileRecord(filling.shard.file, filling.writer.size, filling.writer.hash_file())
+        file = FileRecord(filling.shard.file, filling.writer.size, file_hash.result())
         hashes = {name: future.result() for name, future in filling.hashes.items()}
         with self.timeline.span("sync", filling.writer.size):
             filling.writer.finish()
@@ -167,7 +161,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             if isinstance(job, CodedTensor):
                 coded.append(coded_record(job, hashes[job.name], filling.costs[job.name].relative))
             else:
-                kept.append(kept_record(job, hashes[job.info.name]))
+                kept.append(kept_record(job, hashes[job.name]))
         return ShardRecord(file, tuple(coded), tuple(kept))
 
     def _finished(self) -> Iterator[ShardRecord]:

@@ -97,7 +97,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     architecture = load_architecture(source.config) or _unknown_architecture(source)
     _check_patterns(source, recipe)
     stacked = find_stacks(source, architecture)
-    dropped = _tied_head(source)
+    dropped, alone = _tied_head(source), _only_head(source, architecture)
     gone = {k.info.name for k in dropped}
     jobs: list[CodedTensor | KeptTensor] = []
     done: set[str] = set()
@@ -108,15 +108,17 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         if stack is not None:
             done.update(p.name for p in stack[1])
             jobs.extend(_decide_stack(*stack, architecture, recipe))
+        elif name == alone:
+            jobs.append(KeptTensor(info, "head", "the tied embeddings are stored under its name"))
         else:
             jobs.append(_decide(info, architecture, recipe))
     return Plan(source, recipe, architecture.description, tuple(jobs), dropped)
 
 
 def _unknown_architecture(source: Source) -> Architecture:
-    from .model_class import other_parameter_names
+    from .model_class import other_names
 
-    return general_architecture(other_parameter_names(source.config, source.tensors))
+    return general_architecture(other_names(source.config, source.tensors))
 
 
 def _check_patterns(source: Source, recipe: Recipe) -> None:
@@ -170,9 +172,20 @@ def _code(
     return coded if 0 < coded.nbytes < coded.source_bytes else None
 
 
+def _heads(source: Source) -> list[TensorInfo]:
+    return [t for n, t in source.tensors.items() if re.search(r"(^|\.)lm_head\.weight$", n)]
+
+
+def _only_head(source: Source, architecture: Architecture) -> str | None:
+    """A head that is stored for the embeddings tied to it, where they are not: codes are read the other way round."""
+    heads = _heads(source)
+    embeddings = any(architecture.role(t).role == "embedding" for t in source.tensors.values())
+    return heads[0].name if source.tied and len(heads) == 1 and not embeddings else None
+
+
 def _tied_head(source: Source) -> tuple[KeptTensor, ...]:
     """A head stored beside the embeddings it is tied to, when the bytes are the same."""
-    heads = [t for n, t in source.tensors.items() if re.search(r"(^|\.)lm_head\.weight$", n)]
+    heads = _heads(source)
     embeddings = [t for n, t in source.tensors.items() if re.search(r"embed_tokens\.weight$", n)]
     if not (source.tied and len(heads) == 1 and len(embeddings) == 1):
         return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from .jobs import CodedTensor, KeptTensor
 from .safetensors_file import DTYPES, build_header, read_into
 
 FORMAT_VERSION = 1
+LAYOUT = 2
+"""How tensors lie within a shard; no reader needs it, but a run is not continued by one that lays them otherwise."""
 DEFAULT_SHARD_BYTES = 2_000_000_000
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
 _HASH_STEP = 2 * 2**20
+_WIDEST = 8
 
 OutputTensor = tuple[str, torch.dtype, tuple[int, ...]]
 
@@ -35,9 +39,13 @@ class Shard:
 
     @property
     def tensors(self) -> list[OutputTensor]:
-        """Its tensors as they lie in the file: wide types first, so that each starts aligned."""
-        tensors = [t for job in self.jobs for t in outputs(job)]
-        return sorted(tensors, key=lambda t: -t[1].itemsize)
+        """Its tensors as they lie in the file: job after job, so that what is whole of it grows from the front.
+
+        What could leave the next tensor unaligned comes last, wider types first.
+        """
+        last = [t for job in self.jobs if not lies_in_order(job) for t in outputs(job)]
+        in_order = [t for job in self.jobs if lies_in_order(job) for t in outputs(job)]
+        return in_order + sorted(last, key=lambda t: -t[1].itemsize)
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +58,16 @@ def outputs(job: CodedTensor | KeptTensor) -> tuple[OutputTensor, ...]:
     if isinstance(job, CodedTensor):
         return job.outputs
     return ((job.info.name, DTYPES[job.info.dtype], job.info.shape),)
+
+
+def output_bytes(output: OutputTensor) -> int:
+    """Bytes of a tensor that a job writes."""
+    return math.prod(output[2]) * output[1].itemsize
+
+
+def lies_in_order(job: CodedTensor | KeptTensor) -> bool:
+    """Whether a job's tensors lie one after the other among a shard's first: all are multiples of the widest type."""
+    return all(output_bytes(t) % _WIDEST == 0 for t in outputs(job))
 
 
 def _job_bytes(job: CodedTensor | KeptTensor) -> int:
@@ -101,10 +119,9 @@ class ShardWriter:
         header = build_header(shard.tensors, _METADATA)
         self.places: dict[str, tuple[int, int]] = {}
         at = len(header)
-        for name, dtype, shape in shard.tensors:
-            n = torch.Size(shape).numel() * dtype.itemsize
-            self.places[name] = (at, n)
-            at += n
+        for output in shard.tensors:
+            self.places[output[0]] = (at, output_bytes(output))
+            at += output_bytes(output)
         self.size = at
         with disk_errors(self.path):
             self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -138,20 +155,8 @@ class ShardWriter:
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
 
-    def hash_tensors(self, names: list[str]) -> str:
-        """sha256 of several tensors' data, one after the other."""
-        digest = hashlib.sha256()
-        for name in names:
-            self._hash_range(digest, *self.places[name])
-        return digest.hexdigest()
-
-    def hash_file(self) -> str:
-        """sha256 of the whole file."""
-        digest = hashlib.sha256()
-        self._hash_range(digest, 0, self.size)
-        return digest.hexdigest()
-
-    def _hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
+    def hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
+        """Add a range of the file, which has been written, to a hash."""
         buffer = memoryview(bytearray(min(_HASH_STEP, length)))
         for at in range(start, start + length, _HASH_STEP):
             piece = buffer[: start + length - at]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .jobs import CodedTensor, KeptTensor
 from .safetensors_file import TensorInfo
-from .shards import Shard
+from .shards import Shard, output_bytes
 
 SLICE_WEIGHTS = 1_048_576
 """Weights read, coded and written at a time by a processor: 4 MiB in float32."""
@@ -27,11 +27,6 @@ class Slice:
     row_in_job: int = 0
 
     @property
-    def name(self) -> str:
-        """Of the job, as records name it."""
-        return self.job.name if isinstance(self.job, CodedTensor) else self.info.name
-
-    @property
     def source_bytes(self) -> int:
         """Bytes it reads."""
         return self.length * self._unit
@@ -40,6 +35,14 @@ class Slice:
     def first_byte(self) -> int:
         """Where in its tensor it begins."""
         return self.start * self._unit
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Where in its job's first tensor it begins, and how many bytes of that it fills."""
+        if isinstance(self.job, KeptTensor):
+            return self.start, self.length
+        row = output_bytes(self.job.outputs[0]) // self.job.rows
+        return self.row_in_job * row, self.length * row
 
     @property
     def _unit(self) -> int:

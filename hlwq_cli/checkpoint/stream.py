@@ -177,7 +177,7 @@ class _Run:
             for event in events:
                 if isinstance(event, Slice):
                     self.done_bytes += event.source_bytes
-                    self._report(event.name)
+                    self._report(event.job.name)
                 else:
                     self.journal.add(event)
                     self._report("", event.file.name)

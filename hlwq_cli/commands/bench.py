@@ -12,6 +12,7 @@ from ..ui.options import (
     DtypeOption,
     ExecutionOption,
     FormatOption,
+    GpuMemoryOption,
     JsonOption,
     ModelDeviceOption,
     QuietOption,
@@ -62,6 +63,7 @@ def bench(
             "On SmolLM2-135M 5 bits cost .0009 nats of KLD, 4 .003, 4,3 .006, 3 .014, 2 .076.",
         ),
     ] = None,
+    gpu_memory: GpuMemoryOption = None,
     max_ppl_delta: Annotated[
         float | None, typer.Option(help="Exit 6 when ln PPL rises by more than this over --ref.")
     ] = None,
@@ -80,6 +82,7 @@ def bench(
     from ..measure.report import Request
     from ..measure.report import bench as measure
     from ..measure.saved import check_savable
+    from ..runtime.expert_cache import ExpertRoom
     from ..runtime.kv_bits import KVBits
     from ..ui.progress import steps_display
     from ..ui.show_bench import show_bench
@@ -93,6 +96,7 @@ def bench(
         data=data, protocol=cast("ProtocolName", protocol), window=window, windows=windows,
         device=device, dtype=dtype, execution=how,
         kv_bits=None if kv_bits is None else KVBits.parse(kv_bits),
+        expert_room=ExpertRoom.parse(None, gpu_memory),
     )  # fmt: skip
     if save:
         check_savable(paths)

@@ -14,6 +14,7 @@ from ..ui.options import (
     DtypeOption,
     ExecutionOption,
     FormatOption,
+    GpuMemoryOption,
     JsonOption,
     ModelDeviceOption,
     QuietOption,
@@ -54,12 +55,14 @@ def demo(
         str | None,
         typer.Option(metavar="4|4,3", help="Keep keys and values of PATH, not of REF, in codes of 2 to 8 bits."),
     ] = None,
+    gpu_memory: GpuMemoryOption = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Serve a page to chat with a checkpoint, with pictures where it sees, until Ctrl-C."""
     sink = Sink(format, json, quiet)
+    from ..runtime.expert_cache import ExpertRoom
     from ..runtime.kv_bits import KVBits
     from ..ui.demo.serve import check_gradio, check_port, choose_access, gradio_environment, served
     from ..ui.show_demo import show_demo, show_login
@@ -69,7 +72,8 @@ def demo(
     check_gradio()
     check_port(port)
     bits = None if kv_bits is None else str(KVBits.parse(kv_bits))
-    load = _Load(device, dtype, how, bits)
+    ExpertRoom.parse(None, gpu_memory)  # refused before anything is loaded
+    load = _Load(device, dtype, how, bits, gpu_memory)
     try:
         with gradio_environment():
             page = _page(sink, [path] if compare is None else [path, compare], load)
@@ -91,6 +95,7 @@ class _Load:
     dtype: str
     execution: Execution
     kv_cache_nbits: str | None
+    gpu_memory: str | None
 
 
 def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
@@ -103,7 +108,7 @@ def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
     with steps_display(sink) as tell:
         for i, path in enumerate(paths):
             tell(f"loading {path}", i, len(paths))
-            settings = asdict(load if i == 0 else replace(load, kv_cache_nbits=None))
+            settings = asdict(load if i == 0 else replace(load, kv_cache_nbits=None, gpu_memory=None))
             model = HLWQModel.from_pretrained(path, **settings)
             shown.append(Shown(model, describe(path, model)))
     return build_page(shown)

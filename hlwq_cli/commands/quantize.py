@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..process import large_imports, start_driver
 from ..sizes import parse_share, parse_size
 from ..ui.errors import handled
 from ..ui.options import FormatOption, JsonOption, QuietOption
@@ -24,7 +25,7 @@ def quantize(
     out: Annotated[Path | None, typer.Argument(help="Folder to write. By default NAME-HLWQ-Q5, here.")] = None,
     bits: Annotated[int, typer.Option(help="Width of a code, 2 to 8.")] = 5,
     recipe: Annotated[
-        str, typer.Option(help="default, classic, attention-plus-one, routers, or a .yaml file.")
+        str, typer.Option(help="default, head, classic, attention-plus-one, routers, or a .yaml file.")
     ] = "default",
     effort: Annotated[
         str, typer.Option(help="default, or fast: no scale search, 4x quicker, 1.3-1.5x the error.")
@@ -57,13 +58,15 @@ def quantize(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Code a checkpoint's linear layers and experts; keep the rest bit for bit.
+    """Code a checkpoint's linear layers and experts, or what a recipe names; keep the rest bit for bit.
 
     A killed run continues when the same command is given again, and ends with the same bytes.
     """
     sink = Sink(format, json, quiet)
-    from ..checkpoint import load_recipe
-    from ..checkpoint.timeline import recorded
+    start_driver(device)
+    with large_imports():
+        from ..checkpoint import load_recipe
+        from ..checkpoint.timeline import recorded
 
     settled = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import HlwqError, UsageError
 from ..runtime.coded import Execution
+from ..runtime.expert_cache import ExpertRoom
 from ..runtime.kv_bits import KVBits
 from ..runtime.loading import check_loadable, load_model, load_processor
 from .divergence import Divergence, compare
@@ -45,6 +46,7 @@ class Request:
         dtype: see `load_model`.
         execution: see `Coding`.
         kv_bits: widths of the codes in which the checkpoints, never the reference, keep keys and values; or None.
+        expert_room: of the checkpoints' experts, never the reference's, see `load_model`.
     """
 
     ppl: bool = False
@@ -62,6 +64,7 @@ class Request:
     dtype: str = "auto"
     execution: Execution = "auto"
     kv_bits: KVBits | None = None
+    expert_room: ExpertRoom | None = None
 
 
 @dataclass(frozen=True)
@@ -166,18 +169,26 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
         raise UsageError("Nothing was asked for.", "Use --ppl, --kld, --cosine, --speed or --tasks.")
     if request.kv_bits is not None and not (request.ppl or request.kld or request.speed or request.tasks):
         raise UsageError("--kv-bits changes nothing that was asked for.", "Use --ppl, --kld, --speed or --tasks.")
+    if request.expert_room is not None and not (request.ppl or request.kld or request.speed or request.tasks):
+        raise UsageError("--gpu-memory changes nothing that was asked for.", "Use --ppl, --kld, --speed or --tasks.")
     if ref is None and (request.kld or request.cosine):
         raise UsageError("--kld and --cosine compare with a reference.", "Give the unquantized model with --ref.")
-    for path in (*paths, *([] if ref is None else [ref])):
-        check_loadable(path, device=request.device, dtype=request.dtype)
+    for path in paths:
+        check_loadable(
+            path, device=request.device, dtype=request.dtype, execution=request.execution,
+            expert_room=request.expert_room,
+        )  # fmt: skip
+    if ref is not None:
+        check_loadable(ref, device=request.device, dtype=request.dtype)
 
 
-def _load(run: _Bench, path: str, kv_bits: KVBits | None = None) -> tuple[Any, float]:
+def _load(run: _Bench, path: str, reference: bool = False) -> tuple[Any, float]:
     release_memory()
     start = time.perf_counter()
     run.tell(f"loading {path}", 0, 1)
     r = run.request
-    model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution, kv_bits=kv_bits)
+    own: dict[str, Any] = {} if reference else {"kv_bits": r.kv_bits, "expert_room": r.expert_room}
+    model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution, **own)
     if run.windows is not None:
         _check_vocabulary(run, path, model.config.get_text_config().vocab_size)
     return model, time.perf_counter() - start
@@ -197,7 +208,7 @@ def _reference(run: _Bench, ref: str) -> Measured:
     found = Measured(ref, *weights_size(ref))
     if not (run.request.ppl or run.request.kld or run.request.speed or run.request.tasks):
         return found
-    model, seconds = _load(run, ref)
+    model, seconds = _load(run, ref, reference=True)
     found = replace(found, load_seconds=seconds)
     if run.windows is not None and not run.request.kld:
         run.reference_nlls = score(model, run.windows, lambda d, t: run.tell(f"perplexity of {ref}", d, t))
@@ -211,7 +222,7 @@ def _reference(run: _Bench, ref: str) -> Measured:
 def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
     found, r = Measured(path, *weights_size(path)), run.request
     if r.ppl or r.kld or r.speed or r.tasks:
-        model, seconds = _load(run, path, r.kv_bits)
+        model, seconds = _load(run, path)
         size = None if r.kv_bits is None else kv_cache_size(model, r.kv_bits)
         found = replace(found, load_seconds=seconds, kv_cache=size)
         if r.kld and run.windows is not None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from ..runtime.expert_cache import Traffic, expert_cache_of
 from ..runtime.generation import Decoding, Generation
+from .expert_traffic import ExpertTraffic, expert_traffic
 
 PREFILL, PROMPT, DECODE = 512, 8, 128
 
@@ -39,6 +41,7 @@ class Speed:
         decode: tokens per second while 128 are generated greedily after a prompt of 8.
         device_peak: bytes of device memory at most, from the start of loading; 0 on the CPU.
         host_peak: bytes of host memory the process has held at most, from the start of loading, mapped files included.
+        experts: what experts outside the GPU cost in decoding, where there are some.
     """
 
     device: str
@@ -48,6 +51,7 @@ class Speed:
     decode: Rate
     device_peak: int
     host_peak: int
+    experts: ExpertTraffic | None = None
 
 
 def measure_speed(model: Any, runs: int = 5) -> Speed:
@@ -59,8 +63,12 @@ def measure_speed(model: Any, runs: int = 5) -> Speed:
     ids = torch.randint(10, vocabulary // 2, (1, PREFILL), generator=random).to(device)
     with torch.inference_mode():
         prefill = _seconds(lambda: _answer(generation, ids, 1), runs, device)
+        fetched = [_traffic(model)]
         first = _seconds(lambda: _answer(generation, ids[:, :PROMPT], 1), runs, device)
+        fetched.append(_traffic(model))
         whole = _seconds(lambda: _answer(generation, ids[:, :PROMPT], DECODE + 1), runs, device)
+        fetched.append(_traffic(model))
+    cache = expert_cache_of(model)
     mean_first = statistics.mean(first)
     return Speed(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -70,7 +78,13 @@ def measure_speed(model: Any, runs: int = 5) -> Speed:
         decode=_summary([DECODE / (t - mean_first) for t in whole]),
         device_peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
         host_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        experts=None if cache is None else expert_traffic(cache, fetched, (runs + 1) * DECODE),
     )
+
+
+def _traffic(model: Any) -> Traffic:
+    cache = expert_cache_of(model)
+    return Traffic() if cache is None else cache.traffic()
 
 
 def release_memory() -> None:

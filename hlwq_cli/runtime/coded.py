@@ -56,8 +56,9 @@ class Coding:
         return codes_shape[-1] * 8 // padded
 
     def centroids(self, bits: int, device: torch.device) -> torch.Tensor:
-        """float32 (2^bits,) on a device, made once for each."""
-        return _on_device(self.codebooks[bits], device)
+        """float32 (2^bits,) on a device, made once for each; torch.compile warns of caches, and makes it a constant."""
+        make = torch.tensor if torch.compiler.is_compiling() else _on_device
+        return make(self.codebooks[bits], dtype=torch.float32, device=device)
 
     def dense(self, device: torch.device) -> bool:
         """Whether parameters on `device` are decoded once rather than multiplied by as codes."""
@@ -79,6 +80,4 @@ class Coding:
         return weight.reshape(*lead, columns)
 
 
-@lru_cache(maxsize=64)
-def _on_device(centroids: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(centroids, dtype=torch.float32, device=device)
+_on_device = lru_cache(maxsize=64)(torch.tensor)

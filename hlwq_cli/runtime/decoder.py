@@ -14,6 +14,7 @@ from transformers import GenerationMixin
 
 from .experts import HLWQExperts
 from .fused_norms import fused, fusible_norms
+from .gemma4_step import StepLayer, are_alike, compared, step_layers, stepped
 from .kv_attention import NAME as CODES
 from .kv_attention import kv_bits_of
 from .static_cache import StaticCache, bucket
@@ -51,6 +52,7 @@ class Decoder:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._experts = _experts_choices(model) if self.uncapturable is None else (None,)
         self._norms = fusible_norms(model)
+        self._untried, self._layers = step_layers(model), list[StepLayer]()
         self._cache: StaticCache | None = None
         self._logits: torch.Tensor | None = None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -59,6 +61,7 @@ class Decoder:
 
     def _check(self) -> None:
         model = self.model
+        _refuse_adapters(model)
         if model.config.is_encoder_decoder:
             raise NotStaticError("it has an encoder")
         if self.config._attn_implementation not in ("sdpa", "eager", CODES):
@@ -75,12 +78,22 @@ class Decoder:
         """Read prompts, padded on the left, with room for so many tokens after them; logits (batch, vocabulary).
 
         Raises:
-            NotStaticError: the model's steps ask the cache for what would be frozen in a graph.
+            NotStaticError: the model's steps ask the cache for what would be frozen in a graph, or it has been given
+                adapters, which may change from answer to answer.
         """
-        mask = inputs["attention_mask"]
-        batch, self._columns = mask.shape
+        _refuse_adapters(self.model)
+        batch, self._columns = inputs["attention_mask"].shape
         self._allocate(batch, bucket(self._columns + room))
+        logits = self._read(inputs)
+        if self._logits is None:
+            self._logits = torch.empty_like(logits)
+            if self._try():
+                logits = self._read(inputs)  # as every later prompt will be read
+        return logits
+
+    def _read(self, inputs: dict[str, Any]) -> torch.Tensor:
         assert self._cache is not None
+        mask = inputs["attention_mask"]
         self._cache.begin(mask)
         positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
         self._positions.copy_(positions[:, -1:])
@@ -88,12 +101,24 @@ class Decoder:
             **inputs, position_ids=positions, is_first_iteration=True, use_cache=True,
             **{self._cache_name: self._cache}, **self._last_only,
         )  # fmt: skip
-        logits: torch.Tensor = self.model(**prepared, return_dict=True).logits[:, -1].float()
+        with fused(self._norms), stepped(self._layers):
+            logits: torch.Tensor = self.model(**prepared, return_dict=True).logits[:, -1].float()
         self._cache.place.prefilling = False
-        if self._logits is None:
-            self._logits = torch.empty_like(logits)
-            self._run()  # a model that cannot step says so now, before a token is out; the first step does it again
         return logits
+
+    def _try(self) -> bool:
+        """A step that the first one does again: a model that cannot says so now, before a token is out.
+
+        Returns whether from now on layers run in fewer launches, because they were seen to give the same.
+        """
+        layers, self._untried = self._untried, []
+        differences: list[torch.Tensor] = []
+        with compared(layers, differences):
+            self._run()
+        if layers and are_alike(differences):
+            self._layers = layers
+            return True
+        return False
 
     @torch.inference_mode()
     def step(self, ids: torch.Tensor) -> torch.Tensor:
@@ -128,7 +153,7 @@ class Decoder:
     def _run(self, experts: str | None = None) -> None:
         """The work of a step, from and to the static buffers; to be repeated at will."""
         assert self._cache is not None
-        with stepping(self.config, experts), fused(self._norms):
+        with stepping(self.config, experts), fused(self._norms), stepped(self._layers):
             out = self.model(
                 input_ids=self._ids, position_ids=self._positions, attention_mask=self._cache.begin_step(),
                 use_cache=True, return_dict=True, **{self._cache_name: self._cache}, **self._last_only,
@@ -172,6 +197,12 @@ class Decoder:
         ):
             self._run(experts)
         return graph
+
+
+def _refuse_adapters(model: Any) -> None:
+    """Peft puts layers of its own around a model's, in place; what a graph or a step holds would go past them."""
+    if any("base_layer" in module._modules for module in model.modules()):
+        raise NotStaticError("it has adapters")
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from torch import nn
 
 from hlwq_kernels.experts import coded_experts
 from hlwq_kernels.matmul import CodedWeight
+from hlwq_kernels.offloaded import OffloadedLayer
+from hlwq_kernels.records import RecordLayout
 
 from .coded import Coding
 
@@ -21,6 +23,7 @@ class HLWQExperts(nn.Module):
 
     `codes_gate_up_proj` and the like are buffers named as on disk. Executed densely, the decoded parameters come back
     under their own names and the original class runs as it always did, with its choice of experts implementation.
+    Experts outside the GPU have a layout instead of buffers, and are filled in by `offload_experts`.
     """
 
     if TYPE_CHECKING:
@@ -30,6 +33,9 @@ class HLWQExperts(nn.Module):
         compute_dtype: torch.dtype
         dense: bool
         gate_name: str | None
+        expert_count: int
+        layout: RecordLayout | None
+        offloaded: OffloadedLayer | None
         _apply_gate: Callable[[torch.Tensor], torch.Tensor]
 
     def decoded(self, parameter: str) -> torch.Tensor:
@@ -40,6 +46,8 @@ class HLWQExperts(nn.Module):
 
     def settle(self) -> None:
         """Decode now, if that is how this module is to be executed where it lies."""
+        if self.layout is not None:
+            return
         device = self._parts(PARAMETERS[0])[0].device
         if not self.dense and self.coding.dense(device):
             for parameter in PARAMETERS:
@@ -64,6 +72,8 @@ class HLWQExperts(nn.Module):
         if self.dense:
             result: torch.Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
             return result
+        if self.offloaded is not None:
+            return self.offloaded.run(hidden_states, top_k_index, top_k_weights, self._apply_gate, self.gate_name)
         gate_up, down = (self._coded(parameter) for parameter in PARAMETERS)
         return coded_experts(hidden_states, top_k_index, top_k_weights, gate_up, down, self._apply_gate, self.gate_name)
 
@@ -71,7 +81,12 @@ class HLWQExperts(nn.Module):
 def _gate_name(module: nn.Module) -> str | None:
     """The activation that gates the experts, where their gate is the usual one and the kernels know it."""
     usual = getattr(getattr(module, "_apply_gate", None), "__name__", "") == "_default_apply_gate"
-    return _GATES.get(type(getattr(module, "act_fn", None)).__name__) if usual else None
+    return gate_name_of(getattr(module, "act_fn", None)) if usual else None
+
+
+def gate_name_of(activation: object) -> str | None:
+    """What the kernels call an activation of transformers, if they know it."""
+    return _GATES.get(type(activation).__name__)
 
 
 _GATES = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_pytorch_tanh"}
@@ -85,13 +100,17 @@ def _coded_class(original: type[nn.Module]) -> type[nn.Module]:
     return _classes[original]
 
 
-def code_experts(module: nn.Module, bits: dict[str, int], coding: Coding) -> None:
-    """Make an experts module, on the meta device, hold codes instead of its two stacked parameters, in place."""
+def code_experts(module: nn.Module, bits: dict[str, int], coding: Coding, outside: bool = False) -> None:
+    """Make an experts module, on the meta device, hold codes instead of its two stacked parameters, in place.
+
+    Experts `outside` the GPU get a layout of their records and no buffers.
+    """
     shapes = {name: tuple(getattr(module, name).shape) for name in PARAMETERS}
     dtype = getattr(module, PARAMETERS[0]).dtype
+    parts = {name: coding.empty_parts(shapes[name], bits[name]) for name in PARAMETERS}
     for name in PARAMETERS:
         delattr(module, name)
-        for part, tensor in coding.empty_parts(shapes[name], bits[name]).items():
+        for part, tensor in () if outside else parts[name].items():
             module.register_buffer(f"{part}_{name}", tensor)
     module.__class__ = _coded_class(type(module))
     assert isinstance(module, HLWQExperts)
@@ -99,3 +118,6 @@ def code_experts(module: nn.Module, bits: dict[str, int], coding: Coding) -> Non
     module._is_hf_initialized = True  # type: ignore[assignment]  # there is nothing here for transformers to initialize
     module.gate_name = _gate_name(module)
     module.columns = {name: shape[-1] for name, shape in shapes.items()}
+    gate_up, down = ([(t.shape[1:], t.dtype) for t in parts[name].values()] for name in PARAMETERS)
+    module.layout, module.offloaded = RecordLayout.of(gate_up, down) if outside else None, None
+    module.expert_count = shapes[PARAMETERS[0]][0]

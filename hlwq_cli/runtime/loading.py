@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ..samples import resolve_model
 from .coded import Execution
 from .completeness import Gaps
+from .expert_cache import ExpertRoom, offload_experts
 from .kv_attention import code_kv_cache
 from .kv_bits import KVBits
 from .plugin import execution as executed
+from .plugin import experts_outside
 from .processor import PictureProcessor, needs_picture_processor
 
 
@@ -29,6 +31,7 @@ def load_model(
     dtype: str = "auto",
     execution: Execution = "auto",
     kv_bits: KVBits | None = None,
+    expert_room: ExpertRoom | None = None,
 ) -> Any:
     """Load a checkpoint with the transformers class that its config names.
 
@@ -39,16 +42,20 @@ def load_model(
         dtype: of all that is not coded, and of activations: `auto` is the checkpoint's; or bfloat16, float16, float32.
         execution: of coded modules, see `Coding`.
         kv_bits: keep keys and values in codes of these widths; None keeps them as they are.
+        expert_room: keep experts outside the GPU, but for those that have room there; None loads them all.
 
     Raises:
         NotFoundError: no such folder or repository.
-        UsageError: there is no such device or type.
-        UnsupportedError: transformers knows no such model, or its keys and values cannot be kept in codes.
+        UsageError: there is no such device or type; or experts outside it do not go with them, or have no room.
+        UnsupportedError: transformers knows no such model, or its keys and values cannot be kept in codes, or its
+            experts outside the GPU.
         CorruptError: tensors are missing, left over, or of another shape; all are named, sorted.
     """
     path = resolve_model(path)
     _check_exists(path)
-    with _reading(path), executed(execution):
+    _check_room(expert_room, device, execution)
+    outside = nullcontext() if expert_room is None else experts_outside()
+    with _reading(path), executed(execution), outside:
         config = _config(path, revision)
         model, info = model_class(config).from_pretrained(
             path,
@@ -59,6 +66,9 @@ def load_model(
             ignore_mismatched_sizes=True,  # so that all are named at once, below
         )
     Gaps.of(*(info.get(kind, ()) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))).check(path)
+    if expert_room is not None:
+        with _reading(path):
+            offload_experts(model, expert_room)
     if kv_bits is not None:
         code_kv_cache(model, kv_bits)
     return model.eval()
@@ -127,16 +137,31 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForImageTextToText if sees(config) else transformers.AutoModelForCausalLM
 
 
-def check_loadable(path: str, *, device: str = "auto", dtype: str = "auto") -> None:
+def check_loadable(
+    path: str, *, device: str = "auto", dtype: str = "auto", execution: Execution = "auto",
+    expert_room: ExpertRoom | None = None,
+) -> None:  # fmt: skip
     """Find out before any work what would keep `load_model` from beginning.
 
     Raises:
         NotFoundError: `path` is no folder and cannot be a Hub id.
-        UsageError: there is no such device or type.
+        UsageError: there is no such device or type; or experts outside it do not go with them.
     """
     _check_exists(resolve_model(path))
     _device(device)
     _dtype(dtype)
+    _check_room(expert_room, device, execution)
+
+
+def _check_room(room: ExpertRoom | None, device: str, execution: Execution) -> None:
+    if room is None:
+        return
+    if execution == "dense":
+        raise UsageError("Experts outside the GPU are multiplied as codes.", "Leave --execution dense out.")
+    if device in _MAPS:
+        raise UsageError("Experts outside the GPU are for a model on one device.", f"Name it instead of {device}.")
+    if room.gpu_memory is not None and _device(device) == "cpu":
+        raise UsageError("There is no GPU here whose memory could be kept to a size.", "Leave --gpu-memory out.")
 
 
 def _check_exists(path: str) -> None:

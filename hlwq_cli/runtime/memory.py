@@ -1,4 +1,4 @@
-"""How much memory a process holds now."""
+"""How much memory a process holds now, and how much more there is."""
 
 from __future__ import annotations
 
@@ -18,3 +18,22 @@ def memory_held(device: torch.device) -> int:
     except (OSError, IndexError, ValueError):  # no Linux: the most it ever held
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def host_memory_free() -> int:
+    """Bytes of host memory that can still be had without swapping: of the machine, or of its control group."""
+    free = _listed("/proc/meminfo", "MemAvailable:") * 1024 or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such group, or no limit
+        return free
+    return min(free, limit - used + _listed(f"{group}/memory.stat", "inactive_file"))
+
+
+def _listed(path: str, name: str) -> int:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)

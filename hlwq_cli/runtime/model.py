@@ -11,6 +11,7 @@ from ..errors import UsageError
 from .answer import Answer, cut
 from .coded import Execution
 from .conversation import Turn, messages
+from .expert_cache import ExpertRoom
 from .generation import Generation
 from .kv_bits import KVBits
 from .loading import load_model, load_processor, sees
@@ -52,14 +53,28 @@ class HLWQModel:
         dtype: str = "auto",
         execution: Execution = "auto",
         kv_cache_nbits: int | str | Sequence[int] | None = None,
+        expert_cache_slots: int | None = None,
+        gpu_memory: str | int | None = None,
     ) -> HLWQModel:
         """Load a folder or a Hub repository, coded or plain; see `load_model` for the arguments and errors.
 
         `kv_cache_nbits` keeps keys and values of the past in codes of so many bits, 2 to 8; two numbers, or "4,3", set
         keys and values apart. By default they stay in the model's type.
+
+        `expert_cache_slots` keeps the experts of a mixture of experts in host memory, and so many of each layer on the
+        GPU; `gpu_memory`, bytes or "8.6GB", chooses the number from what the whole process may take there.
         """
         bits = None if kv_cache_nbits is None else KVBits.parse(kv_cache_nbits)
-        model = load_model(str(path), revision=revision, device=device, dtype=dtype, execution=execution, kv_bits=bits)
+        room = ExpertRoom.parse(expert_cache_slots, gpu_memory)
+        model = load_model(
+            str(path),
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            execution=execution,
+            kv_bits=bits,
+            expert_room=room,
+        )
         return cls(model, load_processor(str(path), revision))
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,12 +25,18 @@ from ..checkpoint.shards import FORMAT_VERSION
 from ..errors import CorruptError, UnsupportedError
 from .coded import Coding, Execution
 from .completeness import CodedParts, Gaps, codes_name, watch_loading
+from .embedding import HLWQEmbedding, code_embedding
+from .expert_files import OutsideExperts, stored_parts
 from .experts import PARAMETERS, HLWQExperts, code_experts
 from .linear import HLWQLinear
+from .matrix import CodedMatrix
+from .tying import refuse_resizing, tie_coded
 
 logger = logging.getLogger("hlwq")
 _told: set[str] = set()
 _execution: ContextVar[Execution] = ContextVar("execution", default="auto")
+_outside: ContextVar[bool] = ContextVar("outside", default=False)
+T = TypeVar("T")
 
 
 @contextmanager
@@ -44,6 +50,16 @@ def execution(how: Execution) -> Iterator[None]:
         yield
     finally:
         _execution.reset(token)
+
+
+@contextmanager
+def experts_outside() -> Iterator[None]:
+    """Models loaded within get no experts, but know where theirs lie: `offload_experts` is to follow."""
+    token = _outside.set(True)
+    try:
+        yield
+    finally:
+        _outside.reset(token)
 
 
 class HLWQConfig(QuantizationConfigMixin):
@@ -85,11 +101,15 @@ class HLWQQuantizer(HfQuantizer):
             )
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
-        files = kwargs.get("checkpoint_files") or []
-        stored = module_names(model, _stored_codes(files))
+        names = _stored_names(kwargs.get("checkpoint_files") or [])
+        stored = module_names(model, _codes_of(names))
         self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
         config: Any = self.quantization_config
-        replace_modules(model, stored, config.coding)
+        replace_modules(model, stored, config.coding, _outside.get())
+        files = kwargs.get("checkpoint_files") or []
+        self.outside = OutsideExperts.find(model, module_names(model, stored_parts(files)) if _outside.get() else {})
+        ends = tuple(".".join(name.split(".")[-2:]) for name in model.all_tied_weights_keys)
+        tie_coded(model, module_names(model, {n: shape for n, shape in names.items() if n.endswith(ends)}))
         self.shapes = {name: t.shape for name, t in model.state_dict().items()}
         self.gaps = Gaps()
         self.parts = CodedParts(stored, config.coding.parts(), config.settings.get("modules_to_not_convert") or ())
@@ -100,8 +120,11 @@ class HLWQQuantizer(HfQuantizer):
 
         transformers 5.17 puts tensors of another shape where a quantized checkpoint has them, so shapes are compared.
         """
-        info.missing_keys = self.parts.as_stored(info.missing_keys)
+        info.missing_keys = self.parts.as_stored(info.missing_keys) | set(self.outside.missing)
+        elsewhere = module_names(model, {name: name for name in info.unexpected_keys})
+        info.unexpected_keys -= {name for place, name in elsewhere.items() if self.outside.takes(place)}
         misshapen = {n for n, t in model.state_dict().items() if t.shape != self.shapes.get(n, t.shape)}
+        misshapen |= set(self.outside.misshapen)
         gaps = Gaps.of(info.missing_keys, info.unexpected_keys, {*info.mismatched_keys, *misshapen})
         if gaps.damage(model):
             self.gaps = gaps
@@ -112,9 +135,11 @@ class HLWQQuantizer(HfQuantizer):
         if not hasattr(HfQuantizer, "get_new_dtype"):
             _restore_dtypes(model, self.dtypes)
         self.gaps.check(model.name_or_path)
-        coded = [m for m in model.modules() if isinstance(m, HLWQLinear | HLWQExperts)]
+        coded = [m for m in model.modules() if isinstance(m, CodedMatrix | HLWQExperts)]
         for module in coded:
             module.settle()
+        if any(isinstance(m, HLWQEmbedding) for m in coded):
+            refuse_resizing(model)
         if _execution.get() == "auto" and any(_is_dense(m) for m in coded):
             _tell_once(
                 "Running on the CPU: codes were decoded once, to the model's dtype, because that is faster there."
@@ -122,8 +147,8 @@ class HLWQQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
-        """Codes are saved as they were loaded."""
-        return True
+        """Codes are saved as they were loaded; experts outside the GPU are not the model's to save."""
+        return not self.outside.parts
 
     @property
     def is_trainable(self) -> bool:
@@ -145,7 +170,7 @@ def _restore_dtypes(model: Any, dtypes: dict[str, torch.dtype]) -> None:
             parameter.data = parameter.data.to(wanted)
 
 
-def _is_dense(module: HLWQLinear | HLWQExperts) -> bool:
+def _is_dense(module: CodedMatrix | HLWQExperts) -> bool:
     return module.dense if isinstance(module, HLWQExperts) else module.dense_weight is not None
 
 
@@ -155,21 +180,19 @@ def _tell_once(text: str) -> None:
         logger.warning(text)
 
 
-def _stored_codes(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the `codes` tensors in a checkpoint's shards, by stored name; () where only their companions are."""
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        for name, info in read_header(Path(file), Path(file).name)[0].items():
-            codes = codes_name(name)
-            if codes == name:
-                found[name] = info.shape
-            elif codes:
-                found.setdefault(codes, ())
-    return found
+def _stored_names(files: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a checkpoint's shards, by stored name."""
+    return {n: i.shape for file in files for n, i in read_header(Path(file), Path(file).name)[0].items()}
 
 
-def module_names(model: Any, stored: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The same shapes under the names that transformers gives the tensors in its modules.
+def _codes_of(names: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Those that are `codes` tensors; () where only their companions are."""
+    companions = {codes: () for codes in map(codes_name, names) if codes}
+    return {**companions, **{name: shape for name, shape in names.items() if codes_name(name) == name}}
+
+
+def module_names(model: Any, stored: dict[str, T]) -> dict[str, T]:
+    """The same values under the names that transformers gives the tensors in its modules.
 
     Names on disk may differ by prefixes that the model's conversion mapping renames; the mapping itself is asked.
     """
@@ -180,7 +203,7 @@ def module_names(model: Any, stored: dict[str, tuple[int, ...]]) -> dict[str, tu
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
     modules = {name: None for name, _ in model.named_modules()}
     renamed = {}
-    for name, shape in stored.items():
+    for name, value in stored.items():
         new = rename_source_key(name, renamings, [])[0]
         for candidate in (
             new,
@@ -189,16 +212,18 @@ def module_names(model: Any, stored: dict[str, tuple[int, ...]]) -> dict[str, tu
             new.removeprefix(f"{model.base_model_prefix}."),
         ):
             if candidate.rpartition(".")[0] in modules:
-                renamed[candidate] = shape
+                renamed[candidate] = value
                 break
     return renamed
 
 
-def replace_modules(model: nn.Module, stored: dict[str, tuple[int, ...]], coding: Coding) -> None:
-    """Put coded modules, on the meta device, where `stored` says that there are codes.
+def replace_modules(
+    model: nn.Module, stored: dict[str, tuple[int, ...]], coding: Coding, outside: bool = False
+) -> None:
+    """Put coded modules, on the meta device, where `stored` says that there are codes; `outside`: see `code_experts`.
 
     Raises:
-        CorruptError: codes for something that is neither a linear layer nor stacked experts.
+        CorruptError: codes for something that is no linear layer, embeddings or stacked experts.
     """
     experts: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     odd = []
@@ -209,6 +234,8 @@ def replace_modules(model: nn.Module, stored: dict[str, tuple[int, ...]], coding
             if last == "codes" and isinstance(module, nn.Linear):
                 bits = coding.bits_of(shape, module.in_features)
                 model.set_submodule(path, HLWQLinear(module, bits, coding))
+            elif last == "codes" and isinstance(module, nn.Embedding):
+                code_embedding(module, coding.bits_of(shape, module.embedding_dim), coding)
             elif last.removeprefix("codes_") in PARAMETERS and hasattr(module, last.removeprefix("codes_")):
                 experts[path][last.removeprefix("codes_")] = shape
             elif shape:  # companions alone are left over, which transformers sees
@@ -219,7 +246,7 @@ def replace_modules(model: nn.Module, stored: dict[str, tuple[int, ...]], coding
                 odd += [f"{path}.codes_{p}" for p in shapes]
                 continue
             widths = {p: coding.bits_of(s, getattr(module, p).shape[-1]) for p, s in shapes.items()}
-            code_experts(module, widths, coding)
+            code_experts(module, widths, coding, outside)
     if odd:
         raise CorruptError(
             f"No module of {type(model).__name__} takes {', '.join(sorted(odd))}.", "Is this its checkpoint?"

@@ -18,6 +18,13 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --form
 
 ModelDeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0 ...")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
+GpuMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="8.6GB",
+        help="Stay below so much memory of the GPU: experts of PATH that have no room there lie in host memory.",
+    ),
+]
 ExecutionOption = Annotated[str, typer.Option("--execution", help="auto, coded or dense.")]
 
 

@@ -10,6 +10,7 @@ from ..sizes import format_size
 from .sink import Sink
 
 if TYPE_CHECKING:
+    from ..measure.expert_traffic import ExpertTraffic
     from ..measure.report import BenchReport, Measured
     from ..measure.speed import Speed
 
@@ -93,6 +94,18 @@ def _decoding(speed: Speed) -> str:
     return f"{words} ({speed.not_captured.rstrip('.')})" if speed.not_captured else words
 
 
+def _experts(e: ExpertTraffic) -> str:
+    where = {"host": "host memory", "files": "the checkpoint's files"}[e.tier]
+    text = (
+        f"{e.slots} of {e.experts} experts in each of {e.layers} layers on the device, all "
+        f"({format_size(e.outside_bytes)}) in {where}; hit rate {e.hit_rate:.3f}, {format_size(e.token_bytes)} fetched "
+        "a decoded token"
+    )
+    if e.copy_bound is None:
+        return f"{text}."
+    return f"{text}; copying alone, {e.copy_rate / 1e9:.1f} GB/s, would allow {e.copy_bound:.0f} tokens a second."
+
+
 def _details(console: Console, m: Measured) -> None:
     if m.kv_cache:
         k = m.kv_cache
@@ -101,6 +114,8 @@ def _details(console: Console, m: Measured) -> None:
             f"for {k.dense_token_bytes}, {k.dense_token_bytes / k.token_bytes:.2f} times smaller; "
             f"the newest {k.window} tokens and up to {k.group - 1} more stay exact."
         )
+    if m.speed and m.speed.experts:
+        console.print(f"{m.path}: {_experts(m.speed.experts)}")
     if m.perplexity and m.perplexity.non_finite:
         console.print(f"{m.path}: {m.perplexity.non_finite} tokens have no finite likelihood and are left out.")
     if m.divergence:

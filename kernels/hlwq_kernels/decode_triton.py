@@ -30,11 +30,17 @@ def _joined(x, GROUPS: tl.constexpr):
         return tl.permute(tl.join(low, high), (0, 2, 1)).reshape(low.shape[0], 2 * half * LANE)
 
 
-@triton.jit(do_not_specialize=["total", "blocks", "row_units"])
+@triton.jit(do_not_specialize=["total", "blocks", "row_units", "part_blocks"])
 def _decode_kernel(
-    codes, scales, base, steps, centroids, out, total, blocks, row_units, inverse_root,
+    codes, scales, base, steps, centroids, out, wanted, total, blocks, row_units, part_blocks, inverse_root,
     BITS: tl.constexpr, GROUPS: tl.constexpr, BLOCKS: tl.constexpr, ALIGN: tl.constexpr, LOG8: tl.constexpr,
+    SOME: tl.constexpr,
 ):  # fmt: skip
+    if SOME:  # a program's blocks belong to two parts at most
+        first = tl.program_id(0) * BLOCKS
+        last = tl.minimum(first + BLOCKS, total) - 1
+        if tl.load(wanted + first // part_blocks) + tl.load(wanted + last // part_blocks) == 0:
+            return
     n: tl.constexpr = GROUPS * LANE
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < total
@@ -66,19 +72,25 @@ def decode_rows_triton(
     block_size: int,
     columns: int,
     dtype: torch.dtype,
+    wanted: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See `decode_rows`."""
+    """See `decode_rows`.
+
+    With `wanted`, int32 (parts,), the rows are so many parts of equal size, and those of which it is 0 may be left out.
+    """
     rows, blocks = scales.shape
     bits, row_bytes = centroids.numel().bit_length() - 1, codes.shape[1]
     align = min(16, row_bytes & -row_bytes)
+    part_blocks = rows * blocks if wanted is None else rows // len(wanted) * blocks
     out = torch.empty(rows, blocks * block_size, dtype=dtype, device=codes.device)
     if rows and blocks:
         with current_device(codes.device):
             _decode_kernel[(triton.cdiv(rows * blocks, THREADS),)](
                 _aligned(codes), scales.contiguous(), None if base is None else base.contiguous(),
-                scale_steps_on(codes.device), centroids.to(codes.device), out,
-                rows * blocks, blocks, row_bytes // align, float(np.float32(block_size**-0.5)),
+                scale_steps_on(codes.device), centroids.to(codes.device), out, wanted,
+                rows * blocks, blocks, row_bytes // align, part_blocks, float(np.float32(block_size**-0.5)),
                 BITS=bits, GROUPS=block_size // LANE.value, BLOCKS=THREADS, ALIGN=align, LOG8=base is not None,
+                SOME=wanted is not None and part_blocks >= THREADS,
                 num_warps=THREADS // 32, enable_fp_fusion=False,
             )  # fmt: skip
     return out if columns == out.shape[1] else out[:, :columns].contiguous()

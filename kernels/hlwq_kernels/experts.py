@@ -6,7 +6,8 @@ the kernels read it. So a CUDA graph replays the layer whatever is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +15,8 @@ from .decode import decode_rows
 from .linear import coded_linear
 from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_matmul
 from .ops import op_where_traced
+from .weigh import weigh_rows
+from .whole_experts import fits_whole, whole_experts
 
 FEW_PAIRS = 512
 """Pairs of a token and an expert up to which each pair's codes are multiplied ; by bytes moved, not measured."""
@@ -48,8 +51,18 @@ def coded_experts(
     learns = torch.is_grad_enabled() and (x.requires_grad or routed.requires_grad)
     if learns or not runs_matmul(x) or not x.shape[0]:
         return coded_experts_torch(x, chosen, routed, gate_up, down, gate)
+    if chosen.numel() > FEW_PAIRS and fits_whole(x, gate_up):
+        return whole_experts(x, chosen.to(torch.int64), routed, gate_up, down, gate)
     if chosen.numel() > FEW_PAIRS:
-        return _grouped(x, chosen, routed, gate_up, down, gate)
+        return grouped_experts(x, chosen, routed, len(gate_up.codes), gate, _waves(gate_up, down))
+    return few_experts(x, chosen, routed, gate_up, down, gate, gate_name)
+
+
+def few_experts(
+    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: CodedWeight, down: CodedWeight, gate: Gate,
+    gate_name: str | None,
+) -> torch.Tensor:  # fmt: skip
+    """`coded_experts` of few pairs, from codes as they are; what a token gets does not depend on the others."""
     chosen, routed = chosen.to(torch.int64).contiguous(), routed.to(torch.float32).contiguous()
     if gate_name is not None and gate_name in GATES:
         inner = _each(x, chosen, *gate_up, torch.float32)
@@ -63,14 +76,36 @@ def coded_experts_torch(
     x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: CodedWeight, down: CodedWeight, gate: Gate
 ) -> torch.Tensor:
     """The torch twin: expert after expert; gradients flow to `x` and `routed`."""
+    wave = Wave(list(range(len(gate_up.codes))), gate_up, down)
+    return each_in_turn(x, chosen, routed, len(gate_up.codes), gate, lambda present: [wave])
+
+
+class Wave(NamedTuple):
+    """Experts, ascending, and their codes in the same order; for `each_in_turn` also some that nobody chose."""
+
+    experts: list[int]
+    gate_up: CodedWeight
+    down: CodedWeight
+
+
+Waves = Callable[[list[int]], Iterable[Wave]]
+"""Gives the experts asked for, ascending, wave after wave; what a wave holds may be overwritten after it."""
+
+
+def each_in_turn(
+    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, experts: int, gate: Gate, waves: Waves
+) -> torch.Tensor:
+    """`coded_experts_torch` with experts that come in waves, however many each: the result is the same to the bit."""
     out = torch.zeros_like(x)
-    for expert in torch.unique(chosen).tolist():
-        if not 0 <= expert < len(gate_up.codes):
-            continue
-        token, place = (chosen == expert).nonzero(as_tuple=True)
-        inner = gate(coded_linear(x[token], *_one(gate_up, expert)))
-        hidden = coded_linear(inner, *_one(down, expert))
-        out = out.index_add(0, token, (hidden * routed[token, place, None]).to(out.dtype))
+    present = [e for e in torch.unique(chosen).tolist() if 0 <= e < experts]
+    for wave in waves(present):
+        for i, expert in enumerate(wave.experts):
+            if expert not in present:
+                continue
+            token, place = (chosen == expert).nonzero(as_tuple=True)
+            inner = gate(coded_linear(x[token], *_one(wave.gate_up, i)))
+            hidden = coded_linear(inner, *_one(wave.down, i))
+            out = out.index_add(0, token, (hidden * routed[token, place, None]).to(out.dtype))
     return out
 
 
@@ -119,51 +154,60 @@ def _(
     return x.new_empty((chosen.shape[0], codes.shape[1]), dtype=dtype)
 
 
-def _grouped(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: CodedWeight, down: CodedWeight, gate: Gate
+def grouped_experts(
+    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, experts: int, gate: Gate, waves: Waves
 ) -> torch.Tensor:
-    """Pairs sorted by expert; experts are decoded in waves, those that nobody chose left out. Asks the host once."""
+    """Pairs sorted by expert, multiplied wave by wave; experts that nobody chose are not asked for. Asks the host once.
+
+    All that the experts give is summed at the end, in one order, so that waves change nothing.
+    """
     tokens, k = chosen.shape
-    experts = len(gate_up.codes)
     pairs = torch.where((chosen >= 0) & (chosen < experts), chosen, experts).flatten()
     order = pairs.argsort(stable=True)
     counts = torch.bincount(pairs, minlength=experts + 1)[:experts].tolist()
-    weighed = torch.zeros(tokens * k, x.shape[1], dtype=torch.float32, device=x.device)
-    for wave, places in _waves(counts, gate_up.codes[0].numel() * 8 // gate_up.bits, order):
-        ends = torch.tensor([counts[e] for e in wave], device=x.device).cumsum(0).to(torch.int32)
-        hidden = _multiply(x[places // k], _decoded(gate_up, wave, x.shape[1], x.dtype), ends)
-        inner = gate(hidden)
-        hidden = _multiply(inner, _decoded(down, wave, inner.shape[1], x.dtype), ends)
-        weighed[places] = hidden.float() * routed.flatten()[places, None].float()
-    return weighed.view(tokens, k, -1).sum(dim=1).to(x.dtype)
-
-
-def _waves(counts: list[int], weights: int, order: torch.Tensor) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Experts to decode at once, and the pairs that chose them, sorted by expert."""
-    present = [e for e, n in enumerate(counts) if n]
-    step, start = max(1, _WAVE_WEIGHTS // weights), 0
-    for first in range(0, len(present), step):
-        wave = present[first : first + step]
-        end = start + sum(counts[e] for e in wave)
-        yield wave, order[start:end]
+    rows, start = x.new_empty(sum(counts), x.shape[1]), 0
+    for wave in waves([e for e, n in enumerate(counts) if n]):
+        sizes = [counts[e] for e in wave.experts]
+        end = start + sum(sizes)
+        ends = torch.tensor(sizes, device=x.device).cumsum(0).to(torch.int32)
+        inner = gate(_multiply_codes(x[order[start:end] // k], wave.gate_up, ends))
+        rows[start:end] = _multiply_codes(inner, wave.down, ends)
         start = end
+    place = torch.full_like(order, -1)
+    place[order[:start]] = torch.arange(start, device=x.device)
+    return weigh_rows(rows, place.view(tokens, k), routed.float())
 
 
-def _decoded(experts: CodedWeight, wave: list[int], columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """(experts of the wave, out, columns)."""
-    rows = experts.codes.shape[1]
-    if wave[-1] - wave[0] + 1 == len(wave):
-        codes, scales, base = (None if t is None else t[wave[0] : wave[-1] + 1] for t in experts[:3])
+def _waves(gate_up: CodedWeight, down: CodedWeight) -> Waves:
+    """Of experts that are all there, as many at once as may be decoded."""
+
+    def waves(present: list[int]) -> Iterator[Wave]:
+        step = max(1, _WAVE_WEIGHTS // (gate_up.codes[0].numel() * 8 // gate_up.bits))
+        for first in range(0, len(present), step):
+            some = present[first : first + step]
+            yield Wave(some, _of(gate_up, some), _of(down, some))
+
+    return waves
+
+
+def _of(experts: CodedWeight, some: list[int]) -> CodedWeight:
+    if some[-1] - some[0] + 1 == len(some):
+        codes, scales, base = (None if t is None else t[some[0] : some[-1] + 1] for t in experts[:3])
     else:
-        index = torch.tensor(wave, device=experts.codes.device)
+        index = torch.tensor(some, device=experts.codes.device)
         codes, scales, base = (None if t is None else t.index_select(0, index) for t in experts[:3])
     assert codes is not None
     assert scales is not None
-    flat = None if base is None else base.flatten()
-    decoded = decode_rows(
-        codes.flatten(0, 1), scales.flatten(0, 1), flat, experts.centroids, experts.block_size, columns, dtype
-    )
-    return decoded.view(len(wave), rows, columns)
+    return experts._replace(codes=codes, scales=scales, base=base)
+
+
+def _multiply_codes(x: torch.Tensor, weight: CodedWeight, ends: torch.Tensor) -> torch.Tensor:
+    """Rows of x, sorted by expert, times the transpose of theirs; `ends` int32 (experts,) says where each one's end."""
+    codes, scales, base = (None if t is None else t.flatten(0, 1) for t in weight[:3])
+    assert codes is not None
+    assert scales is not None
+    decoded = decode_rows(codes, scales, base, weight.centroids, weight.block_size, x.shape[1], x.dtype)
+    return _multiply(x, decoded.view(*weight.codes.shape[:2], x.shape[1]), ends)
 
 
 def _multiply(x: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

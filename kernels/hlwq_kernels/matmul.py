@@ -53,11 +53,21 @@ def runs_matmul(x: torch.Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16) and runs_nvrtc(x.device)
 
 
-def multiply_codes(x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32."""
+def takes_gate(x: torch.Tensor, weight: CodedWeight) -> bool:
+    """Whether `multiply_codes` can gate `x` itself."""
+    return len(x) == 1 and weight.padded // _SLICE <= _THREADS and runs_matmul(x)
+
+
+def multiply_codes(
+    x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, gate: str | None = None
+) -> torch.Tensor:
+    """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32.
+
+    With one of GATES, where `takes_gate`, x is (1, 2 * in), and gate(first half) * second half is multiplied.
+    """
     y = x.new_empty(len(x), weight.codes.shape[0])
     if len(x) == 1 and weight.padded // _SLICE <= _THREADS:
-        _launch_one(x, weight, y, bias=bias)
+        _launch_one(x, weight, y, bias=bias, gate=gate)
     else:
         _launch_few(x, weight, y, bias)
     return y
@@ -118,7 +128,8 @@ def _launch_one(
     """Kinds are the kernel's EXPERTS."""
     if not y.numel():
         return
-    x, share = x.contiguous(), 1 if chosen is None else chosen.shape[1]
+    x, weight = x.contiguous(), _readable(weight, kind > 0)
+    share = 1 if chosen is None else chosen.shape[1]
     tokens = 1 if chosen is None else len(chosen)
     slices = weight.padded // _SLICE * (share if kind == 2 else 1)
     at_once = tokens * (share if kind == 1 else 1)
@@ -132,12 +143,21 @@ def _launch_one(
     grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
     _ONE.launch(
         y.device, macros, grid, shape.threads, x, x.shape[1] // (2 if gate else 1), *_stored(weight, y), bias,
-        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, y, overlap=True,
+        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, *_strides(weight, kind), y, overlap=True,
     )  # fmt: skip
 
 
+def _strides(weight: CodedWeight, kind: int) -> tuple[int, int, int]:
+    """Bytes from one expert's codes, scales and base to those of the next."""
+    if not kind:
+        return 0, 0, 0
+    codes, scales, base = (0 if t is None else t.stride(0) * t.element_size() for t in weight[:3])
+    return codes, scales, base
+
+
 def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
-    x, tokens, n = x.contiguous(), len(x), weight.block_size
+    x, weight = x.contiguous(), _readable(weight, False)
+    tokens, n = len(x), weight.block_size
     blocks = weight.padded // n
     values, units = x.new_empty(tokens, weight.padded, dtype=torch.float16), x.new_empty(tokens, dtype=torch.float32)
     rotating = (("BITS", 5), ("N", n), ("ALIGN", 4), ("COPIES", 1), ("OUTPUT", 0), ("INPUT", _TYPES[x.dtype]),
@@ -169,10 +189,19 @@ def _coding(weight: CodedWeight, y: torch.Tensor, threads: int, beside: int) -> 
 
 
 def _stored(weight: CodedWeight, y: torch.Tensor) -> tuple[Any, ...]:
-    base = None if weight.base is None else weight.base.contiguous()
-    codes = weight.codes.contiguous()
-    codes = codes if codes.data_ptr() % 16 == 0 else codes.clone()
-    return codes, weight.scales.contiguous(), base, weight.centroids.to(y.device), scale_steps_on(y.device)
+    return *weight[:3], weight.centroids.to(y.device), scale_steps_on(y.device)
+
+
+def _readable(weight: CodedWeight, experts: bool) -> CodedWeight:
+    """As kernels read it: parts that are runs of bytes, or one run for each expert, and codes at a multiple of 16."""
+    codes, scales, base = (None if t is None else _in_runs(t, experts) for t in weight[:3])
+    assert codes is not None
+    assert scales is not None
+    return weight._replace(codes=codes if codes.data_ptr() % 16 == 0 else codes.clone(), scales=scales, base=base)
+
+
+def _in_runs(part: torch.Tensor, experts: bool) -> torch.Tensor:
+    return part if part.is_contiguous() or (experts and part[0].is_contiguous()) else part.contiguous()
 
 
 @lru_cache(maxsize=None)

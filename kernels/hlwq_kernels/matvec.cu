@@ -11,7 +11,7 @@
 
 constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
 constexpr int ROW_BYTES = COLUMNS / 8 * BITS, BLOCKS = COLUMNS / N, SCALE_BYTES = BLOCKS * (LOG8 ? 1 : 2);
-constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AT_ONCE = 4, AHEAD = 2, BATCH = 4, WARPS = THREADS / 32;
+constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AHEAD = 2, BATCH = 4, WARPS = THREADS / 32;
 
 struct Piece {
   Planes codes;
@@ -29,11 +29,12 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
 }
 
 // x: a row of in_columns a token, with EXPERTS 2 SHARE rows, with a gate twice as wide. codes, scales, base of (experts,)
-// rows; centroids float32 (2^BITS,); steps float32 (256,); bias of y's type or null; chosen, routed (tokens, SHARE);
+// rows, where each expert's begin *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,); bias of y's type or null; chosen, routed (tokens, SHARE);
 // y (tokens, rows), with EXPERTS 1 (tokens, SHARE, rows). An expert that is not there counts as zeros.
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
     const void* x, i64 in_columns, const u8* codes, const u8* scales, const u16* base, const float* centroids,
-    const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts, void* y) {
+    const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts,
+    i64 codes_stride, i64 scales_stride, i64 base_stride, void* y) {
   __shared__ __align__(16) u32 table[ENTRIES * COPIES];
   __shared__ float step_table[256], units[X_BLOCKS];
   __shared__ float sizes[2][BATCH * TEAMS], offsets[2][BATCH * TEAMS];
@@ -46,17 +47,28 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
   const u32 first = slice % PER_EXPERT * LANE_CODES;
   let_the_next_kernel_start();
   const float own = own_centroid(centroids), own_step = LOG8 && t < 256 ? steps[t] : 0.0f;
+  auto make_tables = [&]() {
+    make_table(table, centroids, own);
+    if (LOG8 && t < 256) step_table[t] = own_step;
+    if (LOG8)
+      for (int k = t + THREADS; k < 256; k += THREADS) step_table[k] = steps[k];
+  };
+  if (EXPERTS) make_tables();
   if (EXPERTS) wait_for_the_kernel_before();
   const i64 expert = EXPERTS ? chosen[token * SHARE + slot] : 0;
   const bool known = expert >= 0 && expert < experts;
   // A thread beyond the last team reads what the first does, and nobody reads its sums.
   const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, mine = start + team % TEAMS;
-  const i64 at = (known ? expert : 0) * rows;
-  const u8* a = codes + (at + mine) * ROW_BYTES + first / 8 * PLANE_A;
-  const u8* b = codes + (at + mine) * ROW_BYTES + COLUMNS / 8 * PLANE_A + first / 8 * PLANE_B;
-  const u8* c = codes + (at + mine) * ROW_BYTES + COLUMNS / 8 * (PLANE_A + PLANE_B) + first / 8;
-  const u8* scale = scales + (at + mine) * SCALE_BYTES + first / N * (LOG8 ? 1 : 2);
-  const u16* own_base = base + at + mine;
+  if (EXPERTS) {
+    codes += (known ? expert : 0) * codes_stride;
+    scales += (known ? expert : 0) * scales_stride;
+    base += (known ? expert : 0) * (base_stride / 2);
+  }
+  const u8* a = codes + (i64)mine * ROW_BYTES + first / 8 * PLANE_A;
+  const u8* b = codes + (i64)mine * ROW_BYTES + COLUMNS / 8 * PLANE_A + first / 8 * PLANE_B;
+  const u8* c = codes + (i64)mine * ROW_BYTES + COLUMNS / 8 * (PLANE_A + PLANE_B) + first / 8;
+  const u8* scale = scales + (i64)mine * SCALE_BYTES + first / N * (LOG8 ? 1 : 2);
+  const u16* own_base = base + mine;
   Piece ring[AHEAD];
   auto fetch = [&](Piece& p, int row) {
     if (row < end) {
@@ -76,32 +88,22 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // on their way while the rest is made ready
+  if (!EXPERTS) make_tables();
   if (!EXPERTS) wait_for_the_kernel_before();
-  for (int some = warp; some < X_BLOCKS || some == warp; some += AT_ONCE * WARPS) {
-    float v[AT_ONCE][VALUES];
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {  // several blocks' loads before anything waits for one
-      const int block = some + i * WARPS < X_BLOCKS ? some + i * WARPS : 0;
-      load_block(v[i], x, EXPERTS == 2 ? token * SHARE + block / BLOCKS : token, in_columns, block % BLOCKS, lane);
-    }
-    if (some == warp) {
-      make_table(table, centroids, own);
-      if (LOG8 && t < 256) step_table[t] = own_step;
-      if (LOG8)
-        for (int k = t + THREADS; k < 256; k += THREADS) step_table[k] = steps[k];
-    }
-#pragma unroll
-    for (int i = 0; i < AT_ONCE; i++) {
-      const int block = some + i * WARPS;
-      if (block >= X_BLOCKS) break;
-      rotate_block(v[i], lane);
-      // The block's largest goes to [2^9, 2^10): four products with the largest centroid stay below 2^15.
-      const int exponent = exponent_of(largest_in_warp(v[i])) - 9;
-      if (lane == 0) units[block] = power_of_two(exponent) * ROOT * (LOG8 ? 1.0f : ROOT);
-#pragma unroll
-      for (int j = 0; j < VALUES; j++)
-        shared.x[block * N + j * 32 + lane] = (u16)as_half(v[i][j] * power_of_two(-exponent));
-    }
+  for (int some = warp; some * TOGETHER < X_BLOCKS; some += WARPS) {
+    const int block = some * TOGETHER + lane / LANES, within = lane % LANES * 8;
+    float v[8];
+    load_eight(v, x, EXPERTS == 2 ? token * SHARE + block / BLOCKS : token, in_columns,
+               block < X_BLOCKS ? block % BLOCKS * N + within : in_columns);
+    rotate_eight(v, lane);
+    // The block's largest goes to [2^9, 2^10): four products with the largest centroid stay below 2^15.
+    const int exponent = exponent_of(largest_of_eights(v)) - 9;
+    if (block >= X_BLOCKS) continue;
+    if (lane % LANES == 0) units[block] = power_of_two(exponent) * ROOT * (LOG8 ? 1.0f : ROOT);
+    const float unit = power_of_two(-exponent);
+    ((uint4*)shared.x)[(block * N + within) / 8] =
+        make_uint4(two_halves(v[0] * unit, v[1] * unit), two_halves(v[2] * unit, v[3] * unit),
+                   two_halves(v[4] * unit, v[5] * unit), two_halves(v[6] * unit, v[7] * unit));
   }
   __syncthreads();
   u32 values[16];
@@ -120,7 +122,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
     float size = 1.0f, offset = 0.0f;
     const int row_of_t = group + t / TEAMS * stride + t % TEAMS;
     if (t < BATCH * TEAMS && row_of_t < end) {
-      if (LOG8 && EXPERTS != 2) size = from_bf16(base[at + row_of_t]);
+      if (LOG8 && EXPERTS != 2) size = from_bf16(base[row_of_t]);
       if (!EXPERTS && bias) offset = load_bias(bias, row_of_t);
     }
 #pragma unroll

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def _major(package: str) -> int:
         return -1
 
 
+_importing = threading.Lock()
+
+
+@lru_cache(maxsize=None)
+def cuda_core() -> Any:
+    """The module `cuda.core`. Of threads that import it at once, all but one find it half made."""
+    with _importing:
+        import cuda.core as core
+
+        return core
+
+
 def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool = True) -> Any:
     """Compile a kernel; works without a GPU.
 
@@ -68,18 +81,27 @@ def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: st
     Returns:
         A `cuda.core.ObjectCode` that holds the kernel.
     """
-    from cuda.core import Program, ProgramOptions
+    core = cuda_core()
     from cuda.core.utils import FileStreamProgramCache
 
     code = "\n".join((_FOLDER / source).read_text() for source in sources)
     defined = [(key, str(value)) for key, value in macros]
-    options = ProgramOptions(name=name, std="c++17", arch=arch, fma=fma, define_macro=defined)
-    return Program(code, "c++", options).compile("cubin", cache=FileStreamProgramCache())
+    options = core.ProgramOptions(name=name, std="c++17", arch=arch, fma=fma, define_macro=defined)
+    return core.Program(code, "c++", options).compile("cubin", cache=FileStreamProgramCache())
 
 
-@lru_cache(maxsize=None)
+_compiled: dict[tuple[tuple[str, ...], str, Macros, str, bool], Any] = {}
+_compiling = threading.Lock()
+
+
 def _kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool) -> Any:
-    return compile_kernel(sources, name, macros, arch, fma).get_kernel(name)
+    """A compiled kernel; of threads that ask for it at once, one compiles and the others wait."""
+    key = (sources, name, macros, arch, fma)
+    if key not in _compiled:
+        with _compiling:
+            if key not in _compiled:
+                _compiled[key] = compile_kernel(*key).get_kernel(name)
+    return _compiled[key]
 
 
 def shared_per_multiprocessor(device: torch.device) -> int:
@@ -87,16 +109,20 @@ def shared_per_multiprocessor(device: torch.device) -> int:
     return int(_properties(device).max_shared_memory_per_multiprocessor)
 
 
+def reads_pinned_memory(device: torch.device) -> bool:
+    """Whether kernels on a device can be given host memory, pinned where it was, by its address."""
+    return runs_nvrtc(device) and bool(_properties(device).can_use_host_pointer_for_registered_mem)
+
+
 @lru_cache(maxsize=None)
 def _properties(device: torch.device) -> Any:
-    from cuda.core import Device
-
-    return Device(_number(device)).properties
+    return cuda_core().Device(_number(device)).properties
 
 
 @lru_cache(maxsize=None)
 def _allow_shared(kernel: Any, device: torch.device) -> None:
     """Let a kernel use all dynamic shared memory there is: by default 48 KB, and a cache gets the rest."""
+    cuda_core()
     from cuda.bindings import driver
 
     names = driver.CUfunction_attribute
@@ -124,16 +150,14 @@ def _number(device: torch.device) -> int:
 
 @lru_cache(maxsize=256)
 def _stream(handle: int) -> Any:
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
+    return cuda_core().Stream.from_handle(handle)
 
 
 @lru_cache(maxsize=4096)
 def _config(grid: tuple[int, ...], block: int, shared: int, overlap: bool) -> Any:
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=grid, block=block, shmem_size=shared, programmatic_stream_serialization=overlap)
+    return cuda_core().LaunchConfig(
+        grid=grid, block=block, shmem_size=shared, programmatic_stream_serialization=overlap
+    )
 
 
 class CudaKernel:
@@ -163,15 +187,13 @@ class CudaKernel:
             shared: bytes of dynamic shared memory.
             overlap: start while the kernel before still runs, where the GPU can; this one then waits for it itself.
         """
-        from cuda.core import launch
-
         with torch.cuda.device(device):
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
             if shared > _FREE_SHARED:
                 _allow_shared(kernel, device)
             stream = _stream(torch.cuda.current_stream(device).cuda_stream)
             config = _config(grid, block, shared, overlap and torch.cuda.get_device_capability(device) >= (9, 0))
-            launch(stream, config, kernel, *(_argument(a) for a in args))
+            cuda_core().launch(stream, config, kernel, *(_argument(a) for a in args))
 
     def resident(self, device: torch.device, macros: Macros, block: int, shared: int = 0) -> int:
         """How many blocks of `block` threads and `shared` bytes a device runs at once."""

@@ -117,6 +117,14 @@ def test_modules_to_not_convert_names_a_tied_head_that_no_file_holds(coded: Fami
     assert settings(coded("qwen3"))["modules_to_not_convert"] == ["lm_head"]
 
 
+@pytest.mark.parametrize(("option", "named"), [({}, []), ({"exclude": ("embed_tokens",)}, ["lm_head"])])
+def test_modules_to_not_convert_names_a_tied_head_unless_it_reads_coded_embeddings(
+    family: Family, tmp_path: Path, option: dict[str, tuple[str]], named: list[str]
+) -> None:
+    quantize(str(family("qwen3")), tmp_path / "out", load_recipe("head", **option))
+    assert settings(tmp_path / "out")["modules_to_not_convert"] == named
+
+
 def test_modules_to_not_convert_names_what_was_excluded(family: Family, tmp_path: Path) -> None:
     quantize(str(family("llama")), tmp_path / "out", load_recipe(exclude=(r"layers\.0\.mlp",)))
     mlp = [f"model.layers.0.mlp.{p}_proj" for p in ("down", "gate", "up")]

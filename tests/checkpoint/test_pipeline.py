@@ -1,15 +1,18 @@
 """Lanes, devices and shards in flight: whatever the arrangement, the bytes and the errors are the same."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source, quantize
 from hlwq_cli.checkpoint import pipeline as pipeline_module
-from hlwq_cli.checkpoint.devices import find_devices, lane_count
+from hlwq_cli.checkpoint.devices import Device, find_devices, lane_count
+from hlwq_cli.checkpoint.shards import divide
+from hlwq_cli.checkpoint.slices import slices
 from hlwq_cli.checkpoint.source import Source
 from hlwq_cli.checkpoint.timeline import Timeline
 from hlwq_cli.errors import NonFiniteError, UsageError
@@ -25,17 +28,6 @@ def test_devices_do_not_change_a_byte(
 ) -> None:
     quantize(str(family(family_name)), tmp_path / "out", load_recipe(), device=device, max_shard_bytes=150_000)
     assert tree(tmp_path / "out") == tree(coded(family_name))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("recipe", ["default", "classic"])
-def test_gpu_gives_the_bytes_of_the_cpu(family: Family, family_name: str, recipe: str, tmp_path: Path) -> None:
-    for device in ("cpu", "cuda", "cuda:0,cpu"):
-        quantize(
-            str(family(family_name)), tmp_path / device, load_recipe(recipe), device=device, max_shard_bytes=150_000
-        )
-    assert tree(tmp_path / "cuda") == tree(tmp_path / "cpu") == tree(tmp_path / "cuda:0,cpu")
 
 
 @pytest.mark.parametrize("weights", [1, 500, 2**24])
@@ -65,6 +57,31 @@ def test_shards_that_take_turns_have_the_same_bytes_and_turns(
     quantize(str(family("qwen3_moe")), tmp_path / "out", load_recipe(), max_shard_bytes=150_000)
     assert tree(tmp_path / "out") == tree(coded("qwen3_moe"))
     assert taken[0] != taken[1]
+
+
+@pytest.mark.parametrize(("at_once", "groups"), [(1, 10), (4, 3), (9, 2), (10, 1), (12, 1)])
+def test_shards_that_take_turns_are_divided_evenly(tmp_path: Path, at_once: int, groups: int) -> None:
+    source = open_source(str(save_tensors(tmp_path / "m", dense(10), LLAMA)))
+    shards = divide([j for j in make_plan(source, load_recipe()).jobs if isinstance(j, CodedTensor)], 1)
+    work = [(shard, piece) for shard in shards for piece in slices(shard, 3000)]
+    ordered = [shard.file for shard, _ in pipeline_module.in_turns(source, work, at_once)]
+    source.close()
+    together = [len({*ordered[first : first + at_once]}) for first in (0, len(ordered) - at_once)]
+    assert len(shards) == 10
+    assert len(ordered) == 10 * 6
+    assert min(together) == 10 // groups
+
+
+def test_threads_take_turns_quicker_while_gpus_code_and_as_before_afterwards(family: Family, tmp_path: Path) -> None:
+    source = open_source(str(family("llama")))
+    before, during = sys.getswitchinterval(), []
+    for place in ("cpu", "cuda"):
+        device = Device(torch.device(place))
+        with pipeline_module.Pipeline(source, tmp_path, [], [device], 2, Timeline(recording=False)):
+            during.append(sys.getswitchinterval())
+        assert sys.getswitchinterval() == before
+    source.close()
+    assert during == [before, pytest.approx(0.0005)]
 
 
 def test_experts_spread_over_all_files_are_coded_file_by_file(family: Family, coded: Family, tmp_path: Path) -> None:

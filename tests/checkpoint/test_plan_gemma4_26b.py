@@ -64,5 +64,14 @@ def test_size_is_what_the_readme_says(source: Source, bits: int, size: float) ->
     assert make_plan(source, load_recipe(bits=bits)).output_bytes == pytest.approx(size, rel=0.01)
 
 
+@pytest.mark.parametrize(("bits", "size"), [(8, 16.89e9), (6, 16.71e9), (5, 16.62e9)])
+def test_size_with_embeddings_and_head_in_codes_is_what_the_benchmarks_say(
+    source: Source, bits: int, size: float
+) -> None:
+    plan = make_plan(source, load_recipe("head", bits=5, tensor=(f"embed_tokens={bits}",)))
+    assert plan.output_bytes == pytest.approx(size, rel=1e-3)
+    assert {k.info.name for k in plan.kept if k.role in ("embedding", "head")} == set()
+
+
 def test_memory_does_not_follow_the_size_of_the_model(plan: Plan) -> None:
     assert estimate(plan, threads=2).memory_bytes < 1.05e9

@@ -73,6 +73,17 @@ def test_attention_plus_one_stops_at_8_bits(plan: Callable[..., Plan]) -> None:
     assert set(widths(plan(name="attention-plus-one", bits=8)).values()) == {8}
 
 
+def test_head_codes_embeddings_and_head_at_8_bits_and_the_rest_as_ever(plan: Callable[..., Plan]) -> None:
+    made = {c.name: (c.role, c.scheme.bits) for c in plan("llama", name="head", bits=4).coded}
+    assert made.pop("model.embed_tokens") == ("embedding", 8)
+    assert made.pop("lm_head") == ("head", 8)
+    assert made == {c.name: (c.role, 4) for c in plan("llama", bits=4).coded}
+
+
+def test_head_takes_another_width_by_name(plan: Callable[..., Plan]) -> None:
+    assert widths(plan(name="head", tensor=("embed_tokens|lm_head=6",)))["model.embed_tokens"] == 6
+
+
 def test_classic_is_the_published_coding(plan: Callable[..., Plan]) -> None:
     schemes = {c.scheme for c in plan(name="classic").coded}
     (scheme,) = schemes

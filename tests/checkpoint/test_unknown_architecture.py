@@ -86,6 +86,34 @@ def test_tensors_that_the_class_does_not_hold_in_linear_layers_are_kept(tmp_path
     assert made.coded == (), "GPT-2's Conv1D stores (in, out), which is not the coded layout"
 
 
+def test_head_codes_the_embeddings_that_the_class_begins_with_and_no_positions(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=HIDDEN, n_layer=1, n_head=4, vocab_size=64, n_positions=32)
+    transformers.GPT2LMHeadModel(config).bfloat16().save_pretrained(tmp_path / "m")
+    made = make_plan(open_source(str(tmp_path / "m")), load_recipe("head"))
+    assert [(c.name, c.role) for c in made.coded] == [("transformer.wte", "embedding")]
+    assert {k.info.name: k.role for k in made.kept}["transformer.wpe.weight"] == "other"
+
+
+def test_embeddings_that_an_encoder_and_a_decoder_share_are_kept(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.T5Config(vocab_size=64, d_model=HIDDEN, d_ff=192, num_layers=1, num_heads=4, d_kv=32)
+    transformers.T5ForConditionalGeneration(config).bfloat16().save_pretrained(tmp_path / "m")
+    made = make_plan(open_source(str(tmp_path / "m")), load_recipe("head"))
+    assert made.coded
+    assert "shared.weight" in {k.info.name for k in made.kept}
+
+
+def test_positions_of_a_model_that_nobody_knows_are_kept_and_its_embeddings_coded(tmp_path: Path) -> None:
+    tables = {"wpe.weight": random(50, HIDDEN), "pos_embed.weight": random(40, HIDDEN)}
+    source = save_tensors(tmp_path / "m", ODD | tables, {"model_type": "nobody_knows_it"})
+    made = make_plan(open_source(str(source)), load_recipe("head"))
+    assert {c.name for c in made.coded if c.role in ("embedding", "head")} == {"transformer.wte", "lm_head"}
+    assert {k.info.name for k in made.kept if k.reason == "a position table"} == set(tables)
+
+
 def test_unknown_model_survives_the_round_trip(tmp_path: Path) -> None:
     source = save_tensors(tmp_path / "m", ODD, {"model_type": "nobody_knows_it"})
     result = quantize(str(source), tmp_path / "out", load_recipe(bits=6))

@@ -115,6 +115,18 @@ def test_a_width_of_keys_and_values_that_changes_nothing_is_refused() -> None:
     assert_refused(hlwq("bench", "sample", "--ref", "sample", "--cosine", "--kv-bits", "4"), 2, "--kv-bits")
 
 
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (("--speed", "--gpu-memory", "much"), "'much' is not a size."),
+        (("--speed", "--gpu-memory", "8.6GB", "--device", "cpu"), "no GPU here"),
+        (("--ref", "sample", "--cosine", "--gpu-memory", "8.6GB"), "--gpu-memory changes nothing"),
+    ],
+)
+def test_gpu_memory_that_cannot_be_meant_is_refused(asked: tuple[str, ...], sentence: str) -> None:
+    assert_refused(hlwq("bench", "sample", *asked), 2, sentence)
+
+
 def test_a_model_that_keeps_nothing_of_the_past_is_refused(coded: Callable[[str], Path]) -> None:
     ran = hlwq("bench", coded("gemma3"), "--speed", "--kv-bits", "4")
     assert (ran.code, ran.out) == (1, "")

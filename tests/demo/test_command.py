@@ -29,6 +29,10 @@ def test_widths_that_no_code_has_are_said_before_a_model_is_loaded() -> None:
     assert_refused(hlwq("demo", "no/such-model", "--kv-bits", "9"), 2, "'9' is no width of keys and values.")
 
 
+def test_a_size_of_gpu_memory_that_is_none_is_said_before_a_model_is_loaded() -> None:
+    assert_refused(hlwq("demo", "no/such-model", "--gpu-memory", "much"), 2, "'much' is not a size.")
+
+
 def test_gradio_missing_names_what_to_install() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None; sys.argv = ['hlwq', 'demo', 'sample']\n"

@@ -17,7 +17,10 @@ typedef long long i64;
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#ifndef __shared__
 #define __shared__
+#endif
 #define __launch_bounds__(...)
 
 struct uint2 { u32 x, y; };
@@ -148,6 +151,8 @@ static void copy_16_bytes(void* shared, const void* global) { memcpy(shared, glo
 static u32 looked_up(u32 table, u32 at) { return __float_as_uint(load_shared(table + at)); }
 static u32 two_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
 static float exp2_of(float x) { return exp2f(x); }
+#define __expf expf
+static float __fdividef(float a, float b) { return a / b; }
 static u32 __byte_perm(u32 a, u32 b, u32 selector) {
     u32 out = 0;
     for (int i = 0; i < 4; i++) out |= (u32)((((u64)b << 32 | a) >> (selector >> 4 * i & 7) * 8) & 0xFF) << 8 * i;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,7 +34,7 @@ _built = tempfile.TemporaryDirectory(prefix="hlwq-cuda-on-cpu-")
 
 @lru_cache(maxsize=None)
 def library(sources: tuple[str, ...], macros: Macros, launch: str) -> ctypes.CDLL:
-    """Sources beside `hlwq_kernels`, and what launches their kernel, as a library."""
+    """Sources specialized by macros, with a function `launch` that runs a kernel of theirs."""
     parts = [Path(__file__).with_suffix(".h").read_text()]
     parts += [(_FOLDER / source).read_text() for source in sources if source != "ptx.cu"]
     at = Path(_built.name) / f"{abs(hash((sources, macros, launch)))}.so"
@@ -57,7 +58,12 @@ def encode_rows_emulated(
     table, cells = torch.from_numpy(kernel_table(tables, variant)), len(searched_values(tables))
     assert variant.shared_bytes(threads, cells) <= 16 * 2**16, "see `arena`"
     arguments = kernel_arguments(whole, held, table, cells, out)
-    addresses = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    library(SOURCES, variant.macros, _LAUNCH).launch(2, threads, (ctypes.c_longlong * len(addresses))(*addresses))
+    library(SOURCES, variant.macros, _LAUNCH).launch(2, threads, addresses(arguments))
     codes, scales, base, error, energy = out
     return EncodedRows(codes, scales, base if log8 else None, error, energy)
+
+
+def addresses(arguments: Sequence[torch.Tensor | int]) -> ctypes.Array[ctypes.c_longlong]:
+    """What a kernel takes, as 64 bits each."""
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    return (ctypes.c_longlong * len(values))(*values)

@@ -1,6 +1,8 @@
 """The CUDA C++ sources compile for every generation of GPU and every width, with no GPU at hand, and spill nothing."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 
@@ -35,3 +37,42 @@ def test_rotation_compiles(n: int) -> None:
 def test_what_kernels_need_is_named_where_it_is_not_there() -> None:
     assert missing_packages(13) == ""
     assert missing_packages(12) == "cuda-bindings==12.*"
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_what_a_step_does_between_products_compiles(kind: int, arch: str) -> None:
+    types = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind))
+    for name in ("norms_between", "norms_after"):
+        macros = (*types, ("THREADS", 352), ("COLUMNS", 2816))
+        assert compile_kernel(("ptx.cu", "lookup.cu", "norms.cu"), name, macros, arch).code
+    heads = (*types, ("THREADS", 32), ("SIZE", 512), ("QUERIES", 16), ("KEYS", 2))
+    assert compile_kernel(("ptx.cu", "lookup.cu", "heads.cu"), "turn_heads", heads, arch).code
+    routes = (*types, ("THREADS", 128), ("EXPERTS", 128), ("CHOSEN", 8))
+    assert compile_kernel(("ptx.cu", "lookup.cu", "route.cu"), "choose_experts", routes, arch).code
+    if kind:
+        attends = (*types, ("THREADS", 128), ("SIZE", 256), ("GROUP", 2))
+        for name in ("attend_dense", "join_parts"):
+            assert compile_kernel(("ptx.cu", "lookup.cu", "dense_attention.cu"), name, attends, arch).code
+        weighs = (*types, ("THREADS", 352))
+        assert compile_kernel(("ptx.cu", "lookup.cu", "weigh.cu"), "weigh_rows", weighs, arch).code
+
+
+AT_ONCE = """
+import threading, time
+from hlwq_kernels import nvrtc
+found = []
+def ask(delay):
+    time.sleep(delay)
+    found.append(nvrtc.cuda_core().LaunchConfig(grid=1, block=32) is not None)
+threads = [threading.Thread(target=ask, args=(d / 50,)) for d in range(8)]
+for t in threads: t.start()
+for t in threads: t.join()
+assert found == [True] * 8, found
+"""
+
+
+def test_threads_may_ask_for_the_first_kernel_at_once() -> None:
+    """cuda.core, imported by several threads at once, is half made to all but one of them."""
+    ran = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

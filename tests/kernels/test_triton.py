@@ -24,6 +24,11 @@ for columns in (3 * n, 2 * n + 1):
         compiled = decode_rows_triton(*stored, centroids, n, columns, dtype)
         assert compiled.shape == twin.shape
         assert digest(compiled) == digest(twin.to(dtype)), (columns, dtype)
+many = [None if t is None else torch.cat([t[:2]] * 300) for t in stored]
+wanted = torch.tensor([0, 3, 0, 1], dtype=torch.int32)
+some = decode_rows_triton(*many, centroids, n, 3 * n, torch.float32, wanted).view(4, 150, -1)
+whole = decode_rows_triton(*many, centroids, n, 3 * n, torch.float32).view(4, 150, -1)
+assert torch.equal(some[[1, 3]], whole[[1, 3]])
 """
 
 KINDS = [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
+from peft import LoraConfig, get_peft_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import hlwq_cli.runtime.step_attention as step_attention
@@ -272,9 +273,12 @@ def test_a_step_uses_the_attention_that_copies_no_keys(
 
     monkeypatch.setattr(step_attention, "scaled_dot_product_attention", watch)
     model = models(family_name)
-    looped(model).generate(**asked(new=2))
+    generation = looped(model)
+    generation.generate(**asked(new=2))
     config = model.config.get_text_config()
-    assert len(shapes) == 2 * config.num_hidden_layers  # a trial and a step
+    assert generation.decoder is not None
+    apart = bool(generation.decoder._layers)  # their own steps attend elsewhere
+    assert len(shapes) == (1 if apart else 2) * config.num_hidden_layers  # a trial and a step
     assert all(queries == keys < config.num_attention_heads for queries, keys in shapes)
     assert config._attn_implementation == "sdpa"
 
@@ -319,3 +323,18 @@ def test_closing_a_stream_frees_the_loop_for_the_next_answer(sample: HLWQModel) 
         assert sample.generate("We", max_new_tokens=8, chat=False) == expected
     finally:
         sample.generation.decoder = None
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks for the old name
+def test_adapters_are_not_passed_by(coded: Family) -> None:
+    """They are put into a model in place, also after it has answered."""
+    model = load(coded("gemma4"))
+    generation = looped(model)
+    before = generation.generate(**asked(new=4))
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    adapted = get_peft_model(model, settings)
+    found = generation.generate(**asked(new=4))
+    assert generation.decoding == "transformers"
+    assert torch.equal(found, adapted.base_model.model.generate(**asked(new=4)))
+    assert not torch.equal(found, before)

@@ -7,21 +7,34 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.runtime.coded import Execution
-from hlwq_cli.runtime.linear import HLWQLinear
+from hlwq_cli.runtime.matrix import CodedMatrix
 
 from .loads import auto_class, load, logits, tokens
 
 Family = Callable[[str], Path]
 
 
+@pytest.fixture(scope="module")
+def headed(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that ties its head, which is coded with the embeddings."""
+    out = tmp_path_factory.mktemp("headed") / "qwen3"
+    quantize(str(family("qwen3")), out, load_recipe("head"))
+    return out
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks for the old name
 @pytest.mark.parametrize("how", ["coded", "dense"])
-def test_a_lora_step_lowers_the_loss_and_leaves_the_codes(coded: Family, how: Execution) -> None:
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "embed_tokens", "lm_head"]], ids=str)
+@pytest.mark.parametrize("recipe", ["default", "head"])
+def test_a_lora_step_lowers_the_loss_and_leaves_the_codes(
+    coded: Family, headed: Path, recipe: str, targets: list[str], how: Execution
+) -> None:
     torch.manual_seed(0)
-    base = load(coded("llama"), how)
-    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
-    layers = [m for m in model.modules() if isinstance(m, HLWQLinear)]
+    base = load(headed if recipe == "head" else coded("llama"), how)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    layers = [m for m in model.modules() if isinstance(m, CodedMatrix)]
     codes = [layer.codes.clone() for layer in layers]
     ids = tokens()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)

@@ -13,6 +13,7 @@ from ...checkpoint import open_coded, open_source
 from ...checkpoint.hub import is_repo_id
 from ...checkpoint.manifest import CHART, RESULTS
 from ...errors import NotFoundError
+from ...runtime.expert_cache import expert_cache_of
 from ...runtime.kv_attention import kv_bits_of
 from ...sizes import format_size
 
@@ -94,7 +95,10 @@ def _live(model: HLWQModel) -> list[tuple[str, str]]:
     network = model.model
     context = "not stated" if model.context is None else f"{model.context:,} tokens"
     kind = str(network.dtype).removeprefix("torch.")
+    cache = expert_cache_of(network)
+    lines = [] if cache is None else [("Experts", f"{cache.slots} of {cache.experts} a layer on {network.device}")]
     return [
+        *lines,
         ("Architecture", type(network).__name__),
         ("Takes", "text and pictures" if model.sees else "text"),
         ("Context", context),

@@ -1,0 +1,123 @@
+"""What a model takes on a GPU beside its experts, by cause, and how many experts fit beside that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hlwq_kernels.offloaded import WAVE
+
+from ..errors import UsageError
+from ..sizes import format_size
+from .experts import HLWQExperts
+
+CONTEXT_BYTES = 600 * 10**6
+"""What CUDA itself takes: context, kernels, libraries."""
+SPARE_BYTES = 256 * 2**20
+"""What the allocator, the libraries' workspaces and captured graphs take beside tensors."""
+TOKENS = 2048
+"""Tokens of prompt and answer that keys, values and activations are counted for."""
+_STATES = 16
+"""Hidden states of every token that are held at once at most, while a prompt is read."""
+
+
+@dataclass(frozen=True)
+class DeviceNeeds:
+    """Bytes on the GPU.
+
+    Attributes:
+        weights: all tensors of the model that are no experts.
+        cache: keys and values of TOKENS tokens.
+        workspace: activations of a prompt of TOKENS tokens, and weights that are decoded for it.
+        scratch: records that all layers share.
+        slot: records of one slot in every layer.
+        experts: of a layer, at most.
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+    scratch: int
+    slot: int
+    experts: int
+
+    @classmethod
+    def of(cls, model: Any, chosen: int) -> DeviceNeeds:
+        """Those of a model whose experts are outside, on the meta device too; a token chooses so many of them."""
+        modules = [m for m in model.modules() if isinstance(m, HLWQExperts) and m.layout is not None]
+        layouts = {m.layout for m in modules if m.layout is not None}
+        shared = sum(layout.bytes for layout in layouts) * (chosen + 2 * WAVE)
+        return cls(
+            weights=_weights(model),
+            cache=cache_bytes(model, TOKENS),
+            workspace=_workspace(model, modules, chosen),
+            scratch=shared,
+            slot=sum(m.layout.bytes for m in modules if m.layout is not None),
+            experts=max(m.expert_count for m in modules),
+        )
+
+    @property
+    def others(self) -> int:
+        """All but the slots."""
+        return CONTEXT_BYTES + self.weights + self.cache + self.workspace + self.scratch
+
+    def slots(self, budget: int) -> int:
+        """Slots of each layer that fit into so many bytes; more than there are experts are none's.
+
+        Raises:
+            UsageError: not even one does.
+        """
+        found = (budget - self.others) // self.slot
+        if found < 1:
+            raise UsageError(
+                f"{format_size(budget)} of GPU memory do not hold this model: one expert of each layer takes "
+                f"{format_size(self.slot)}, all else {format_size(self.others)}.",
+                f"Give at least {-(-(self.others + self.slot) // 10**7) / 100:.2f}GB.",
+            )
+        return min(found, self.experts)
+
+    def line(self, slots: int) -> str:
+        """Where the bytes go, in one sentence."""
+        return (
+            f"On the GPU: {format_size(self.slot * slots)} of slots, {format_size(self.weights)} of other weights, "
+            f"{format_size(self.cache)} of keys and values for {TOKENS:,} tokens, "
+            f"{format_size(self.workspace + self.scratch)} of work space and {format_size(CONTEXT_BYTES)} for CUDA."
+        )
+
+
+def _weights(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, tied ones once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
+
+
+def cache_bytes(model: Any, tokens: int) -> int:
+    """Bytes of keys and values of so many tokens, as the model's type has them; a sliding layer holds its window."""
+    config = model.config.get_text_config()
+    types = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None) or tokens
+    total = 0
+    for module in model.modules():
+        keys = getattr(module, "k_proj", None)
+        if keys is None or not isinstance(getattr(module, "config", None), type(config)):
+            continue
+        values = getattr(module, "v_proj", None) or keys
+        layer = getattr(module, "layer_idx", len(types))
+        sliding = layer < len(types) and types[layer] == "sliding_attention"
+        held = min(window, tokens) if sliding else tokens
+        total += (keys.out_features + values.out_features) * model.dtype.itemsize * held
+    return int(total)
+
+
+def _workspace(model: Any, experts: list[HLWQExperts], chosen: int) -> int:
+    config, size = model.config.get_text_config(), model.dtype.itemsize
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    widest = max(m.out_features for m in linears if m.out_features != config.vocab_size)
+    decoded = max(m.in_features * m.out_features for m in linears if m.out_features != config.vocab_size)
+    wave = max(m.columns["gate_up_proj"] * m.columns["down_proj"] for m in experts) * 2 * WAVE
+    token = (chosen + _STATES) * config.hidden_size * size + 3 * widest * size
+    logits = 2 * config.vocab_size * torch.float32.itemsize
+    return int(TOKENS * token + max(decoded, wave) * size + logits + SPARE_BYTES)

@@ -1,0 +1,109 @@
+"""Embeddings that hold codes, and the head that reads them where it is tied."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from hlwq_kernels import decode_rows
+
+from .coded import Coding
+from .linear import HLWQLinear
+from .matrix import CodedMatrix, DecodedWeight
+
+
+class HLWQEmbedding(CodedMatrix, nn.Embedding):
+    """nn.Embedding whose weight is coded: a look-up decodes the rows it finds, and no others.
+
+    A family's own embeddings, which scale what is looked up, get this class beneath theirs by `code_embedding`.
+    """
+
+    @property
+    def weight(self) -> torch.Tensor:  # type: ignore[override]
+        """The weight (rows, columns) in the module's dtype; unless execution is dense, decoded when it is used."""
+        if self.dense_weight is not None:
+            return self.dense_weight
+        # within torch.compile an op is dropped where nothing but its dtype is asked for
+        return self.decoded() if torch.compiler.is_compiling() else DecodedWeight(self)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Rows for token ids, (...) to (..., columns)."""
+        if self.dense_weight is not None:
+            return nn.functional.embedding(input, self.dense_weight)
+        ids = input.reshape(-1)
+        codes, scales = self.codes.index_select(0, ids), self.scales.index_select(0, ids)
+        base = None if self._base is None else self._base.index_select(0, ids)
+        centroids = self.coding.centroids(self.bits, self.codes.device)
+        columns = self.shape[1]
+        rows = decode_rows(codes, scales, base, centroids, self.coding.block_size, columns, self.compute_dtype)
+        return rows.reshape(*input.shape, columns)
+
+    def extra_repr(self) -> str:
+        """Shape and width."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"
+
+
+class HLWQTiedLinear(HLWQLinear):
+    """A head without a weight of its own, which multiplies by that of coded embeddings.
+
+    It holds no buffers: two modules that share one would each get a copy when the model is moved.
+
+    Args:
+        like: the layer it stands for; its bias is taken over.
+        embedding: what it is tied to.
+    """
+
+    def __init__(self, like: nn.Linear, embedding: HLWQEmbedding) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self._is_hf_initialized = True
+        self.tied_to = (embedding,)  # in a tuple it is no submodule
+        self.shape, self.bits, self.coding = embedding.shape, embedding.bits, embedding.coding
+        self.compute_dtype = like.weight.dtype
+        self.bias = like.bias
+
+    @property
+    def codes(self) -> torch.Tensor:  # type: ignore[override]
+        """The embeddings' codes."""
+        return self.tied_to[0].codes
+
+    @property
+    def scales(self) -> torch.Tensor:  # type: ignore[override]
+        """The embeddings' scales."""
+        return self.tied_to[0].scales
+
+    @property
+    def _base(self) -> torch.Tensor | None:
+        return self.tied_to[0]._base
+
+    @property
+    def dense_weight(self) -> torch.Tensor | None:  # type: ignore[override]
+        """The embeddings' decoded weight, where execution is dense."""
+        return self.tied_to[0].dense_weight
+
+    def settle(self) -> None:
+        """Nothing: the embeddings settle."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out), wherever a device map has put the embeddings."""
+        return super().forward(input.to(self.codes.device)).to(input.device)
+
+
+_classes: dict[type[nn.Embedding], type[nn.Embedding]] = {nn.Embedding: HLWQEmbedding}
+
+
+def _coded_class(original: type[nn.Embedding]) -> type[nn.Embedding]:
+    """A family's class with the coded look-up where it calls nn.Embedding's."""
+    if original not in _classes:
+        bases = (original, HLWQEmbedding)
+        _classes[original] = type(f"HLWQ{original.__name__}", bases, {"__doc__": HLWQEmbedding.__doc__})
+    return _classes[original]
+
+
+def code_embedding(module: nn.Embedding, bits: int, coding: Coding) -> None:
+    """Make embeddings, on the meta device, hold codes instead of their weight, in place."""
+    shape, dtype = (module.num_embeddings, module.embedding_dim), module.weight.dtype
+    del module.weight
+    module.__class__ = _coded_class(type(module))
+    assert isinstance(module, HLWQEmbedding)
+    module.hold(shape, bits, coding, dtype)

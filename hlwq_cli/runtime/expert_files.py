@@ -1,0 +1,183 @@
+"""Records of experts outside the GPU: read from a checkpoint's shards once, into memory, or each when it is needed."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hlwq_kernels.records import Part, RecordLayout
+
+from ..checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_into
+from .completeness import codes_name
+from .experts import PARAMETERS, HLWQExperts
+
+logger = logging.getLogger("hlwq")
+READERS = 4
+"""Layers that are read at once."""
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """One part of all experts of a layer, as it lies in a shard."""
+
+    path: Path
+    info: TensorInfo
+
+
+def stored_parts(files: Iterable[str]) -> dict[str, StoredPart]:
+    """The parts of coded parameters in a checkpoint's shards, by stored name."""
+    found: dict[str, StoredPart] = {}
+    for file in files:
+        path = Path(file)
+        found |= {n: StoredPart(path, info) for n, info in read_header(path, path.name)[0].items() if codes_name(n)}
+    return found
+
+
+@dataclass(frozen=True)
+class OutsideExperts:
+    """Where the files hold the experts of a model that was built without them.
+
+    Attributes:
+        parts: of each experts module, by its path, in the order of its layout.
+        missing: names of parts that no file holds.
+        misshapen: names of parts of another shape or type than the module's.
+    """
+
+    parts: dict[str, tuple[StoredPart, ...]]
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]
+
+    @classmethod
+    def find(cls, model: nn.Module, stored: Mapping[str, StoredPart]) -> OutsideExperts:
+        """Look for the parts of all experts modules with a layout; `stored` goes by the names in the model."""
+        parts, missing, misshapen = {}, [], []
+        for path, module in model.named_modules():
+            if not isinstance(module, HLWQExperts) or module.layout is None:
+                continue
+            wanted = dict(zip(_names(path, module), (*module.layout.gate_up, *module.layout.down), strict=True))
+            missing += [name for name in wanted if name not in stored]
+            found = {name: stored[name] for name in wanted if name in stored}
+            misshapen += [n for n, s in found.items() if not _fits(s.info, module.expert_count, wanted[n])]
+            parts[path] = tuple(found.values())
+        return cls(parts, tuple(missing), tuple(misshapen))
+
+    def takes(self, name: str) -> bool:
+        """Whether a tensor of this name in the model belongs to one of these modules."""
+        return name.rpartition(".")[0] in self.parts
+
+
+def _names(path: str, module: HLWQExperts) -> list[str]:
+    return [f"{path}.{kind}_{parameter}" for parameter in PARAMETERS for kind in module.coding.parts()]
+
+
+def _fits(info: TensorInfo, experts: int, part: Part) -> bool:
+    return info.shape == (experts, *part.shape) and DTYPES.get(info.dtype) == part.dtype
+
+
+class FileRecords:
+    """A layer's records in the checkpoint's own files, of which the system keeps in memory what there is room for.
+
+    Args:
+        layout: of a record.
+        parts: in the order of the layout.
+        pin: whether the one record that was read last is pinned.
+    """
+
+    pinned = None
+
+    def __init__(self, layout: RecordLayout, parts: Sequence[StoredPart], pin: bool) -> None:
+        self._files = [os.open(part.path, os.O_RDONLY) for part in parts]
+        self._close = weakref.finalize(self, _close, self._files)
+        self._parts = list(zip((*layout.gate_up, *layout.down), parts, self._files, strict=True))
+        self._record = torch.zeros(layout.bytes, dtype=torch.uint8, pin_memory=pin)
+
+    def read(self, expert: int) -> torch.Tensor:
+        """See `Records`."""
+        self.read_into(expert, self._record)
+        return self._record
+
+    def read_into(self, expert: int, record: torch.Tensor) -> None:
+        """Fill a record, uint8 (bytes,), with an expert's."""
+        buffer = record.numpy().data
+        for part, stored, file in self._parts:
+            _read(file, buffer, part, stored, expert)
+
+
+def _read(file: int, record: memoryview, part: Part, stored: StoredPart, expert: int) -> None:
+    at = stored.info.offset + expert * part.bytes
+    read_into(file, record[part.offset : part.offset + part.bytes], at, stored.info.file)
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+class HostRecords:
+    """A layer's records in host memory, which a GPU reads itself where the memory can be pinned.
+
+    Args:
+        experts: how many.
+        layout: of a record.
+        pin: whether to pin the memory.
+
+    Attributes:
+        records: uint8 (experts, bytes).
+        pinned: the same where it is pinned.
+    """
+
+    def __init__(self, experts: int, layout: RecordLayout, pin: bool) -> None:
+        memory = _memory(experts * layout.bytes)
+        pinned = _pinned(memory) if pin else None
+        self.records = (memory if pinned is None else pinned).view(experts, layout.bytes)
+        self.pinned = None if pinned is None else self.records
+        if pinned is memory:
+            weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, memory.data_ptr())
+
+    def read(self, expert: int) -> torch.Tensor:
+        """See `Records`."""
+        return self.records[expert]
+
+
+def _pinned(memory: torch.Tensor) -> torch.Tensor | None:
+    """Memory, pinned where it is, because torch's own pinned memory comes in powers of two; else that; else None."""
+    error = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 1))  # 1: for all devices
+    if not error:
+        return memory
+    with suppress(RuntimeError):
+        torch.zeros(1, device="cuda")  # meets the error that is still pending
+    try:
+        return torch.empty_like(memory, pin_memory=True)
+    except RuntimeError:
+        logger.warning("Host memory cannot be pinned (%s): experts are copied by the host, which is slower.", error)
+        return None
+
+
+def _memory(size: int) -> torch.Tensor:
+    """uint8 (size,) of a mapping of its own, in large pages where the system has them."""
+    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(AttributeError, OSError):
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def fill(layers: Mapping[HostRecords, FileRecords]) -> None:
+    """Read layers from their files, several at once."""
+
+    def read(layer: tuple[HostRecords, FileRecords]) -> None:
+        host, files = layer
+        for expert, record in enumerate(host.records):
+            files.read_into(expert, record)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read, layers.items()))

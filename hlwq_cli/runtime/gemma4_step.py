@@ -1,0 +1,230 @@
+"""Layers of Gemma 4 in few launches: a step of one new token takes 13 instead of some 50, a prompt half as many.
+
+The layer of transformers is taken apart, not replaced: its modules keep their weights, and prompts its attention. What
+stands here follows its forward, so layers are compared with it before they are trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from hlwq_kernels.linear import coded_linear
+from hlwq_kernels.matmul import CodedWeight, multiply_codes, takes_gate
+from hlwq_kernels.step import Cache, Norm, Scratch, attend_dense, choose_experts, norms_after, norms_between, turn_heads
+
+from .experts import gate_name_of
+from .linear import HLWQLinear
+from .static_cache import RingLayer
+
+logger = logging.getLogger("hlwq")
+BESIDE = True
+ALIKE = 0.02
+"""Relative difference from transformers' layer that the median layer may have: rounding, not another formula."""
+
+
+def step_layers(model: nn.Module) -> list[StepLayer]:
+    """The decoder layers of a Gemma 4 without shared caches and inputs of their own; empty for anything else."""
+    layers = [m for m in model.modules() if type(m).__name__ == "Gemma4TextDecoderLayer"]
+    if not layers or not all(_is_plain(layer) for layer in layers):
+        return []
+    scratch = Scratch()
+    steps = [StepLayer(layer, scratch) for layer in layers]
+    for step, following in pairwise(steps):
+        step.following = following
+    return steps
+
+
+def _is_plain(layer: Any) -> bool:
+    attention = layer.self_attn
+    biased = any(m.bias is not None for m in layer.modules() if isinstance(m, nn.Linear))
+    shared = attention.is_kv_shared_layer or getattr(layer.config, "num_kv_shared_layers", 0)
+    return not (biased or shared or layer.hidden_size_per_layer_input)
+
+
+def joined(linears: Sequence[nn.Module]) -> CodedWeight | None:
+    """Coded layers of one input as one weight, of which each then holds its part; None where they are not alike."""
+    first = linears[0]
+    if not all(isinstance(m, HLWQLinear) and m.dense_weight is None for m in linears):
+        return None
+    assert isinstance(first, HLWQLinear)
+    if any(m.bits != first.bits or m.coding != first.coding for m in linears):
+        return None
+    whole = {}
+    for name in first.coding.parts():
+        tensors = [m.get_buffer(name) for m in linears]
+        whole[name] = torch.cat(tensors)
+        starts = [0]
+        for tensor in tensors:
+            starts.append(starts[-1] + len(tensor))
+        for m, a, b in zip(linears, starts, starts[1:], strict=False):
+            m.register_buffer(name, whole[name][a:b])
+    return _weight_of(first)._replace(codes=whole["codes"], scales=whole["scales"], base=whole.get("base"))
+
+
+def _weight_of(m: HLWQLinear) -> CodedWeight:
+    codes = m.get_buffer("codes")
+    centroids = m.coding.centroids(m.bits, codes.device)
+    return CodedWeight(codes, m.get_buffer("scales"), m._buffers.get("base"), centroids, m.coding.block_size)
+
+
+class StepLayer:
+    """A decoder layer's step.
+
+    Attributes:
+        following: the next layer, whose first norm is computed along; None behind the last.
+    """
+
+    def __init__(self, layer: Any, scratch: Scratch) -> None:
+        self.layer, self.scratch = layer, scratch
+        self.following: StepLayer | None = None
+        self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
+        a, m = layer.self_attn, layer.mlp
+        self.heads = [p for p in (a.q_proj, a.k_proj, a.v_proj) if p is not None]
+        self.of_heads, self.of_gates = joined(self.heads), joined([m.gate_proj, m.up_proj])
+        down = m.down_proj
+        self.of_down = _weight_of(down) if isinstance(down, HLWQLinear) and down.dense_weight is None else None
+        self.gate_name = gate_name_of(m.act_fn)
+        self.first = _norm(layer.input_layernorm)
+
+    def forward(self, hidden_states: torch.Tensor, per_layer_input: None = None, **rest: Any) -> torch.Tensor:
+        """Hidden states (batch, columns, hidden), on the decoder's static cache."""
+        shape, rows = hidden_states.shape, hidden_states.flatten(0, 1)
+        normed = self._normed(hidden_states, rows)
+        cache = rest["cache"] if "cache" in rest else rest["past_key_values"]
+        ring = cache.layers[self.layer.self_attn.layer_idx]
+        if ring.place.prefilling or not isinstance(ring, RingLayer):
+            attended = self.layer.self_attn(hidden_states=normed.view(shape), **rest)[0].flatten(0, 1)
+        else:
+            attended = self._attend(normed, rest["position_embeddings"], rest["attention_mask"], ring)
+        out, follows = self._feed_forward(attended, rows)
+        out = out.view(shape)
+        if self.following is not None and follows is not None:
+            self.following._handed = out, follows
+        return out
+
+    def _normed(self, hidden_states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        handed, self._handed = self._handed, None
+        return handed[1] if handed is not None and handed[0] is hidden_states else self.first.torch(rows)
+
+    def _attend(self, x: torch.Tensor, embeddings: Any, mask: torch.Tensor, ring: Any) -> torch.Tensor:
+        a = self.layer.self_attn
+        size = a.head_dim
+        q, *kv = self._products(x, self.heads, self.of_heads)
+        keys, values = kv[0], kv[-1]
+        place = Cache(ring.keys, ring.values, ring.place.slots[ring.size])
+        cosines, sines = (t.reshape(len(x), size) for t in embeddings)
+        query = turn_heads(q, keys, values, _norm(a.q_norm), _norm(a.k_norm), cosines, sines, place)
+        out = attend_dense(query, place, mask.reshape(len(x), -1), a.scaling, self.scratch)
+        projected: torch.Tensor = a.o_proj(out)
+        return projected
+
+    def _products(
+        self, x: torch.Tensor, linears: Sequence[nn.Module], weight: CodedWeight | None
+    ) -> tuple[torch.Tensor, ...]:
+        if weight is None:
+            return tuple(m(x) for m in linears)
+        rows = [len(m.get_buffer("codes")) for m in linears]
+        return torch.split(coded_linear(x, *weight), rows, dim=-1)
+
+    def _feed_forward(self, attended: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        layer = self.layer
+        experts, router = (layer.experts, layer.router) if layer.enable_moe_block else (None, None)
+        total, x, for_experts, for_router = norms_between(
+            attended, residual, _norm(layer.post_attention_layernorm), _norm(layer.pre_feedforward_layernorm),
+            None if experts is None else _norm(layer.pre_feedforward_layernorm_2),
+            None if router is None else router.scale, 1.0 if router is None else router.scalar_root_size,
+        )  # fmt: skip
+        dense, routed = self._dense_and_experts(x, for_experts, for_router)
+        return norms_after(
+            dense, routed, total, None if router is None else _norm(layer.post_feedforward_layernorm_1),
+            None if router is None else _norm(layer.post_feedforward_layernorm_2),
+            _norm(layer.post_feedforward_layernorm), layer.layer_scalar,
+            None if self.following is None else self.following.first,
+        )  # fmt: skip
+
+    def _dense_and_experts(
+        self, x: torch.Tensor, for_experts: torch.Tensor | None, for_router: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The two halves of a layer, on a GPU side by side."""
+        if for_experts is None or for_router is None:
+            return self._dense(x), None
+        if not (x.is_cuda and BESIDE and len(x) == 1):
+            return self._dense(x), self._experts(for_experts, for_router)
+        here, beside = torch.cuda.current_stream(x.device), self.scratch.side(x.device)
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            dense = self._dense(x)
+        routed = self._experts(for_experts, for_router)
+        here.wait_stream(beside)
+        return dense, routed
+
+    def _experts(self, x: torch.Tensor, for_router: torch.Tensor) -> torch.Tensor:
+        router = self.layer.router
+        chosen, weights = choose_experts(
+            for_router, router.proj.weight, router.per_expert_scale, self.layer.config.top_k_experts, self.scratch
+        )
+        routed: torch.Tensor = self.layer.experts(x, chosen, weights)
+        return routed
+
+    def _dense(self, x: torch.Tensor) -> torch.Tensor:
+        m = self.layer.mlp
+        if self.of_gates is not None and self.of_down is not None and self.gate_name and takes_gate(x, self.of_down):
+            return multiply_codes(coded_linear(x, *self.of_gates), self.of_down, None, self.gate_name)
+        gate, up = self._products(x, [m.gate_proj, m.up_proj], self.of_gates)
+        out: torch.Tensor = m.down_proj(m.act_fn(gate) * up)
+        return out
+
+
+def _norm(module: Any) -> Norm:
+    return Norm(module._parameters.get("weight"), module.eps)
+
+
+@contextmanager
+def stepped(steps: Sequence[StepLayer]) -> Iterator[None]:
+    """Within, these layers run so."""
+    for step in steps:
+        step.layer.forward = step.forward
+    try:
+        yield
+    finally:
+        for step in steps:
+            del step.layer.__dict__["forward"]
+
+
+@contextmanager
+def compared(steps: Sequence[StepLayer], differences: list[torch.Tensor]) -> Iterator[None]:
+    """Within, these layers run as ever, and leave how far their steps are from it, relatively."""
+
+    def comparing(step: StepLayer) -> Any:
+        own = step.layer.forward
+
+        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            found = step.forward(hidden_states.clone(), *args, **kwargs).float()
+            out: torch.Tensor = own(hidden_states, *args, **kwargs)
+            differences.append((found - out.float()).norm() / out.float().norm())
+            return out
+
+        return forward
+
+    for step in steps:
+        step.layer.forward = comparing(step)
+    try:
+        yield
+    finally:
+        for step in steps:
+            del step.layer.__dict__["forward"]
+
+
+def are_alike(differences: list[torch.Tensor]) -> bool:
+    """Whether the median layer's step is that of transformers; a token may tip one layer's router."""
+    median = float(torch.stack(differences).nan_to_num(torch.inf).median())
+    if median > ALIKE:
+        logger.warning("Layers run as transformers has them, which is slower: steps of ours differ by %.1e", median)
+    return median <= ALIKE

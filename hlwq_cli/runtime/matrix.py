@@ -1,0 +1,88 @@
+"""What a coded linear layer and coded embeddings share: one matrix in codes, and what stands for it decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from .coded import Coding
+
+
+class CodedMatrix(nn.Module):
+    """The coded half of a module with one weight; its buffers are named as on disk.
+
+    Attributes:
+        shape: (out, in) of the weight.
+        bits: width of a code.
+        coding: how codes are to be read.
+        compute_dtype: of the decoded weight.
+        dense_weight: the decoded weight, where execution is dense.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    dense_weight: torch.Tensor | None
+
+    def hold(self, shape: tuple[int, int], bits: int, coding: Coding, dtype: torch.dtype) -> None:
+        """Make the buffers, unfilled, on the current default device."""
+        self.shape, self.bits, self.coding, self.compute_dtype = shape, bits, coding, dtype
+        for name, tensor in coding.empty_parts(shape, bits).items():
+            self.register_buffer(name, tensor)
+        self.register_buffer("dense_weight", None, persistent=False)
+
+    @property
+    def _base(self) -> torch.Tensor | None:
+        return self._buffers.get("base")
+
+    def decoded(self) -> torch.Tensor:
+        """The weight, (out, in), in the module's dtype."""
+        if self.codes.is_meta:
+            return torch.empty(self.shape, dtype=self.compute_dtype, device="meta")
+        weight = self.coding.decode(self.codes, self.scales, self._base, self.bits, self.shape[1])
+        return weight.to(self.compute_dtype)
+
+    def decoded_row(self, row: int) -> torch.Tensor:
+        """One row of the weight, (in,)."""
+        row %= self.shape[0]
+        base = None if self._base is None else self._base[row : row + 1]
+        codes, scales = self.codes[row : row + 1], self.scales[row : row + 1]
+        return self.coding.decode(codes, scales, base, self.bits, self.shape[1])[0].to(self.compute_dtype)
+
+    def settle(self) -> None:
+        """Decode now, if that is how this module is to be executed where it lies."""
+        if self.dense_weight is None and self.coding.dense(self.codes.device):
+            self.dense_weight = self.decoded()
+
+
+class DecodedWeight(torch.Tensor):
+    """Stands for the weight of a coded matrix, and decodes when its values are used: a row for a row, else all of it.
+
+    Model code asks embeddings of a quarter million rows for their dtype at every step, and for the row of one token.
+    """
+
+    _is_hf_initialized = True  # transformers must not draw values for it
+    # what is computed from it is a plain tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    matrix: CodedMatrix
+
+    @staticmethod
+    def __new__(cls, matrix: CodedMatrix) -> DecodedWeight:
+        """A tensor without storage."""
+        made: DecodedWeight = torch.Tensor._make_wrapper_subclass(
+            cls, matrix.shape, dtype=matrix.compute_dtype, device=matrix.codes.device
+        )
+        made.matrix = matrix
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation on what it needs of the decoded weight."""
+        if func is torch.ops.aten.select.int and args[1] == 0 and not args[0].is_meta:
+            return args[0].matrix.decoded_row(args[2])
+        args, kwargs = tree_map_only(cls, lambda weight: weight.matrix.decoded(), (args, kwargs or {}))
+        return func(*args, **kwargs)

@@ -1,0 +1,75 @@
+"""Weights that a model ties, where one of them is coded."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ..errors import UnsupportedError
+from .embedding import HLWQEmbedding, HLWQTiedLinear
+from .matrix import CodedMatrix
+
+
+def tie_coded(model: Any, stored: Collection[str]) -> None:
+    """Let heads read the coded embeddings that they are tied to, and take that out of transformers' hands.
+
+    Both may be in the file, when they differ whatever the config says: then each is what its own tensors make it.
+
+    Args:
+        model: with its coded modules in place, of transformers.
+        stored: names of the checkpoint's tensors, as in the model.
+
+    Raises:
+        UnsupportedError: something that is no linear layer is tied to coded embeddings.
+    """
+    for tied, source in dict(model.all_tied_weights_keys).items():
+        modules = [model.get_submodule(name.rpartition(".")[0]) for name in (tied, source)]
+        if not any(isinstance(module, CodedMatrix) for module in modules):
+            continue
+        _forget(model, tied)
+        if isinstance(modules[1], HLWQEmbedding) and not isinstance(modules[0], CodedMatrix) and tied not in stored:
+            _tie(model, tied.rpartition(".")[0], *modules)
+
+
+def _tie(model: Any, path: str, module: nn.Module, embedding: HLWQEmbedding) -> None:
+    if not isinstance(module, nn.Linear):
+        raise UnsupportedError(
+            f"{path} of {type(model).__name__} is tied to coded embeddings, which only a linear layer can be.",
+            "Quantize it with its embeddings kept.",
+        )
+    model.set_submodule(path, HLWQTiedLinear(module, embedding))
+
+
+def _forget(model: Any, tied: str) -> None:
+    """Take a pair out of what transformers ties, now and whenever `tie_weights` is called."""
+    model.all_tied_weights_keys.pop(tied)
+    for prefix, module in model.named_modules():
+        declared, name = getattr(module, "_tied_weights_keys", None), tied.removeprefix(f"{prefix}." if prefix else "")
+        if isinstance(declared, dict) and name in declared:
+            module._tied_weights_keys = {k: v for k, v in declared.items() if k != name}
+
+
+def refuse_resizing(model: Any) -> None:
+    """Have `resize_token_embeddings` say that codes cannot grow, instead of leaving a model half plain."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, HLWQEmbedding):
+        model.resize_token_embeddings = partial(_resize, embedding)
+
+
+def _resize(
+    embedding: HLWQEmbedding,
+    new_num_tokens: int | None = None,
+    pad_to_multiple_of: int | None = None,
+    mean_resizing: bool = True,
+) -> nn.Embedding:
+    rows = embedding.num_embeddings
+    wanted = rows if new_num_tokens is None else new_num_tokens
+    if wanted + -wanted % (pad_to_multiple_of or 1) != rows:
+        raise UnsupportedError(
+            f"These {rows:,} token embeddings are coded and cannot be resized.",
+            "Resize the unquantized model and quantize that, or keep its embeddings.",
+        )
+    return embedding

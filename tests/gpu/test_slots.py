@@ -1,0 +1,174 @@
+"""Experts outside a CUDA device: what is resident gives, to the bit; fetched by the rules; captured in a graph."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.runtime import expert_cache
+from hlwq_cli.runtime.expert_cache import ExpertRoom, expert_cache_of
+from hlwq_cli.runtime.expert_files import HostRecords
+from hlwq_cli.runtime.generation import Generation
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.samples import resolve_model
+from hlwq_kernels.experts import FEW_PAIRS, coded_experts
+from hlwq_kernels.matmul import CodedWeight
+from hlwq_kernels.nvrtc import reads_pinned_memory
+from hlwq_kernels.offloaded import OffloadedLayer, Slots
+from hlwq_kernels.records import RecordLayout, view
+from tests.gpu.device import CUDA, needs_cuda
+from tests.gpu.test_experts import gate, stacked
+from tests.gpu.test_matmul import activations
+from tests.kernels.slot_rules import SlotRules
+from tests.runtime.loads import logits, tokens
+
+pytestmark = needs_cuda
+EXPERTS, INNER, HIDDEN = 20, 96, 320
+
+
+@pytest.fixture(scope="module")
+def resident() -> tuple[CodedWeight, CodedWeight]:
+    return stacked(5, EXPERTS, 2 * INNER, HIDDEN), stacked(5, EXPERTS, HIDDEN, INNER)
+
+
+def outside(resident: tuple[CodedWeight, CodedWeight]) -> HostRecords:
+    parts = [[(t.shape[1:], t.dtype) for t in weight[:3] if t is not None] for weight in resident]
+    layout = RecordLayout.of(*parts)
+    records = HostRecords(EXPERTS, layout, pin=True)
+    for described, weight in zip((layout.gate_up, layout.down), resident, strict=True):
+        for part, tensor in zip(described, (t for t in weight[:3] if t is not None), strict=True):
+            view(records.records, part).copy_(tensor)
+    return records
+
+
+def layers(resident: tuple[CodedWeight, CodedWeight], slots: int, scratch: int, itself: bool = True) -> list[Any]:
+    records = outside(resident)
+    assert records.pinned is not None
+    assert reads_pinned_memory(CUDA)
+    parts = [[(t.shape[1:], t.dtype) for t in weight[:3] if t is not None] for weight in resident]
+    shared = Slots(2, EXPERTS, slots, scratch, RecordLayout.of(*parts), CUDA, itself)
+    tables = resident[0].centroids, resident[1].centroids
+    return [OffloadedLayer(shared, number, records, tables, 64) for number in range(2)]
+
+
+def choice(count: int, k: int, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.stack([torch.randperm(EXPERTS + 1)[:k] for _ in range(count)]).to(CUDA)
+
+
+@pytest.mark.parametrize("itself", [True, False])
+@pytest.mark.parametrize("slots", [1, 3, 11, EXPERTS])
+@pytest.mark.parametrize(("count", "k"), [(1, 4), (3, 4), (40, 4), (FEW_PAIRS // 4, 4), (FEW_PAIRS, 4)])
+def test_a_layer_gives_what_a_resident_one_gives(
+    resident: tuple[CodedWeight, CodedWeight], slots: int, count: int, k: int, itself: bool
+) -> None:
+    x = activations(count, HIDDEN, torch.bfloat16) / 100
+    both = layers(resident, slots, k, itself)
+    for seed in range(3):
+        routed, chosen = torch.rand(count, k, device=CUDA), choice(count, k, seed)
+        for name in (None, "gelu_pytorch_tanh"):
+            expected = coded_experts(x, chosen, routed, *resident, gate, name)
+            for layer in both:
+                assert torch.equal(layer.run(x, chosen, routed, gate, name), expected)
+
+
+def test_the_device_fetches_by_the_rules(resident: tuple[CodedWeight, CodedWeight]) -> None:
+    first, second = layers(resident, 5, 4)
+    rules = SlotRules(EXPERTS, 5), SlotRules(EXPERTS, 5)
+    wanted = 0
+    for seed in range(50):
+        for layer, rule in ((first, rules[0]), (second, rules[1])):
+            chosen = choice(2, 4, seed)
+            layer.run(activations(2, HIDDEN, torch.bfloat16), chosen, torch.rand(2, 4, device=CUDA), gate, None)
+            experts = set(chosen.flatten().tolist()) - {EXPERTS}
+            wanted += len(experts)
+            rule.step(experts)
+    fetched = rules[0].fetched + rules[1].fetched
+    assert first.slots.counters.tolist() == [wanted, fetched, fetched * first.slots.layout.bytes]
+
+
+def test_a_graph_fetches_whatever_is_chosen(resident: tuple[CodedWeight, CodedWeight]) -> None:
+    layer, _ = layers(resident, 3, 4)
+    x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
+    chosen = torch.tensor([[0, 1, 2, 3]], device=CUDA)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        layer.run(x, chosen, routed, gate, "gelu_pytorch_tanh")
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        y = layer.run(x, chosen, routed, gate, "gelu_pytorch_tanh")
+    for seed in range(20):
+        chosen.copy_(choice(1, 4, seed))
+        graph.replay()
+        assert torch.equal(y, coded_experts(x, chosen, routed, *resident, gate, "gelu_pytorch_tanh"))
+
+
+def test_threads_with_streams_of_their_own_get_their_own_answers(resident: tuple[CodedWeight, CodedWeight]) -> None:
+    layer, _ = layers(resident, 2, 4)
+    x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
+    choices = [choice(1, 4, seed) for seed in range(40)]
+    expected = [coded_experts(x, chosen, routed, *resident, gate, None) for chosen in choices]
+    wrong: list[int] = []
+
+    def ask(seeds: range) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for seed in seeds:
+                if not torch.equal(layer.run(x, choices[seed], routed, gate, None), expected[seed]):
+                    wrong.append(seed)
+
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=ask, args=(range(start, 40, 2),)) for start in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder: Path = tmp_path_factory.mktemp("gpu") / "sample-coded"
+    quantize(resolve_model("sample"), folder, load_recipe())
+    return str(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("slots", [1, 3, 8])
+@pytest.mark.parametrize("tier", ["host", "files"])
+def test_a_model_answers_as_a_resident_one(
+    sample: str, slots: int, dtype: str, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(sample, device="cuda:0", dtype=dtype)
+    if tier == "files":
+        monkeypatch.setattr(expert_cache, "host_memory_free", lambda: 0)
+    ours = load_model(sample, device="cuda:0", dtype=dtype, expert_room=ExpertRoom(slots))
+    for ids in (tokens(1, 1), tokens(2, 9), tokens(1, 300), tokens(1, 1)):
+        assert torch.equal(logits(ours, input_ids=ids.to(CUDA)), logits(model, input_ids=ids.to(CUDA)))
+    ids = tokens(2, 30).to(CUDA)
+    options: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 40}
+    options |= {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    generation = Generation(ours)
+    for _ in range(2):
+        assert torch.equal(generation.generate(**options), Generation(model).generate(**options))
+    if tier == "host" and dtype == "bfloat16":
+        assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+
+
+def test_a_size_is_kept_and_experts_are_never_on_the_device_whole(sample: str) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(CUDA)
+    before = torch.cuda.memory_allocated(CUDA)
+    model = load_model(sample, device="cuda:0", expert_room=ExpertRoom(gpu_memory=2 * 10**9))
+    cache = expert_cache_of(model)
+    assert cache is not None
+    assert cache.slots == 8
+    assert cache.needs is not None
+    held = cache.needs.weights + cache.needs.scratch + 8 * cache.needs.slot
+    assert torch.cuda.max_memory_allocated(CUDA) - before < 1.1 * held + 2**20

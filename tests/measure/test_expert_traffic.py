@@ -1,0 +1,66 @@
+"""Speed of a model whose experts lie outside its device says what was fetched for a token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hlwq_cli.measure.expert_traffic import ExpertTraffic, expert_traffic
+from hlwq_cli.measure.report import BenchReport, Measured
+from hlwq_cli.measure.speed import measure_speed
+from hlwq_cli.runtime.expert_cache import ExpertRoom, Traffic, expert_cache_of
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.ui.show_bench import show_bench
+from hlwq_cli.ui.sink import Format, Sink
+
+Family = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def measured(coded: Family) -> Measured:
+    model = load_model(str(coded("qwen3_moe")), device="cpu", expert_room=ExpertRoom(2))
+    return Measured("out", 1000, 5.1, speed=measure_speed(model, runs=1))
+
+
+def test_decoded_tokens_alone_are_counted(measured: Measured) -> None:
+    assert measured.speed is not None
+    found = measured.speed.experts
+    assert found is not None
+    assert (found.slots, found.experts, found.layers, found.tier) == (2, 4, 2, "host")
+    assert 0 < found.hit_rate < 1
+    record = found.outside_bytes / 8
+    assert found.token_bytes == pytest.approx((1 - found.hit_rate) * 4 * record, rel=0.02)
+    assert (found.copy_rate, found.copy_bound) == (0.0, None)
+
+
+def test_where_all_have_slots_nothing_is_fetched(coded: Family) -> None:
+    model = load_model(str(coded("qwen3_moe")), device="cpu", expert_room=ExpertRoom(4))
+    cache = expert_cache_of(model)
+    assert cache is not None
+    found = expert_traffic(cache, (Traffic(), Traffic(80, 8, 800), Traffic(960, 8, 800)), 100)
+    assert (found.hit_rate, found.token_bytes) == (1.0, 0.0)
+
+
+def test_both_forms_of_the_result_show_it(measured: Measured, capsys: pytest.CaptureFixture[str]) -> None:
+    report = BenchReport(None, "", None, (measured,))
+    show_bench(Sink(Format.human), report, ())
+    shown = capsys.readouterr().out
+    assert "out: 2 of 4 experts in each of 2 layers on the device, all (" in shown
+    assert "fetched a decoded token." in shown
+    show_bench(Sink(Format.json), report, ())
+    experts = json.loads(capsys.readouterr().out)["report"]["measured"][0]["speed"]["experts"]
+    assert set(experts) == set(ExpertTraffic.__dataclass_fields__)
+
+
+def test_the_copy_bound_is_named_where_there_is_one(capsys: pytest.CaptureFixture[str], measured: Measured) -> None:
+    from dataclasses import replace
+
+    assert measured.speed is not None
+    traffic = ExpertTraffic(34, 128, 30, 14_663_024_640, "host", 0.266, 673e6, 54.6e9, 81.1)
+    other = replace(measured, speed=replace(measured.speed, experts=traffic))
+    show_bench(Sink(Format.human), BenchReport(None, "", None, (other,)), ())
+    shown = capsys.readouterr().out
+    assert "hit rate 0.266, 673.00 MB fetched a decoded token; copying alone, 54.6 GB/s, would allow 81 tokens" in shown
