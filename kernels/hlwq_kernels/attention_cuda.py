@@ -13,7 +13,10 @@ from .cached import CachedTokens
 from .nvrtc import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
 from .tokens import padded_dim, rotation_block
 
-SOURCES = ("ptx.cu", "lookup.cu", "rotation.cu", "slices.cu", "attention.cu")
+SOURCES = (
+    "ptx.cu", "lookup.cu", "rotation.cu", "slices.cu", "attention_shape.cu", "attention_worker.cu",
+    "attention_codes.cu", "attention_exact.cu", "attention.cu",
+)  # fmt: skip
 MERGE_SOURCES = ("ptx.cu", "lookup.cu", "rotation.cu", "attention_merge.cu")
 MERGE_WARPS = 4
 
@@ -92,7 +95,7 @@ class Variant:
 
     @cached_property
     def shared_bytes(self) -> int:
-        """Bytes of shared memory: see attention.cu, which checks them."""
+        """Bytes of shared memory: see attention_shape.cu, which checks them."""
         tables = [4 * self.copies(b) * (1 << (2 * b if b <= 6 else b)) for b in self.bits]
         part = 64 if self.stored[1] <= 64 else 128
         first = max(max(tables) + (tables[0] if self.one_table else sum(tables)), 4 * self.warps * 8 * (part + 4))

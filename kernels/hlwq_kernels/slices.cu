@@ -91,7 +91,8 @@ __device__ __forceinline__ u32 one(const PlanesOf<B>& w, u32 copy) {
   if constexpr (B != 8) return weight<CODE, C>(w, 0, copy);
   constexpr int byte = CODE / 2, from = byte % 4 * 8, to = LOW<C>;
   const u32 word = CODE % 2 ? w.b[byte / 4] : w.a[byte / 4];
-  return looked_up(0, ((from > to ? word >> (from > to ? from - to : 0) : word << (from > to ? 0 : to - from)) & 0xFF << to) | copy);
+  const u32 moved = from > to ? word >> (from > to ? from - to : 0) : word << (from > to ? 0 : to - from);
+  return looked_up(0, (moved & 0xFF << to) | copy);
 }
 
 // Codes 2 P and 2 P + 1 of a joined slice, as fp16.

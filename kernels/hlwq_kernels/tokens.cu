@@ -27,7 +27,8 @@ __device__ __forceinline__ int scale_index(float mean_square) {
   if (mean_square == 0.0f) return 0;
   const u32 word = __float_as_uint(mean_square) & 0x7fffffff;
   const float mantissa = __uint_as_float((word & 0x7fffff) | 0x3f800000);
-  const int above = (mantissa >= THRESHOLD_0) + (mantissa >= THRESHOLD_1) + (mantissa >= THRESHOLD_2) + (mantissa >= THRESHOLD_3);
+  int above = (mantissa >= THRESHOLD_0) + (mantissa >= THRESHOLD_1);
+  above += (mantissa >= THRESHOLD_2) + (mantissa >= THRESHOLD_3);
   const int k = 128 + 4 * ((int)(word >> 23) - 127) + above;
   return k < 253 ? max(k, 0) : BEYOND;  // infinities and what is no number have the largest exponent
 }
