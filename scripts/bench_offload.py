@@ -1,14 +1,18 @@
 """Tokens a second of a mixture of experts whose experts lie outside the GPU, beside the same model resident.
 
     python scripts/bench_offload.py CODED_FOLDER --gpu-memory 8.6GB [--cases slots none resident] [--tokens 128]
+        [--ahead 1] [--recall .79]
 
 Each case is a process of its own: `slots` has as many experts on the GPU as its memory holds, `none` one slot a layer
 and scratch, `resident` all. In each, tokens are decoded with the model's own router, and with choices drawn beforehand
 that lie on the device: `uniform`, and `sticky`, where each expert of the last token is kept with probability .45.
-Random weights say nothing of real routing; these two bracket it. Reported: tokens a second (prompt left out), hit rate,
-bytes fetched a token, the copy bound (measured copy rate over these bytes), prefill of 512 tokens, memory of device
-(by the driver, context included) and host, and the device's time by kernel in a profile of a few tokens. `--slots N`
-instead of `--gpu-memory` runs anywhere.
+Random weights say nothing of real routing; these two bracket it. What would be guessed of drawn choices is drawn, too:
+each expert is named with the probability `--recall`, by default that of the bundled sample (bench_prefetch.py);
+`--ahead` is how many of a layer's guesses are fetched at most, 0 none. Reported: tokens a second (prompt left out), hit
+rate, bytes fetched a token, the copy bound (measured copy rate over these bytes), prefill of 512 tokens, memory of
+device (by the driver, context included) and host, and from a profile of a few tokens the device's time by kernel, and
+by cause with what copying its bytes takes at least (time_by_cause.py). `--slots N` instead of `--gpu-memory` runs
+anywhere.
 """
 
 import argparse
@@ -19,57 +23,27 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
+from drawn_routing import drawn_choices, drawn_guesses, routed
+from time_by_cause import a_token, by_cause, by_kernel, bytes_read, device_copy_rate, profiled, rows
 
-PROMPT, PREFILL, STICKY, DRAWN = 8, 512, 0.45, 1021
+PROMPT, PREFILL = 8, 512
 CASES = ("slots", "none", "resident")
 Figures = dict[str, Any]
 
 
-def drawn_choices(kind: str, layers: int, experts: int, k: int) -> torch.Tensor:
-    """int64 (layers, DRAWN, k): each layer's experts at each step."""
-    generator = torch.Generator().manual_seed(0)
-    table = torch.rand(layers, DRAWN, experts, generator=generator).argsort(-1)[..., :k]
-    if kind == "sticky":
-        for step in range(1, DRAWN):
-            for layer in range(layers):
-                before = table[layer, step - 1]
-                kept = before[torch.rand(k, generator=generator) < STICKY].tolist()
-                others = [e for e in torch.randperm(experts, generator=generator).tolist() if e not in before.tolist()]
-                table[layer, step] = torch.tensor((kept + others)[:k])
-    return table
+def fetch_ahead_at_most(experts: int) -> None:
+    """Of a layer, in models that are loaded from now on."""
+    from hlwq_kernels import offloaded
 
-
-@contextmanager
-def routed(layers: list[Any], table: torch.Tensor | None) -> Iterator[None]:
-    """Within, single tokens go to the experts of a table, whose steps are counted on the device."""
-    if table is None:
-        yield
-        return
-    step = torch.zeros(1, dtype=torch.int64, device=table.device)
-
-    def forward(number: int, module: Any, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        if len(x) == 1:
-            if number == 0:
-                step.add_(1).remainder_(DRAWN)
-            index = table[number].index_select(0, step)
-        return type(module).forward(module, x, index, weights)
-
-    for number, layer in enumerate(layers):
-        layer.forward = MethodType(lambda module, *args, number=number: forward(number, module, *args), layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.__dict__["forward"]
+    setattr(offloaded, "AHEAD", experts)  # noqa: B010 - it is no name of that module's own
+    if not experts:
+        setattr(offloaded.OffloadedLayer, "prefetch", lambda *args: None)  # noqa: B010
 
 
 def seconds_of(work: Callable[[], Any], runs: int, device: torch.device) -> list[float]:
@@ -93,6 +67,7 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
     from hlwq_cli.runtime.loading import load_model
     from hlwq_cli.runtime.memory import host_memory_free
 
+    fetch_ahead_at_most(args.ahead)
     free_before, start = host_memory_free(), time.perf_counter()
     room = {
         "slots": ExpertRoom.parse(args.slots, args.gpu_memory), "none": ExpertRoom(slots=1), "resident": None,
@@ -103,6 +78,8 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
     cache = expert_cache_of(model)
     layers = [m for m in model.modules() if isinstance(m, HLWQExperts)]
     experts, k = layers[0].expert_count, experts_per_token(model.config)
+    tell("layers", len(layers))
+    tell("bytes_read", bytes_read(model, k))
     if cache is not None:
         tell("slots", cache.slots)
         tell("placed", cache.line())
@@ -118,9 +95,11 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
         )  # fmt: skip
 
     def decode(kind: str) -> None:
-        table = None if kind == "own" else drawn_choices(kind, len(layers), experts, k).to(device)
+        table = None if kind == "own" else drawn_choices(kind, len(layers), experts, k)
+        guesses = None if table is None else drawn_guesses(table, experts, args.recall).to(device)
+        table = None if table is None else table.to(device)
         generation = Generation(model)  # graphs hold the routing that they were captured with
-        with routed(layers, table), torch.inference_mode():
+        with routed(layers, table, guesses), torch.inference_mode():
             first = statistics.mean(seconds_of(lambda: answer(generation, PROMPT, 1), args.runs, device))
             seen = [] if cache is None else [cache.traffic()]
             seconds_of(lambda: answer(generation, PROMPT, 1), args.runs, device)
@@ -136,7 +115,17 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
                 figures |= asdict(expert_traffic(cache, seen, (args.runs + 1) * args.tokens))
             tell(kind, figures)
             if kind != "own" and device.type == "cuda":
-                tell(f"{kind}_profile", profile(lambda: answer(generation, PROMPT, 17), 16))
+                tell_profile(kind, generation)
+
+    def tell_profile(kind: str, generation: Generation) -> None:
+        """Of what 16 tokens took; the prompt and the first are taken off."""
+        try:
+            long, short = (profiled(lambda n=n: answer(generation, PROMPT, n)) for n in (17, 1))  # type: ignore[misc]
+            kernels = a_token(by_kernel(long), by_kernel(short), 16)
+            tell(f"{kind}_profile", dict(list(kernels.items())[:12]))
+            tell(f"{kind}_causes", a_token(by_cause(long, len(layers)), by_cause(short, len(layers)), 16))
+        except Exception as error:
+            tell(f"{kind}_profile", f"no profile: {error}")
 
     for kind in ("own", "uniform", "sticky"):
         decode(kind)
@@ -151,22 +140,6 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
         tell("device_bytes_reserved_peak", torch.cuda.max_memory_reserved(device))
     tell("host_peak_rss", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     tell("host_memory_taken", free_before - host_memory_free())
-
-
-def profile(work: Callable[[], Any], tokens: int) -> dict[str, float] | str:
-    """Microseconds of device time a token by kernel, the longest twelve; prompt included."""
-    from torch.profiler import ProfilerActivity, profile
-
-    try:
-        with profile(activities=[ProfilerActivity.CUDA]) as found:
-            work()
-            torch.cuda.synchronize()
-        times: dict[str, float] = defaultdict(float)
-        for event in found.key_averages():
-            times[event.key[:60]] += event.self_device_time_total / tokens
-        return dict(sorted(times.items(), key=lambda kv: -kv[1])[:12])
-    except Exception as error:
-        return f"no profile: {error}"
 
 
 def device_memory_used() -> int:
@@ -212,17 +185,18 @@ def run_case(args: argparse.Namespace, case: str) -> Figures:
 
 def show(results: list[Figures]) -> None:
     """A table to paste."""
-    print("\n| case | slots | routing | tok/s | hit rate | MB a token | copy bound tok/s | decoded |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("\n| case | slots | routing | tok/s | hit rate | MB a token | MB ahead | copy bound tok/s | decoded |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for r in results:
         for kind in ("own", "uniform", "sticky"):
             if f := r.get(kind):
                 cells = [r["case"], r.get("slots", "all"), kind, f"{f['tokens_a_second']:.1f} ± {f['deviation']:.1f}"]
                 if "hit_rate" in f:
                     bound = f"{f['copy_bound']:.0f}" if f["copy_bound"] else ""
-                    cells += [f"{f['hit_rate']:.3f}", f"{f['token_bytes'] / 1e6:.1f}", bound]
+                    cells += [f"{f['hit_rate']:.3f}", f"{f['token_bytes'] / 1e6:.1f}", f"{f['ahead_bytes'] / 1e6:.1f}"]
+                    cells.append(bound)
                 else:
-                    cells += ["", "", ""]
+                    cells += [""] * 4
                 print("| " + " | ".join(str(c) for c in [*cells, f["decoding"]]) + " |")
     print("\n| case | prefill 512 tok/s | device GB by the driver | host peak GB (RSS) | host GB taken | load s |")
     print("|---|---|---|---|---|---|")
@@ -238,6 +212,22 @@ def show(results: list[Figures]) -> None:
                 print(f"{kind}, us a token: " + ", ".join(f"{name} {us:.0f}" for name, us in times.items()))
 
 
+def show_causes(results: list[Figures], device_rate: float) -> None:
+    """Where a layer's time goes, beside what copying the bytes takes from memory that is read so fast."""
+    print("\n| case | routing | cause | us a layer | copy bound us |\n|---|---|---|---|---|")
+    for r in results:
+        for kind in ("uniform", "sticky"):
+            if causes := r.get(f"{kind}_causes"):
+                least = {cause: size / device_rate for cause, size in r["bytes_read"].items()}
+                if rate := r[kind].get("copy_rate"):
+                    least["fetch"] = r[kind]["token_bytes"] / rate
+                    least["fetch ahead (beside)"] = r[kind]["ahead_bytes"] / rate
+                for row in rows(causes, least, r["layers"]):
+                    print(f"| {r['case']} | {kind} | {row} |")
+                whole = 1e6 / r[kind]["tokens_a_second"] / r["layers"]
+                print(f"| {r['case']} | {kind} | all, by the clock | {whole:.1f} | |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
@@ -246,6 +236,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--ahead", type=int, default=1, help="guesses of a layer that are fetched at most")
+    parser.add_argument("--recall", type=float, default=0.79, help="share of drawn choices that are guessed")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--timeout", type=float, default=170, help="seconds for a case")
     parser.add_argument("--json", type=Path, help="where to leave all figures")
@@ -258,6 +250,8 @@ def main() -> None:
         return
     results = [run_case(args, case) for case in args.cases]
     show(results)
+    if torch.cuda.is_available():
+        show_causes(results, device_copy_rate(torch.device("cuda")))
     if args.json:
         args.json.write_text(json.dumps(results, indent=2))
     sys.exit(1 if any("failed" in r for r in results) else 0)

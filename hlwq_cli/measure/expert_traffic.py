@@ -25,9 +25,10 @@ class ExpertTraffic:
         outside_bytes: of all experts.
         tier: where they lie: in `host` memory, or in the `files`.
         hit_rate: share of the experts that a decoded token needed that were there.
-        token_bytes: fetched for a decoded token.
+        token_bytes: fetched for a decoded token when its experts were known.
+        ahead_bytes: fetched for a decoded token before, of experts that were guessed.
         copy_rate: bytes a second from pinned host memory to the GPU, measured; 0 on the CPU.
-        copy_bound: tokens a second that copying so many bytes so fast would allow; None where nothing is copied.
+        copy_bound: tokens a second that copying all these bytes so fast would allow; None where nothing is copied.
     """
 
     slots: int
@@ -37,6 +38,7 @@ class ExpertTraffic:
     tier: Tier
     hit_rate: float
     token_bytes: float
+    ahead_bytes: float
     copy_rate: float
     copy_bound: float | None
 
@@ -46,6 +48,8 @@ def expert_traffic(cache: ExpertCache, fetched: Sequence[Traffic], tokens: int) 
     prompts, answers = fetched[1] - fetched[0], fetched[2] - fetched[1]
     rate = copy_rate(cache.groups[0].device)
     token_bytes = max(answers.fetched - prompts.fetched, 0) / tokens
+    ahead_bytes = max(answers.ahead - prompts.ahead, 0) / tokens
+    copied = token_bytes + ahead_bytes
     missing, wanted = answers.missing - prompts.missing, answers.wanted - prompts.wanted
     return ExpertTraffic(
         slots=cache.slots,
@@ -55,8 +59,9 @@ def expert_traffic(cache: ExpertCache, fetched: Sequence[Traffic], tokens: int) 
         tier=cache.tier,
         hit_rate=1 - max(missing, 0) / max(wanted, 1),
         token_bytes=token_bytes,
+        ahead_bytes=ahead_bytes,
         copy_rate=rate,
-        copy_bound=rate / token_bytes if rate and token_bytes else None,
+        copy_bound=rate / copied if rate and copied else None,
     )
 
 

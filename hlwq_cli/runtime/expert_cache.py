@@ -67,17 +67,19 @@ class Traffic:
         missing: those that were not in a slot.
         fetched: bytes of them.
         streamed: bytes that passed in waves, for prompts.
+        ahead: bytes of experts that were only guessed to be needed.
     """
 
     wanted: int = 0
     missing: int = 0
     fetched: int = 0
     streamed: int = 0
+    ahead: int = 0
 
     def __sub__(self, other: Traffic) -> Traffic:
         return Traffic(
             self.wanted - other.wanted, self.missing - other.missing, self.fetched - other.fetched,
-            self.streamed - other.streamed,
+            self.streamed - other.streamed, self.ahead - other.ahead,
         )  # fmt: skip
 
 
@@ -106,8 +108,9 @@ class ExpertCache:
 
     def traffic(self) -> Traffic:
         """All until now; waits for the GPU."""
-        wanted, missing, fetched = (sum(n) for n in zip(*(g.counters.tolist() for g in self.groups), strict=True))
-        return Traffic(wanted, missing, fetched, sum(g.streamed for g in self.groups))
+        counters = zip(*(g.counters.tolist() for g in self.groups), strict=True)
+        wanted, missing, fetched, ahead = (sum(n) for n in counters)
+        return Traffic(wanted, missing, fetched, sum(g.streamed for g in self.groups), ahead)
 
     def line(self) -> str:
         """What is where, in one sentence."""

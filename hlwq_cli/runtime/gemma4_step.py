@@ -17,6 +17,7 @@ from torch import nn
 
 from hlwq_kernels.linear import coded_linear
 from hlwq_kernels.matmul import CodedWeight, multiply_codes, takes_gate
+from hlwq_kernels.offloaded import OffloadedLayer
 from hlwq_kernels.step import Cache, Norm, Scratch, attend_dense, choose_experts, norms_after, norms_between, turn_heads
 
 from .experts import gate_name_of
@@ -83,6 +84,7 @@ class StepLayer:
 
     def __init__(self, layer: Any, scratch: Scratch) -> None:
         self.layer, self.scratch = layer, scratch
+        self._router_norm: Norm | None = None
         self.following: StepLayer | None = None
         self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
         a, m = layer.self_attn, layer.mlp
@@ -142,6 +144,8 @@ class StepLayer:
             None if router is None else router.scale, 1.0 if router is None else router.scalar_root_size,
         )  # fmt: skip
         dense, routed = self._dense_and_experts(x, for_experts, for_router)
+        if routed is not None and self.following is not None and len(total) == 1:
+            self.following.prefetch(total, self)
         return norms_after(
             dense, routed, total, None if router is None else _norm(layer.post_feedforward_layernorm_1),
             None if router is None else _norm(layer.post_feedforward_layernorm_2),
@@ -164,6 +168,20 @@ class StepLayer:
         routed = self._experts(for_experts, for_router)
         here.wait_stream(beside)
         return dense, routed
+
+    def prefetch(self, total: torch.Tensor, before: StepLayer) -> None:
+        """Fetch what this layer's router would choose by the sum (1, hidden) that the layer before chose by."""
+        mine, others = (getattr(step.layer.experts, "offloaded", None) for step in (self, before))
+        if isinstance(mine, OffloadedLayer) and isinstance(others, OffloadedLayer):
+            mine.prefetch(self._guess, total, others)
+
+    def _guess(self, total: torch.Tensor) -> torch.Tensor:
+        """Experts (1, k), the likeliest first."""
+        router = self.layer.router
+        if self._router_norm is None:
+            self._router_norm = Norm(router.scale * router.scalar_root_size, router.eps)
+        x, k = self._router_norm.torch(total), self.layer.config.top_k_experts
+        return choose_experts(x, router.proj.weight, router.per_expert_scale, k, self.scratch.beside())[0]
 
     def _experts(self, x: torch.Tensor, for_router: torch.Tensor) -> torch.Tensor:
         router = self.layer.router

@@ -101,6 +101,8 @@ def _experts(e: ExpertTraffic) -> str:
         f"({format_size(e.outside_bytes)}) in {where}; hit rate {e.hit_rate:.3f}, {format_size(e.token_bytes)} fetched "
         "a decoded token"
     )
+    if e.ahead_bytes:
+        text += f", and {format_size(e.ahead_bytes)} ahead, by guesses"
     if e.copy_bound is None:
         return f"{text}."
     return f"{text}; copying alone, {e.copy_rate / 1e9:.1f} GB/s, would allow {e.copy_bound:.0f} tokens a second."

@@ -13,7 +13,8 @@ from .tables import scale_steps_on
 FEW = 16
 """Rows of activations that `multiply_few` takes at most; where decoding first becomes quicker was not measured yet."""
 
-_ONE = CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu", name="multiply_one")
+_ONE_NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
+_ONE = [CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu", name=name) for name in _ONE_NAMES]
 _FEW = CudaKernel("ptx.cu", "lookup.cu", "matmul.cu", name="multiply_few")
 _ROTATE = CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "rotate.cu", name="rotate_rows")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -125,7 +126,7 @@ def _launch_one(
     x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, *, kind: int = 0, bias: torch.Tensor | None = None,
     chosen: torch.Tensor | None = None, routed: torch.Tensor | None = None, gate: str | None = None,
 ) -> None:  # fmt: skip
-    """Kinds are the kernel's EXPERTS."""
+    """Kinds are the kernel's EXPERTS, and have names of their own."""
     if not y.numel():
         return
     x, weight = x.contiguous(), _readable(weight, kind > 0)
@@ -139,9 +140,10 @@ def _launch_one(
     macros: Macros = (
         *_coding(weight, y, shape.threads, beside), ("INPUT", _TYPES[x.dtype]), ("GATE", _GATES[gate]),
         ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
+        ("NAME", _ONE_NAMES[kind]),
     )  # fmt: skip
     grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
-    _ONE.launch(
+    _ONE[kind].launch(
         y.device, macros, grid, shape.threads, x, x.shape[1] // (2 if gate else 1), *_stored(weight, y), bias,
         y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, *_strides(weight, kind), y, overlap=True,
     )  # fmt: skip

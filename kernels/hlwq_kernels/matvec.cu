@@ -7,7 +7,8 @@
 //
 // Macros, beside those of lookup.cu and rotation.cu: LOG8, whether scales are steps below a row's base, else fp16 norms;
 // COLUMNS, padded; TEAMS; THREADS, TEAMS * SLICES rounded up to warps; CTAS a multiprocessor; EXPERTS, 0 none, 1 the token
-// goes to each of SHARE experts, 2 the token's SHARE rows of x go to their experts and the results are summed.
+// goes to each of SHARE experts, 2 the token's SHARE rows of x go to their experts and the results are summed; NAME, by which
+// a profile tells the three apart.
 
 constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
 constexpr int ROW_BYTES = COLUMNS / 8 * BITS, BLOCKS = COLUMNS / N, SCALE_BYTES = BLOCKS * (LOG8 ? 1 : 2);
@@ -31,7 +32,7 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
 // x: a row of in_columns a token, with EXPERTS 2 SHARE rows, with a gate twice as wide. codes, scales, base of (experts,)
 // rows, where each expert's begin *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,); bias of y's type or null; chosen, routed (tokens, SHARE);
 // y (tokens, rows), with EXPERTS 1 (tokens, SHARE, rows). An expert that is not there counts as zeros.
-extern "C" __global__ __launch_bounds__(THREADS, CTAS) void multiply_one(
+extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     const void* x, i64 in_columns, const u8* codes, const u8* scales, const u16* base, const float* centroids,
     const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts,
     i64 codes_stride, i64 scales_stride, i64 base_stride, void* y) {

@@ -2,13 +2,15 @@
 
 A few tokens bring their experts into the layer's slots, where the kernels read them; more than have room there at once
 are taken a few tokens at a time. For many tokens each expert that they chose passes once, in waves, through a pair of
-buffers: one is filled while the other is multiplied.
+buffers: one is filled while the other is multiplied. While a layer's experts are multiplied the link is idle: then the
+next layer's likeliest can be fetched, which changes what is found in slots, never what is computed.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -16,7 +18,17 @@ import torch
 from .experts import FEW_PAIRS, Gate, Wave, each_in_turn, few_experts, grouped_experts
 from .matmul import CodedWeight, runs_matmul
 from .records import RecordLayout
-from .slots import LayerTable, Planned, Wanted, fetch_cuda, plan_cuda, plan_torch
+from .slots import (
+    AHEAD,
+    LayerTable,
+    Planned,
+    Wanted,
+    fetch_ahead_cuda,
+    fetch_cuda,
+    plan_ahead_cuda,
+    plan_cuda,
+    plan_torch,
+)
 
 WAVE = 8
 """Experts in each of the two buffers that many tokens' experts pass through."""
@@ -47,7 +59,8 @@ class Slots:
 
     Attributes:
         records: uint8 (layers * slots + scratch, bytes).
-        counters: int64 (3,): experts wanted by steps, experts that were missing, bytes fetched for them.
+        counters: int64 (4,): experts wanted by steps, experts that were missing, bytes fetched for them, and bytes
+            fetched ahead.
         streamed: bytes that have passed in waves.
         lock: held while a layer runs.
     """
@@ -62,10 +75,10 @@ class Slots:
         self._slot_of = torch.full((layers, experts), -1, dtype=torch.int32, device=place)
         self._expert_in = torch.full((layers, slots), -1, dtype=torch.int32, device=place)
         self._scores = torch.zeros((layers, experts), dtype=torch.int32, device=place)
-        self.counters = torch.zeros(3, dtype=torch.int64, device=place)
-        self.wanted = Wanted(
-            torch.zeros((slots + scratch, 2), dtype=torch.int32, device=place),
-            torch.zeros(1, dtype=torch.int32, device=place),
+        self.counters = torch.zeros(4, dtype=torch.int64, device=place)
+        self.wanted, self.wanted_ahead = (
+            Wanted(*(torch.zeros(shape, dtype=torch.int32, device=place) for shape in ((count, 2), (1,))))
+            for count in (slots + scratch, AHEAD)
         )
         # zeros, because numbers that are no expert's are multiplied by what lies in the first slot, times zero
         self.records = torch.zeros((layers * slots + scratch, layout.bytes), dtype=torch.uint8, device=device)
@@ -77,6 +90,8 @@ class Slots:
         if self._copying is not None:
             self._copying.wait_stream(torch.cuda.current_stream(device))
         self._used: list[torch.cuda.Event | None] = [None, None]
+        self._beside = torch.cuda.Stream(device) if self._copying is not None and plans_itself else None
+        self._read_beside: torch.Tensor | None = None
 
     def table(self, layer: int) -> LayerTable:
         """A layer's, to be changed."""
@@ -90,13 +105,33 @@ class Slots:
         return most if most < self.experts else 2**62
 
     def go_on(self) -> None:
-        """Wait, on the current stream, for the one that a layer ran on last: threads may have streams of their own."""
-        if self._last is None or torch.cuda.is_current_stream_capturing():
+        """Wait, on the current stream, for what was queued beside, and for the stream that a layer ran on last.
+
+        Threads may have streams of their own.
+        """
+        if self._last is None:
             return
         stream = torch.cuda.current_stream(self.device)
-        if stream != self._last:
+        if self._beside is not None and self._read_beside is not None:
+            stream.wait_stream(self._beside)
+            self._read_beside = None
+        if stream != self._last and not torch.cuda.is_current_stream_capturing():
             stream.wait_stream(self._last)
             self._last = stream
+
+    @contextmanager
+    def beside(self, after: torch.cuda.Event | None, x: torch.Tensor) -> Iterator[None]:
+        """Within, work is queued on a stream of its own, behind an event; the next layer that runs waits for it.
+
+        Until then `x` is kept, which that work reads: its memory belongs to another stream.
+        """
+        if self._beside is None or after is None:
+            yield
+            return
+        self._beside.wait_event(after)
+        self._read_beside = x
+        with torch.cuda.stream(self._beside):
+            yield
 
     def waves(self, experts: list[int], records: Records) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Experts, and their records on the device, (experts, bytes); the next ones are copied meanwhile."""
@@ -149,6 +184,7 @@ class OffloadedLayer:
         self.slots, self.records = slots, records
         self.centroids, self.block_size = centroids, block_size
         self.table = slots.table(number)
+        self._fetched: torch.cuda.Event | None = None
         self.gate_up, self.down = self._weights(slots.records)
 
     def _weights(self, records: torch.Tensor) -> tuple[CodedWeight, CodedWeight]:
@@ -195,11 +231,32 @@ class OffloadedLayer:
         if slots.plans_itself:
             assert self.records.pinned is not None
             places = plan_cuda(chosen, self.table, slots.wanted, slots.counters)
-            fetch_cuda(self.records.pinned, slots.records, slots.wanted, slots.counters)
+            fetch_cuda(self.records.pinned, slots.records, slots.wanted, slots.counters[2:3])
+            if chosen.is_cuda:
+                self._fetched = torch.cuda.current_stream(chosen.device).record_event()
             return places
         planned = plan_torch(chosen.cpu(), self.table, slots.counters)
         self._fetch(planned)
         return planned.slots.to(chosen.device)
+
+    def prefetch(self, guess: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, before: OffloadedLayer) -> None:
+        """Bring the likeliest of the experts that this layer will choose, while another's are multiplied.
+
+        Nothing happens where the host fetches, or where all experts have slots.
+
+        Args:
+            guess: makes of `x` int64 (1, k) experts, the likeliest first; called on the stream of the copies.
+            x: what the layer before is given, too.
+            before: the layer whose own copies go first.
+        """
+        slots = self.slots
+        if not slots.plans_itself or slots.slots == slots.experts:
+            return
+        assert self.records.pinned is not None
+        with slots.lock, slots.beside(before._fetched, x):
+            plan_ahead_cuda(guess(x), self.table, slots.wanted_ahead)
+            counter = slots.counters[3:4]
+            fetch_ahead_cuda(self.records.pinned, slots.records, slots.wanted_ahead, counter)
 
     def _fetch(self, planned: Planned) -> None:
         for expert, slot in planned.copies.tolist():

@@ -21,9 +21,15 @@ SHIFT = 6
 UNIT = 2**20
 _THREADS = 256
 _PLAN = CudaKernel("slots.cu", name="plan")
+_PLAN_AHEAD = CudaKernel("slots.cu", name="plan_ahead")
 _FETCH = CudaKernel("slots.cu", name="fetch")
+_FETCH_AHEAD = CudaKernel("slots.cu", name="fetch_ahead")
 _FETCHING_CTAS = 4
 """Blocks a multiprocessor that copy, to have many reads on their way to the host."""
+_WARP = 32
+AHEAD = 1
+"""Experts of a layer that are fetched before its router has spoken: as many as other work hides the copy of. Two pay
+less where that takes less than two copies, and wrong ones cost: scripts/bench_prefetch.py."""
 
 
 class LayerTable(NamedTuple):
@@ -62,7 +68,7 @@ def plan_torch(chosen: torch.Tensor, table: LayerTable, counters: torch.Tensor) 
     Args:
         chosen: int64 (tokens, k).
         table: of the layer, which is changed.
-        counters: int64 (3,): experts wanted, experts missing, bytes fetched; the first two are added to.
+        counters: int64, experts wanted and experts missing at its begin, which are added to.
     """
     experts = len(table.slot_of)
     known = (chosen >= 0) & (chosen < experts)
@@ -90,7 +96,7 @@ def plan_torch(chosen: torch.Tensor, table: LayerTable, counters: torch.Tensor) 
 
 
 class Wanted(NamedTuple):
-    """Where `plan_cuda` leaves what `fetch_cuda` is to copy: int32 (experts, 2) and (1,), on the device."""
+    """Where plans leave what `fetch_cuda` is to copy: int32 (experts, 2) and (1,), on the device."""
 
     copies: torch.Tensor
     number: torch.Tensor
@@ -107,12 +113,51 @@ def plan_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted, counters:
     return slots
 
 
-def fetch_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, counters: torch.Tensor) -> None:
-    """Copy planned records, uint8 (experts, bytes) in pinned host memory, into slots, (slots, bytes) on the device."""
-    ctas = _processors(into.device) * _FETCHING_CTAS
-    _FETCH.launch(
-        into.device, plan_macros(1, 1), (ctas,), _THREADS, records, into, wanted.copies,
-        wanted.number, records.shape[1] // 16, counters,
+def plan_ahead_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted) -> None:
+    """Find places for some of the experts that a step may need soon, as many as `wanted` has room for.
+
+    They are the layer's own slots, whose experts are not among those named and have the smallest scores.
+
+    Args:
+        chosen: int64 (tokens, k), the likeliest first.
+        table: of the layer, which is changed, all but the scores.
+        wanted: to be left there.
+    """
+    experts, own = len(table.slot_of), len(table.expert_in)
+    _PLAN_AHEAD.launch(
+        chosen.device, plan_macros(experts, own), (1,), _THREADS, chosen, chosen.numel(), table.first, table.slot_of,
+        table.expert_in, table.scores, len(wanted.copies), wanted.copies, wanted.number,
+    )  # fmt: skip
+
+
+def fetch_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, fetched: torch.Tensor) -> None:
+    """Copy planned records.
+
+    Args:
+        records: uint8 (experts, bytes) in pinned host memory.
+        into: slots, uint8 (slots, bytes) on the device.
+        wanted: what a plan left.
+        fetched: int64 (1,), to which the bytes are added.
+    """
+    _fetch(_FETCH, _THREADS, _FETCHING_CTAS, records, into, wanted, fetched)
+
+
+def fetch_ahead_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, fetched: torch.Tensor) -> None:
+    """`fetch_cuda` beside other work: one warp a multiprocessor, which still have 270 KB on their way on an H100.
+
+    The blocks of the product kernels take nearly all registers, and share rows among as many of them as fit: a larger
+    one would leave some of them for a second round.
+    """
+    _fetch(_FETCH_AHEAD, _WARP, 1, records, into, wanted, fetched)
+
+
+def _fetch(
+    kernel: CudaKernel, threads: int, ctas: int, records: torch.Tensor, into: torch.Tensor, wanted: Wanted,
+    fetched: torch.Tensor,
+) -> None:  # fmt: skip
+    kernel.launch(
+        into.device, plan_macros(1, 1, threads), (_processors(into.device) * ctas,), threads, records, into,
+        wanted.copies, wanted.number, records.shape[1] // 16, fetched,
     )  # fmt: skip
 
 
@@ -120,6 +165,6 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def plan_macros(experts: int, slots: int) -> Macros:
+def plan_macros(experts: int, slots: int, threads: int = _THREADS) -> Macros:
     """The macros of slots.cu."""
-    return (("EXPERTS", experts), ("SLOTS", slots), ("THREADS", _THREADS), ("SHIFT", SHIFT), ("UNIT", UNIT))
+    return (("EXPERTS", experts), ("SLOTS", slots), ("THREADS", threads), ("SHIFT", SHIFT), ("UNIT", UNIT))

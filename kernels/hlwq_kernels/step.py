@@ -52,6 +52,12 @@ class Scratch:
         self._floats: list[torch.Tensor] = []
         self._counts: list[torch.Tensor] = []
         self._side: torch.cuda.Stream | None = None
+        self._beside: Scratch | None = None
+
+    def beside(self) -> Scratch:
+        """Room for what runs on another stream."""
+        self._beside = self._beside or Scratch()
+        return self._beside
 
     def side(self, device: torch.device) -> torch.cuda.Stream:
         """A stream for what does not depend on the rest of a step."""

@@ -21,6 +21,7 @@ from hlwq_kernels.matmul import CodedWeight
 from hlwq_kernels.nvrtc import reads_pinned_memory
 from hlwq_kernels.offloaded import OffloadedLayer, Slots
 from hlwq_kernels.records import RecordLayout, view
+from hlwq_kernels.slots import AHEAD
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_experts import gate, stacked
 from tests.gpu.test_matmul import activations
@@ -89,7 +90,59 @@ def test_the_device_fetches_by_the_rules(resident: tuple[CodedWeight, CodedWeigh
             wanted += len(experts)
             rule.step(experts)
     fetched = rules[0].fetched + rules[1].fetched
-    assert first.slots.counters.tolist() == [wanted, fetched, fetched * first.slots.layout.bytes]
+    assert first.slots.counters.tolist() == [wanted, fetched, fetched * first.slots.layout.bytes, 0]
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+@pytest.mark.parametrize("captured", [False, True])
+def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
+    resident: tuple[CodedWeight, CodedWeight], slots: int, captured: bool
+) -> None:
+    """Ten tokens through two layers at once, so that a copy that came too early or late would meet a reader."""
+    first, second = layers(resident, slots, 4)
+    rules, tokens_at_once = (SlotRules(EXPERTS, slots), SlotRules(EXPERTS, slots)), 10
+    x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
+    chosen = torch.zeros(tokens_at_once, 3, 1, 4, dtype=torch.int64, device=CUDA)
+
+    def step() -> torch.Tensor:
+        sums = []
+        for of_first, guess, of_second in chosen:
+            sums.append(first.run(x, of_first, routed, gate, "gelu_pytorch_tanh"))
+            second.prefetch(lambda given, guess=guess: guess, x, first)
+            sums.append(second.run(x, of_second, routed, gate, "gelu_pytorch_tanh"))
+        return torch.cat(sums)
+
+    def follow() -> tuple[int, int]:
+        """Experts that were missing, and those fetched ahead."""
+        before, ahead = rules[0].fetched + rules[1].fetched, 0
+        for of_first, guess, of_second in chosen.tolist():
+            rules[0].step(set(of_first[0]) - {EXPERTS})
+            ahead += len(rules[1].ahead(guess[0], AHEAD))
+            rules[1].step(set(of_second[0]) - {EXPERTS})
+        return rules[0].fetched + rules[1].fetched - before, ahead
+
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = step()
+    torch.cuda.current_stream().wait_stream(stream)
+    follow()
+    if captured:
+        with torch.cuda.graph(graph, stream=stream):
+            found = step()
+    record = first.slots.layout.bytes
+    for seed in range(10):
+        chosen.copy_(choice(tokens_at_once * 3, 4, seed).view_as(chosen))
+        before = first.slots.counters.clone()
+        if captured:
+            graph.replay()
+        else:
+            found = step()
+        sums = (coded_experts(x, c, routed, *resident, gate, "gelu_pytorch_tanh") for c in chosen[:, ::2].flatten(0, 1))
+        assert torch.equal(found, torch.cat(list(sums)))
+        missing, ahead = follow()
+        fetched = (first.slots.counters - before).tolist()
+        assert fetched[1:] == [missing, missing * record, ahead * record]
 
 
 def test_a_graph_fetches_whatever_is_chosen(resident: tuple[CodedWeight, CodedWeight]) -> None:
@@ -159,6 +212,21 @@ def test_a_model_answers_as_a_resident_one(
         assert torch.equal(generation.generate(**options), Generation(model).generate(**options))
     if tier == "host" and dtype == "bfloat16":
         assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_model_fetches_ahead_and_answers_as_a_resident_one(sample: str, slots: int) -> None:
+    model = load_model(sample, device="cuda:0", dtype="bfloat16")
+    ours = load_model(sample, device="cuda:0", dtype="bfloat16", expert_room=ExpertRoom(slots))
+    ids = tokens(1, 30).to(CUDA)
+    options: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 200}
+    options |= {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(Generation(ours).generate(**options), Generation(model).generate(**options))
+    cache = expert_cache_of(ours)
+    assert cache is not None
+    traffic = cache.traffic()
+    assert traffic.fetched == traffic.missing * cache.record_bytes
+    assert 100 * cache.record_bytes < traffic.ahead <= 4 * 220 * cache.record_bytes
 
 
 def test_a_size_is_kept_and_experts_are_never_on_the_device_whole(sample: str) -> None:

@@ -29,3 +29,13 @@ class SlotRules:
             else:
                 places[e], scratch = scratch, scratch - 1
         return places | {e: s for s, e in enumerate(self.slots) if e in chosen}
+
+    def ahead(self, guess: list[int], most: int) -> list[tuple[int, int]]:
+        """The experts that are fetched before a step, and their slots."""
+        free = [s for s, e in enumerate(self.slots) if e not in guess]
+        free.sort(key=lambda s: -1 if self.slots[s] < 0 else self.scores[self.slots[s]])
+        absent = [e for e in dict.fromkeys(guess) if e in self.scores and e not in self.slots]
+        found = list(zip(absent[:most], free, strict=False))
+        for e, s in found:
+            self.slots[s] = e
+        return found

@@ -13,7 +13,7 @@ COPIES = {2: 32, 3: 32, 4: 32, 5: 8, 6: 2, 7: 32, 8: 32}
 ARCHES = ("sm_75", "sm_80", "sm_90")
 
 
-def lookup(bits: int, threads: int) -> list[tuple[str, int]]:
+def lookup(bits: int, threads: int) -> list[tuple[str, str | int]]:
     return [("BITS", bits), ("ALIGN", 8), ("COPIES", COPIES[bits]), ("INPUT", 1), ("OUTPUT", 1), ("THREADS", threads)]
 
 
@@ -21,10 +21,12 @@ def lookup(bits: int, threads: int) -> list[tuple[str, int]]:
 def test_products_compile(bits: int, arch: str) -> None:
     few = (*lookup(bits, 256), ("N", 64), ("LOG8", 1), ("SPLIT", 4), ("TILES", 2))
     assert compile_kernel(("ptx.cu", "lookup.cu", "matmul.cu"), "multiply_few", few, arch).code
-    for experts, gate, log8 in ((0, 0, 1), (1, 0, 1), (2, 2, 0)):
+    for experts, gate, log8, name in (
+        (0, 0, 1, "multiply_one"), (1, 0, 1, "multiply_each"), (2, 2, 0, "multiply_and_sum"),
+    ):  # fmt: skip
         one = (*lookup(bits, 352), ("N", 64), ("LOG8", log8), ("COLUMNS", 704), ("TEAMS", 2), ("CTAS", 2),
-               ("EXPERTS", experts), ("SHARE", 8), ("GATE", gate))  # fmt: skip
-        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu"), "multiply_one", one, arch).code
+               ("EXPERTS", experts), ("SHARE", 8), ("GATE", gate), ("NAME", name))  # fmt: skip
+        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu"), name, one, arch).code
 
 
 @pytest.mark.parametrize("n", [32, 64, 128, 256])

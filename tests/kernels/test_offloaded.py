@@ -13,8 +13,10 @@ from hlwq_kernels.experts import FEW_PAIRS, coded_experts_torch
 from hlwq_kernels.matmul import CodedWeight
 from hlwq_kernels.offloaded import OffloadedLayer, Slots
 from hlwq_kernels.records import RecordLayout, view
+from hlwq_kernels.slots import AHEAD
 from tests.kernels.cuda_on_cpu import addresses, library
-from tests.kernels.test_slots import FETCH, PLAN, SHARED
+from tests.kernels.slot_rules import SlotRules
+from tests.kernels.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARED
 from tests.kernels.weights import tables
 
 EXPERTS, INNER, HIDDEN, K = 12, 32, 64, 3
@@ -63,21 +65,40 @@ def of_few(x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up:
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots._PLAN, "launch", launched(PLAN))
+    monkeypatch.setattr(slots._PLAN_AHEAD, "launch", launched(PLAN_AHEAD))
     monkeypatch.setattr(slots._FETCH, "launch", launched(FETCH))
+    monkeypatch.setattr(slots._FETCH_AHEAD, "launch", launched(FETCH_AHEAD))
     monkeypatch.setattr(slots, "_processors", lambda device: 1)
     monkeypatch.setattr(offloaded, "runs_matmul", lambda x: True)
     monkeypatch.setattr(offloaded, "few_experts", of_few)
 
 
-@pytest.mark.usefixtures("like_a_gpu")
-@pytest.mark.parametrize("own", [1, 2, 7, 11, EXPERTS])
-def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(own: int) -> None:
-    weights = stacked(2 * INNER, HIDDEN), stacked(HIDDEN, INNER)
+def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Products of torch may round otherwise where a weight is aligned otherwise; a wrong expert is far away."""
+    return bool((found - expected).abs().max() <= 1e-6 * expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def weights() -> tuple[CodedWeight, CodedWeight]:
+    return stacked(2 * INNER, HIDDEN), stacked(HIDDEN, INNER)
+
+
+def two_layers(weights: tuple[CodedWeight, CodedWeight], own: int) -> tuple[OffloadedLayer, OffloadedLayer]:
     parts = [[(t.shape[1:], t.dtype) for t in weight[:3] if t is not None] for weight in weights]
     layout = RecordLayout.of(*parts)
     shared = Slots(2, EXPERTS, own, K, layout, torch.device("cpu"), plans_itself=True)
     tables = weights[0].centroids, weights[1].centroids
-    layers = [OffloadedLayer(shared, number, HeldRecords(layout, weights), tables, 64) for number in range(2)]
+    first, second = (OffloadedLayer(shared, number, HeldRecords(layout, weights), tables, 64) for number in range(2))
+    return first, second
+
+
+@pytest.mark.usefixtures("like_a_gpu")
+@pytest.mark.parametrize("own", [1, 2, 7, 11, EXPERTS])
+def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(
+    weights: tuple[CodedWeight, CodedWeight], own: int
+) -> None:
+    layers = two_layers(weights, own)
+    shared = layers[0].slots
     torch.manual_seed(0)
     for tokens in (1, 2, 1, 5, 1, 40, 1, 1, 1, FEW_PAIRS // K + 1):
         for layer in layers:
@@ -85,10 +106,37 @@ def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(own:
             chosen = torch.stack([torch.randperm(EXPERTS + 1)[:K] for _ in range(tokens)])
             routed = torch.rand(tokens, K, dtype=torch.float64)
             expected = coded_experts_torch(x, chosen, routed, *weights, gate)
-            error = (layer.run(x, chosen, routed, gate, None) - expected).abs().max()
-            assert error <= 1e-6 * expected.abs().max()
-    wanted, missing, fetched = shared.counters.tolist()
-    assert fetched == missing * layout.bytes
+            assert near(layer.run(x, chosen, routed, gate, None), expected)
+    wanted, missing, fetched, ahead = shared.counters.tolist()
+    assert fetched == missing * shared.layout.bytes
     assert 0 < missing <= wanted
     assert (missing == 2 * EXPERTS) == (own == EXPERTS)
-    assert shared.streamed == 2 * EXPERTS * layout.bytes
+    assert shared.streamed == 2 * EXPERTS * shared.layout.bytes
+    assert ahead == 0
+
+
+@pytest.mark.usefixtures("like_a_gpu")
+@pytest.mark.parametrize("own", [1, 2, 7, EXPERTS])
+@pytest.mark.parametrize("right", [0, 1, K])
+def test_what_is_fetched_ahead_changes_no_sum_and_is_counted_apart(
+    weights: tuple[CodedWeight, CodedWeight], own: int, right: int
+) -> None:
+    """Guesses of which none, one or all are right, once each of the first layer has fetched its own."""
+    first, second = two_layers(weights, own)
+    rules = SlotRules(EXPERTS, own), SlotRules(EXPERTS, own)
+    record, ahead = first.slots.layout.bytes, 0
+    torch.manual_seed(right)
+    for _ in range(12):
+        x, routed = torch.randn(1, HIDDEN, dtype=torch.float64), torch.rand(1, K, dtype=torch.float64)
+        for layer, rule in zip((first, second), rules, strict=True):
+            order = torch.randperm(EXPERTS)[None]
+            chosen, guess = order[:, :K], order[:, K - right : 2 * K - right]
+            if layer is second:
+                layer.prefetch(lambda given, guess=guess: guess, x, first)
+                ahead += 0 if own == EXPERTS else len(rule.ahead(guess[0].tolist(), AHEAD))
+            rule.step(set(chosen[0].tolist()))
+            expected = coded_experts_torch(x, chosen, routed, *weights, gate)
+            assert near(layer.run(x, chosen, routed, gate, None), expected)
+    missing = rules[0].fetched + rules[1].fetched
+    assert first.slots.counters.tolist() == [2 * 12 * K, missing, missing * record, ahead * record]
+    assert (ahead > 0) == (own < EXPERTS)

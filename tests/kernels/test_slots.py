@@ -21,6 +21,16 @@ extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     });
 }
 """
+PLAN_AHEAD = """
+static i64 a[9];
+extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
+    memcpy(a, arguments, sizeof(a));
+    run_grid(grid, threads, []() {
+        plan_ahead((const i64*)a[0], a[1], a[2], (int*)a[3], (int*)a[4], (const int*)a[5], a[6], (int*)a[7],
+                   (int*)a[8]);
+    });
+}
+"""
 FETCH = """
 static i64 a[6];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
@@ -30,6 +40,7 @@ extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     });
 }
 """
+FETCH_AHEAD = FETCH.replace("fetch(", "fetch_ahead(")
 LAYER, LAYERS = 2, 4
 SHARED = (("__shared__", "static"),)  # CTAs come one after the other
 
@@ -72,24 +83,50 @@ def test_the_device_decides_as_the_host_does(experts: int, slots: int, tokens: i
     assert counted[1] > 0
 
 
-def test_records_arrive_whole_where_they_were_wanted() -> None:
-    words, threads = 2 * 1024 + 100, int(dict(plan_macros(1, 1))["THREADS"])
+@pytest.mark.parametrize(("threads", "source"), [(256, FETCH), (32, FETCH_AHEAD)])
+def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) -> None:
+    words = 2 * 1024 + 100
     records = torch.randint(0, 256, (5, 16 * words), dtype=torch.uint8)
     into = torch.full((7, 16 * words), 9, dtype=torch.uint8)
     copies, count = torch.tensor([[4, 1], [0, 6], [2, 0], [1, 2]], dtype=torch.int32), torch.tensor([3]).int()
     counted = counters()
-    kernel = library(("slots.cu",), (*plan_macros(1, 1), *SHARED), FETCH)
+    kernel = library(("slots.cu",), (*plan_macros(1, 1, threads), *SHARED), source)
     kernel.launch(3, threads, addresses([records, into, copies, count, words, counted]))
     for expert, slot in copies[:3].tolist():
         assert torch.equal(into[slot], records[expert])
     assert (into[[2, 3, 4, 5]] == 9).all()
-    assert counted.tolist() == [0, 0, 3 * 16 * words]
+    assert counted.tolist() == [3 * 16 * words, 0, 0]
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_both_kernels_compile(arch: str) -> None:
-    for name in ("plan", "fetch"):
+    for name in ("plan", "plan_ahead", "fetch", "fetch_ahead"):
         assert compile_kernel(("slots.cu",), name, plan_macros(128, 36), arch).code
+
+
+@pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 3), (7, 1), (7, 2), (20, 1)])
+def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, most: int) -> None:
+    """More guesses than slots, repeated ones and numbers that are no expert's included; then a step plans as ever."""
+    ahead = library(("slots.cu",), (*plan_macros(20, slots), *SHARED), PLAN_AHEAD)
+    table, rules = empty_table(20, slots), SlotRules(20, slots)
+    copies, count = torch.empty(most, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    brought = 0
+    for guess, chosen in zip(choices(60, 1, 5, 20), choices(61, 1, 4, 20), strict=False):
+        guess[0, 4] = guess[0, 1]
+        arguments = [guess, 5, table.first, *table[:3], most, copies, count]
+        scores = table.scores.clone()
+        ahead.launch(1, int(dict(plan_macros(1, 1))["THREADS"]), addresses(arguments))
+        expected = [[e, table.first + s] for e, s in rules.ahead(guess[0].tolist(), most)]
+        assert copies[: int(count)].tolist() == expected
+        assert torch.equal(table.scores, scores)
+        assert table.expert_in.tolist() == rules.slots
+        assert all(table.slot_of[e] == s for s, e in enumerate(rules.slots) if e >= 0)
+        assert int((table.slot_of >= 0).sum()) == int((table.expert_in >= 0).sum())
+        brought += len(expected)
+        plan_torch(chosen, table, counters())
+        rules.step(set(chosen.flatten().tolist()) - {20})
+        assert table.expert_in.tolist() == rules.slots
+    assert brought
 
 
 @pytest.mark.parametrize(("slots", "tokens", "k"), [(1, 1, 3), (5, 1, 3), (5, 2, 2), (16, 9, 2)])

@@ -41,7 +41,15 @@ def test_where_all_have_slots_nothing_is_fetched(coded: Family) -> None:
     cache = expert_cache_of(model)
     assert cache is not None
     found = expert_traffic(cache, (Traffic(), Traffic(80, 8, 800), Traffic(960, 8, 800)), 100)
-    assert (found.hit_rate, found.token_bytes) == (1.0, 0.0)
+    assert (found.hit_rate, found.token_bytes, found.ahead_bytes) == (1.0, 0.0, 0.0)
+
+
+def test_what_is_fetched_ahead_is_counted_apart_and_prompts_are_not(coded: Family) -> None:
+    cache = expert_cache_of(load_model(str(coded("qwen3_moe")), device="cpu", expert_room=ExpertRoom(2)))
+    assert cache is not None
+    fetched = Traffic(), Traffic(80, 8, 800, 0, 300), Traffic(960, 48, 4800, 0, 1600)
+    found = expert_traffic(cache, fetched, 100)
+    assert (found.token_bytes, found.ahead_bytes) == (32.0, 10.0)
 
 
 def test_both_forms_of_the_result_show_it(measured: Measured, capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,8 +67,9 @@ def test_the_copy_bound_is_named_where_there_is_one(capsys: pytest.CaptureFixtur
     from dataclasses import replace
 
     assert measured.speed is not None
-    traffic = ExpertTraffic(34, 128, 30, 14_663_024_640, "host", 0.266, 673e6, 54.6e9, 81.1)
+    traffic = ExpertTraffic(34, 128, 30, 14_663_024_640, "host", 0.266, 673e6, 110e6, 54.6e9, 69.7)
     other = replace(measured, speed=replace(measured.speed, experts=traffic))
     show_bench(Sink(Format.human), BenchReport(None, "", None, (other,)), ())
     shown = capsys.readouterr().out
-    assert "hit rate 0.266, 673.00 MB fetched a decoded token; copying alone, 54.6 GB/s, would allow 81 tokens" in shown
+    assert "hit rate 0.266, 673.00 MB fetched a decoded token, and 110.00 MB ahead, by guesses; copying" in shown
+    assert "copying alone, 54.6 GB/s, would allow 70 tokens" in shown

@@ -1,0 +1,71 @@
+"""Choices of experts that were drawn beforehand and lie on the device, for a model whose own weights are random.
+
+python -c "from drawn_routing import routed"   # used by bench_offload.py; nothing to run here
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+
+STICKY, DRAWN = 0.45, 1021
+
+
+def drawn_choices(kind: str, layers: int, experts: int, k: int) -> torch.Tensor:
+    """int64 (layers, DRAWN, k): each layer's experts at each step."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(layers, DRAWN, experts, generator=generator).argsort(-1)[..., :k]
+    if kind == "sticky":
+        for step in range(1, DRAWN):
+            for layer in range(layers):
+                before = table[layer, step - 1]
+                kept = before[torch.rand(k, generator=generator) < STICKY].tolist()
+                others = [e for e in torch.randperm(experts, generator=generator).tolist() if e not in before.tolist()]
+                table[layer, step] = torch.tensor((kept + others)[:k])
+    return table
+
+
+def drawn_guesses(table: torch.Tensor, experts: int, recall: float) -> torch.Tensor:
+    """Of drawn choices, what a layer before would guess: each with a probability, else any other expert."""
+    generator = torch.Generator().manual_seed(1)
+    others = (table + torch.randint(1, experts, table.shape, generator=generator)) % experts
+    kept = torch.rand(table.shape, generator=generator) < recall
+    order = torch.rand(table.shape, generator=generator).argsort(-1)
+    return torch.where(kept, table, others).gather(-1, order)
+
+
+@contextmanager
+def routed(layers: list[Any], table: torch.Tensor | None, guesses: torch.Tensor | None) -> Iterator[None]:
+    """Within, single tokens go to the experts of a table, whose steps are counted on the device; so with guesses."""
+    if table is None:
+        yield
+        return
+    step = torch.zeros(1, dtype=torch.int64, device=table.device)
+
+    def forward(number: int, module: Any, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            if number == 0:
+                step.add_(1).remainder_(DRAWN)
+            index = table[number].index_select(0, step)
+        y: torch.Tensor = type(module).forward(module, x, index, weights)
+        return y
+
+    def prefetch(number: int, layer: Any, x: torch.Tensor, before: Any) -> None:
+        assert guesses is not None
+        type(layer).prefetch(layer, lambda _: guesses[number].index_select(0, step), x, before)
+
+    for number, layer in enumerate(layers):
+        layer.forward = MethodType(lambda module, *args, number=number: forward(number, module, *args), layer)
+        if layer.offloaded is not None:
+            layer.offloaded.prefetch = MethodType(
+                lambda layer, guess, *args, number=number: prefetch(number, layer, *args), layer.offloaded
+            )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.__dict__["forward"]
+            if layer.offloaded is not None:
+                del layer.offloaded.__dict__["prefetch"]

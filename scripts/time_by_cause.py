@@ -1,0 +1,129 @@
+"""A GPU's time for a token by cause, from a profile, and the least that moving the bytes would take.
+
+python -c "from time_by_cause import by_cause"   # used by bench_offload.py; nothing to run here
+
+Kernels are told apart by their names, and what lies behind the last layer's norms by its place: the head, the choice of
+the token, embeddings, masks, and the first layer's norm and first product, which come before anything that only layers
+do. Causes overlap, as the dense half of a layer runs beside its experts: they may add up to more than a token takes.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from hlwq_cli.runtime.experts import HLWQExperts
+
+REST = "head and the rest"
+_CAUSES = {
+    "fetch": "fetch", "fetch_ahead": "fetch ahead (beside)", "plan": "plan", "plan_ahead": "plan",
+    "multiply_each": "experts' products", "multiply_and_sum": "experts' products",
+    "multiply_one": "dense products", "multiply_few": "dense products", "rotate_rows": "dense products",
+    "turn_heads": "attention", "attend_dense": "attention", "join_parts": "attention",
+    "norms_between": "norms and routing", "norms_after": "norms and routing", "choose_experts": "norms and routing",
+}  # fmt: skip
+_LAYERS_BEGIN, _LAYER_ENDS, _OTHERS = ("turn_heads", "norms_between"), "norms_after", "others in layers"
+CAUSES = (*dict.fromkeys(_CAUSES.values()), _OTHERS, REST)
+
+
+class Event(NamedTuple):
+    """A kernel or copy on the device: its name, and when it began and how long it took, in microseconds."""
+
+    name: str
+    start: float
+    duration: float
+
+
+def profiled(work: Callable[[], Any]) -> list[Event]:
+    """What the device did meanwhile, by beginning."""
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        work()
+        torch.cuda.synchronize()
+    events = [e for e in found.events() if e.device_type == DeviceType.CUDA]
+    return sorted((Event(e.name, e.time_range.start, e.time_range.elapsed_us()) for e in events), key=lambda e: e.start)
+
+
+def by_kernel(events: Sequence[Event]) -> dict[str, float]:
+    """Microseconds by name."""
+    times: dict[str, float] = defaultdict(float)
+    for event in events:
+        times[event.name[:60]] += event.duration
+    return times
+
+
+def by_cause(events: Sequence[Event], layers: int) -> dict[str, float]:
+    """Microseconds of events, in their order, by CAUSES; a pass through the model has so many layers."""
+    stepped = any(event.name == _LAYER_ENDS for event in events)
+    times: dict[str, float] = defaultdict(float)
+    ended = layers
+    for event in events:
+        if ended == layers and event.name in _LAYERS_BEGIN:
+            ended = 0
+        outside = ended == layers and stepped
+        times[REST if outside else _CAUSES.get(event.name, _OTHERS if stepped else REST)] += event.duration
+        ended += event.name == _LAYER_ENDS
+    return times
+
+
+def a_token(long: dict[str, float], short: dict[str, float], tokens: int) -> dict[str, float]:
+    """What so many more tokens took, each, the longest first."""
+    found = {name: (time - short.get(name, 0.0)) / tokens for name, time in long.items()}
+    return dict(sorted(found.items(), key=lambda kv: -kv[1]))
+
+
+def bytes_read(model: Any, k: int) -> dict[str, float]:
+    """Bytes of a coded model's weights that a token reads, by cause; it chooses `k` experts in each of their layers."""
+    experts = [(path, m) for path, m in model.named_modules() if isinstance(m, HLWQExperts)]
+    layers = [model.get_submodule(re.sub(r"(\.\d+)\..*", r"\1", path)) for path, _ in experts]
+    head = model.get_output_embeddings()
+    return {
+        "experts' products": sum(_expert_bytes(m) * k for _, m in experts),
+        "dense products": sum(_bytes(m) for layer in layers for m in layer.modules() if not isinstance(m, HLWQExperts)),
+        REST: sum(_bytes(m) for m in head.modules()) or _bytes(model.get_input_embeddings()),
+    }
+
+
+def _bytes(module: Any) -> int:
+    """Of its own matrices."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return sum(t.numel() * t.element_size() for t in tensors if t.dim() > 1)
+
+
+def _expert_bytes(module: HLWQExperts) -> float:
+    return module.layout.bytes if module.layout is not None else _bytes(module) / module.expert_count
+
+
+def device_copy_rate(device: torch.device) -> float:
+    """Bytes a second that a GPU reads and writes while it copies, the best of a few times."""
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    into, best = torch.empty_like(source), float("inf")
+    for _ in range(4):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        into.copy_(source)
+        end.record()
+        end.synchronize()
+        best = min(best, start.elapsed_time(end) / 1e3)
+    return 2 * source.numel() / best
+
+
+def rows(causes: dict[str, float], least: dict[str, float], layers: int) -> list[str]:
+    """Of a table: a cause, its microseconds a layer (of the rest, a token), and the least that moving its bytes takes.
+
+    Args:
+        causes: microseconds a token.
+        least: seconds a token.
+        layers: how many.
+    """
+    found = []
+    for cause in CAUSES:
+        if time := causes.get(cause):
+            share, of = (1, " a token") if cause == REST else (layers, "")
+            bound = f"{1e6 * least[cause] / share:.1f}" if cause in least else ""
+            found.append(f"{cause} | {time / share:.1f}{of} | {bound}")
+    return found

@@ -1,0 +1,69 @@
+"""A profile's microseconds by cause: by names, and by their place where a name says too little."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hlwq_cli.runtime.expert_cache import ExpertRoom
+from hlwq_cli.runtime.loading import load_model
+from hlwq_kernels import matmul, slots, step
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from time_by_cause import _CAUSES, Event, a_token, by_cause, by_kernel, bytes_read, rows
+
+LAYER = ["multiply_one", "turn_heads", "attend_dense", "norms_between", "choose_experts", "plan", "fetch",
+         "fetch_ahead", "multiply_each", "some_norm", "multiply_and_sum", "norms_after"]  # fmt: skip
+
+
+def profile(tokens: int) -> list[Event]:
+    """Two layers, each kernel of which takes as many microseconds as its place in it says; a head of 100."""
+    names = [name for _ in range(tokens) for name in (*LAYER, *LAYER, "gemv")]
+    return [Event(n, t, 100.0 if n == "gemv" else 1.0 + LAYER.index(n)) for t, n in enumerate(names)]
+
+
+def test_each_kernel_counts_once_and_what_lies_outside_of_layers_apart() -> None:
+    found = a_token(by_cause(profile(5), 2), by_cause(profile(1), 2), 4)
+    assert found == {
+        "head and the rest": 101.0, "experts' products": 2 * (9.0 + 11.0), "norms and routing": 2 * (4.0 + 5.0 + 12.0),
+        "fetch ahead (beside)": 16.0, "fetch": 14.0, "plan": 12.0, "others in layers": 20.0, "attention": 10.0,
+        "dense products": 1.0,
+    }  # fmt: skip
+    kernels = a_token(by_kernel(profile(5)), by_kernel(profile(1)), 4)
+    assert sum(kernels.values()) == sum(found.values())
+    assert next(iter(kernels)) == "gemv"
+
+
+def test_models_whose_layers_run_otherwise_are_told_apart_by_name_alone() -> None:
+    names = ["multiply_one", "plan", "fetch", "multiply_each", "multiply_and_sum", "elementwise", "gemv"]
+    found = by_cause([Event(name, 0.0, 1.0) for name in names], 2)
+    assert (found["dense products"], found["experts' products"], found["head and the rest"]) == (1.0, 2.0, 2.0)
+
+
+def test_every_kernel_of_a_step_has_a_cause() -> None:
+    ours = [*matmul._ONE, matmul._FEW, matmul._ROTATE, slots._PLAN, slots._PLAN_AHEAD, slots._FETCH]
+    ours += [slots._FETCH_AHEAD, step._BETWEEN, step._AFTER, step._HEADS, step._ROUTE, step._ATTEND, step._JOIN]
+    assert {kernel.name for kernel in ours} == set(_CAUSES)
+
+
+def test_bytes_are_those_of_the_chosen_experts_and_of_every_other_matrix(coded: Callable[[str], Path]) -> None:
+    folder = str(coded("qwen3_moe"))
+    outside = load_model(folder, device="cpu", execution="coded", expert_room=ExpertRoom(1))
+    found, resident = bytes_read(outside, 2), bytes_read(load_model(folder, device="cpu", execution="coded"), 2)
+    layer = outside.model.layers[0]
+    assert found["experts' products"] == 2 * 2 * layer.mlp.experts.layout.bytes
+    assert found["experts' products"] == pytest.approx(resident["experts' products"], rel=0.1)  # records are aligned
+    assert found["dense products"] == resident["dense products"]
+    parts = [t for n, t in layer.named_buffers() if n.endswith(("codes", "scales"))] + [layer.mlp.gate.weight]
+    assert found["dense products"] == 2 * sum(t.numel() * t.element_size() for t in parts)
+    head = outside.get_output_embeddings().weight
+    assert found["head and the rest"] == head.numel() * head.element_size()
+
+
+def test_rows_are_a_layer_and_the_rest_a_token() -> None:
+    causes = {"fetch": 900.0, "plan": 12.0, "head and the rest": 300.0}
+    found = rows(causes, {"fetch": 600e-6, "head and the rest": 90e-6}, 3)
+    assert found == ["fetch | 300.0 | 200.0", "plan | 4.0 | ", "head and the rest | 300.0 a token | 90.0"]
