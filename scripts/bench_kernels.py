@@ -1,6 +1,6 @@
 """How fast the kernels are on a CUDA device, beside what copying memory takes on it in the same run.
 
-    python scripts/bench_kernels.py [encode] [decode] [attention] [attention-tiles]
+    python scripts/bench_kernels.py [encode] [decode]
 
 Medians of runs timed by CUDA events, each after the L2 cache was overwritten. A kernel's GB/s count the bytes that go
 in and out once; "of copy" is their share of the bandwidth of a device-to-device copy (read plus written). Weights are
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from bench_attention import attention_table, tiles_table
 
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import decode_rows, encode_rows
@@ -116,9 +115,7 @@ def table(lines: list[Line], bandwidth: float) -> str:
     return "\n".join(rows)
 
 
-WEIGHTS: dict[str, Callable[[int], list[Line]]] = {"encode": encode_lines, "decode": decode_lines}
-ATTENTION = {"attention": attention_table, "attention-tiles": tiles_table}
-SECTIONS = [*WEIGHTS, *ATTENTION]
+SECTIONS: dict[str, Callable[[int], list[Line]]] = {"encode": encode_lines, "decode": decode_lines}
 
 
 def main() -> None:
@@ -128,20 +125,14 @@ def main() -> None:
         nargs="*",
         metavar="SECTION",
         choices=[*SECTIONS, []],
-        help=f"of {', '.join(SECTIONS)}; by default all but the last",
+        help=f"of {', '.join(SECTIONS)}; by default all",
     )
     parser.add_argument("--runs", type=int, default=15)
     args = parser.parse_args()
     bandwidth = copy_bandwidth(args.runs)
-    sections = args.sections or ["encode", "decode", "attention"]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s\n", flush=True)
-    lines = [line for name in sections if name in WEIGHTS for line in WEIGHTS[name](args.runs)]
-    if lines:
-        print(table(lines, bandwidth))
-    for name in sections:
-        if name in ATTENTION:
-            for line in ATTENTION[name](median_seconds, args.runs, bandwidth):
-                print(line, flush=True)
+    lines = [line for name in args.sections or SECTIONS for line in SECTIONS[name](args.runs)]
+    print(table(lines, bandwidth))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from transformers import GenerationMixin
 from .experts import HLWQExperts
 from .fused_norms import fused, fusible_norms
 from .gemma4_step import StepLayer, are_alike, compared, step_layers, stepped
-from .static_cache import NotStaticError, StaticCache, bucket
+from .kv_attention import NAME as CODES
+from .kv_attention import kv_bits_of
+from .static_cache import StaticCache, bucket
+from .static_place import NotStaticError
 from .step_attention import stepping
 
 logger = logging.getLogger("hlwq")
@@ -58,24 +61,27 @@ class Decoder:
 
     def _check(self) -> None:
         model = self.model
+        _refuse_adapters(model)
         if model.config.is_encoder_decoder:
             raise NotStaticError("it has an encoder")
-        if self.config._attn_implementation not in ("sdpa", "eager"):
+        if self.config._attn_implementation not in ("sdpa", "eager", CODES):
             raise NotStaticError(f"its attention is {self.config._attn_implementation}")
         positions = "_prepare_position_ids_for_generation"
         if getattr(type(model), positions) is not getattr(GenerationMixin, positions):
             raise NotStaticError("its positions are its own")
         if len({p.device for p in model.parameters()}) > 1:
             raise NotStaticError("it lies on several devices")
-        StaticCache(self.config, 1, 1, model.dtype, torch.device("meta"))
+        StaticCache(self.config, 1, 1, model.dtype, torch.device("meta"), kv_bits_of(model))
 
     @torch.inference_mode()
     def prefill(self, inputs: dict[str, Any], room: int) -> torch.Tensor:
         """Read prompts, padded on the left, with room for so many tokens after them; logits (batch, vocabulary).
 
         Raises:
-            NotStaticError: the model's steps ask the cache for what would be frozen in a graph.
+            NotStaticError: the model's steps ask the cache for what would be frozen in a graph, or it has been given
+                adapters, which may change from answer to answer.
         """
+        _refuse_adapters(self.model)
         batch, self._columns = inputs["attention_mask"].shape
         self._allocate(batch, bucket(self._columns + room))
         logits = self._read(inputs)
@@ -121,6 +127,7 @@ class Decoder:
         self._columns += 1
         self._ids.copy_(ids[:, None])
         self._positions.add_(1)
+        self._cache.code(self._columns)
         length = self._cache.place.length = bucket(self._columns)
         if self.uncapturable is None and length not in self._graphs:
             self._capture(length)
@@ -137,7 +144,8 @@ class Decoder:
         if self._cache is not None and self._cache.batch == batch and self._cache.capacity >= capacity:
             return
         self._cache = None
-        self._cache = StaticCache(self.config, batch, capacity, self.model.dtype, self.device)
+        bits = kv_bits_of(self.model)
+        self._cache = StaticCache(self.config, batch, capacity, self.model.dtype, self.device, bits)
         self._graphs, self._pool, self._logits = {}, None, None
         self._ids = torch.zeros(batch, 1, dtype=torch.int64, device=self.device)
         self._positions = torch.zeros_like(self._ids)
@@ -189,6 +197,12 @@ class Decoder:
         ):
             self._run(experts)
         return graph
+
+
+def _refuse_adapters(model: Any) -> None:
+    """Peft puts layers of its own around a model's, in place; what a graph or a step holds would go past them."""
+    if any("base_layer" in module._modules for module in model.modules()):
+        raise NotStaticError("it has adapters")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from hlwq_kernels.step import Cache, Norm, Scratch, attend_dense, choose_experts
 
 from .experts import gate_name_of
 from .linear import HLWQLinear
+from .static_cache import RingLayer
 
 logger = logging.getLogger("hlwq")
 BESIDE = True
@@ -100,7 +101,7 @@ class StepLayer:
         normed = self._normed(hidden_states, rows)
         cache = rest["cache"] if "cache" in rest else rest["past_key_values"]
         ring = cache.layers[self.layer.self_attn.layer_idx]
-        if ring.place.prefilling:
+        if ring.place.prefilling or not isinstance(ring, RingLayer):
             attended = self.layer.self_attn(hidden_states=normed.view(shape), **rest)[0].flatten(0, 1)
         else:
             attended = self._attend(normed, rest["position_embeddings"], rest["attention_mask"], ring)

@@ -22,8 +22,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 
 from .decoder import Decoder
-from .kv_attention import kv_bits_of
-from .static_cache import NotStaticError
+from .static_place import NotStaticError
 
 Decoding = Literal["graph", "eager", "transformers"]
 
@@ -42,7 +41,7 @@ class Generation:
     """Answers of one model; its `generate` stands in for the model's own.
 
     Attributes:
-        decoder: the static loop; None where the model, its cache of codes or its device leaves it to transformers.
+        decoder: the static loop; None where the model or its device leaves it to transformers.
         unfit: why the model does, on a GPU.
     """
 
@@ -50,7 +49,7 @@ class Generation:
         self.model = model
         self.decoder: Decoder | None = None
         self.unfit = ""
-        if model.device.type == "cuda" and kv_bits_of(model) is None:
+        if model.device.type == "cuda":
             try:
                 self.decoder = Decoder(model)
             except NotStaticError as error:
@@ -66,7 +65,7 @@ class Generation:
     def generate(self, *, streamer: Any = None, stopping_criteria: Any = None, **options: Any) -> torch.Tensor:
         """Ids (batch, prompt and answer), as from `model.generate` with the same inputs and settings.
 
-        Beams, penalties for tokens that were there before, and a cache of the caller's own, of codes for instance, are
+        Beams, penalties for tokens that were there before, and a cache of the caller's own are
         left to transformers. An answer asked for while another is being decoded waits for its end.
         """
         decoder = self.decoder

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hlwq_kernels.attention import CachedTokens, Rule, attend
@@ -19,6 +18,8 @@ from hlwq_kernels.attention import CachedTokens, Rule, attend
 from ..errors import UnsupportedError
 from .kv_bits import KVBits
 from .kv_cache import CodedLayer, CodedStates, coded_cache
+from .static_cache import StaticCache
+from .step_attention import step_attention
 
 NAME = "hlwq"
 _MARK = "_hlwq_kv_bits"
@@ -47,7 +48,7 @@ def kv_attention(
     if unknown:
         raise UnsupportedError(f"This model's attention takes {', '.join(unknown)}.", "Run it without a coded cache.")
     if isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor) and not softcap:
-        return sdpa_attention_forward(
+        return step_attention(
             module, query, key, value, attention_mask,
             dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
         )  # fmt: skip
@@ -105,6 +106,8 @@ def _in_codes(cache: Any, config: Any, bits: KVBits) -> Cache:
         return coded_cache(config, bits)
     if any(isinstance(layer, CodedLayer) for layer in getattr(cache, "layers", ())):
         return cache  # type: ignore[no-any-return]
+    if isinstance(cache, StaticCache) and cache.bits == bits:
+        return cache
     if type(cache) is not DynamicCache or cache.get_seq_length():
         raise UnsupportedError(
             f"This model keeps keys and values in codes, and got a {type(cache).__name__} that does not.",

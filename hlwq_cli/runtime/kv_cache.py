@@ -33,6 +33,12 @@ def coded_tokens(length: int, window: int = WINDOW) -> int:
     return max(0, (length - window) // GROUP * GROUP)
 
 
+def seen_in_codes(length: int, new: int, window: int = WINDOW, coded: int = 0) -> torch.Tensor:
+    """How many tokens each of `new` ones behind `length` sees in codes, `coded` at least: int64 (new,)."""
+    lengths = torch.arange(length + 1, length + new + 1)
+    return ((lengths - window) // GROUP * GROUP).clamp(min=coded)
+
+
 @lru_cache(maxsize=None)
 def token_tables(bits: int, device: torch.device) -> TokenTables:
     """The project's codebook, on a device."""
@@ -176,8 +182,7 @@ class CodedLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         new = key_states.shape[-2]
         after = max(self.coded, coded_tokens(self.length + new, self.window))
-        lengths = torch.arange(self.length + 1, self.length + new + 1)
-        seen = ((lengths - self.window) // GROUP * GROUP).clamp(min=self.coded)
+        seen = seen_in_codes(self.length, new, self.window, self.coded)
         keys = self.key_side.append(key_states.detach(), self.length, self.coded, after)
         values = self.value_side.append(value_states.detach(), self.length, self.coded, after)
         self.length, self.coded = self.length + new, after

@@ -15,28 +15,10 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-
-class NotStaticError(Exception):
-    """A model that cannot decode on a static cache; its sentence says why."""
-
-
-class Place:
-    """Where decoding stands, shared by the layers of a cache.
-
-    Attributes:
-        column: int64 (1,), the column of the token that is being decoded.
-        seen: bool (batch, capacity), false where the prompt was padded.
-        slots: int64 (1,) by ring size, where that token's key goes.
-        length: columns that attention looks at, at least column + 1; an int, fixed in a captured step.
-        prefilling: whether the prompt is being read, from column 0 on.
-    """
-
-    def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
-        self.column = torch.zeros(1, dtype=torch.int64, device=device)
-        self.seen = torch.ones(batch, capacity, dtype=torch.bool, device=device)
-        self.slots: dict[int, torch.Tensor] = {}
-        self.length = capacity
-        self.prefilling = True
+from .kv_bits import KVBits
+from .kv_cache import coded_tokens
+from .static_codes import CodedRingLayer
+from .static_place import NotStaticError, Place
 
 
 class RingLayer(CacheLayerMixin):
@@ -78,22 +60,17 @@ class RingLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys of a prompt; a step brings its own mask."""
-        self._refuse_in_step()
+        self.place.refuse_in_step()
         return query_length, 0
 
     def get_seq_length(self) -> int:
         """Nothing, before the prompt."""
-        self._refuse_in_step()
+        self.place.refuse_in_step()
         return 0
 
     def get_max_length(self) -> int:
         """Slots."""
         return self.size
-
-    def _refuse_in_step(self) -> None:
-        """A number asked for in Python would be frozen in a captured step, and the answer silently wrong."""
-        if not self.place.prefilling:
-            raise NotStaticError("its forward asks the cache for lengths at every step")
 
 
 class StaticCache(Cache):
@@ -105,27 +82,35 @@ class StaticCache(Cache):
         capacity: columns it can hold, prompt and answer.
         dtype: of masks, that of the model.
         device: where it lies.
+        bits: of codes, in layers that see every column; None for none.
 
     Raises:
         NotStaticError: a layer is neither full nor sliding attention.
     """
 
-    def __init__(self, config: Any, batch: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: Any, batch: int, capacity: int, dtype: torch.dtype, device: torch.device,
+        bits: KVBits | None = None,
+    ) -> None:  # fmt: skip
+        self.bits, self.coded = bits, 0
         self.place = Place(batch, capacity, device)
         self.batch, self.capacity, self.dtype = batch, capacity, dtype
         super().__init__(layers=[self._static(layer) for layer in DynamicCache(config=config).layers])
-        self.sizes = sorted({layer.size for layer in self.layers if isinstance(layer, RingLayer)})
-        self.place.slots = {size: torch.zeros_like(self.place.column) for size in self.sizes}
+        ours = [layer for layer in self.layers if isinstance(layer, RingLayer | CodedRingLayer)]
+        self.place.slots = {layer.size: torch.zeros_like(self.place.column) for layer in ours}
+        self.kinds = sorted({_kind(layer) for layer in ours})
         self.columns = torch.arange(capacity, device=device)
         types = getattr(config, "layer_types", None)
-        self.size_of_type = (
+        self.kind_of_type = (
             None
             if types is None
-            else {t: layer.size for t, layer in zip(types, self.layers, strict=False) if isinstance(layer, RingLayer)}
+            else {t: _kind(layer) for t, layer in zip(types, self.layers, strict=False) if layer in ours}
         )
 
     def _static(self, layer: Any) -> Any:
         """What stands for a layer of transformers' own choice for this model."""
+        if type(layer) is DynamicLayer and self.bits is not None:
+            return CodedRingLayer(self.place, self.capacity, self.bits)
         if type(layer) is DynamicLayer:
             return RingLayer(self.place, self.capacity, sliding=False)
         if type(layer) is DynamicSlidingWindowLayer:
@@ -142,15 +127,34 @@ class StaticCache(Cache):
         self.place.column.fill_(columns)
         self.place.seen.fill_(True)
         self.place.seen[:, :columns] = attention_mask.bool()
+        self._set_coded(coded_tokens(columns))
+
+    def _set_coded(self, columns: int) -> None:
+        self.coded = columns
+        self.place.coded.fill_(columns)
+
+    def code(self, columns: int) -> None:
+        """Code what leaves the window when there are so many columns; to be called before that step, uncaptured."""
+        after = coded_tokens(columns)
+        if after > self.coded:
+            for layer in self.layers:
+                if isinstance(layer, CodedRingLayer):
+                    layer.code(self.coded, after)
+            self._set_coded(after)
 
     def begin_step(self) -> dict[str, torch.Tensor] | torch.Tensor:
-        """Find the slots of the current column; the mask or masks the model takes, additive (batch, 1, 1, slots)."""
-        for size, slot in self.place.slots.items():
-            torch.remainder(self.place.column, size, out=slot)
-        masks = {size: self._mask(size) for size in self.sizes}
-        if self.size_of_type is None:
-            return masks[self.sizes[0]]
-        return {name: masks[size] for name, size in self.size_of_type.items()}
+        """Find the slots of the current column; the mask or masks the model takes.
+
+        They are additive, (batch, 1, 1, slots), or for layers that hold codes boolean, (batch, 1, 1, columns).
+        """
+        place = self.place
+        for size, slot in place.slots.items():
+            torch.remainder(place.column, size, out=slot)
+        torch.cat([place.coded, place.column + 1 - place.coded], out=place.lengths)
+        masks = {kind: self._mask(kind) if kind else place.seen[:, None, None, : place.length] for kind in self.kinds}
+        if self.kind_of_type is None:
+            return masks[self.kinds[0]]
+        return {name: masks[kind] for name, kind in self.kind_of_type.items()}
 
     def _mask(self, size: int) -> torch.Tensor:
         slots = self.columns[: min(self.place.length, size)]
@@ -162,6 +166,11 @@ class StaticCache(Cache):
         hidden = torch.finfo(self.dtype).min
         mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
         return mask.masked_fill_(~visible, hidden)[:, None, None, :]
+
+
+def _kind(layer: RingLayer | CodedRingLayer) -> int:
+    """Which mask a layer takes in a step: that of so many slots, or 0, that of codes."""
+    return layer.size if isinstance(layer, RingLayer) else 0
 
 
 def bucket(columns: int) -> int:

@@ -1,12 +1,12 @@
-"""Attention over a cache of codes: the Triton kernel for one token a sequence on a fitting CUDA device, else torch."""
+"""Attention over a cache of codes: the CUDA kernel for one token a sequence on a fitting device, else torch."""
 
 from __future__ import annotations
 
 import torch
 
+from .attention_cuda import attend_cuda, runs_attention
 from .attention_torch import Rule, attend_torch
 from .cached import CachedTokens
-from .device import runs_triton
 from .tokens import TokenTables
 
 __all__ = ["CachedTokens", "Rule", "attend"]
@@ -22,11 +22,11 @@ def attend(
     mask = rule.mask
     shared = mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
     if query.shape[2] != 1 or not shared or keys.first != keys.coded:
-        return attend_torch(query, keys, values, seen, rule)
+        return attend_torch(query, keys.settled(), values.settled(), seen, rule)
     found: torch.Tensor = _attend_one_op(
         query[:, :, 0], keys.codes, keys.scales, keys.exact, list(keys.tables),
         values.codes, values.scales, values.exact, list(values.tables),
-        keys.coded, None if mask is None else mask[:, 0, 0], rule.scaling, rule.softcap,
+        keys.coded, keys.lengths, None if mask is None else mask[:, 0, 0], rule.scaling, rule.softcap,
     )  # fmt: skip
     return found[:, :, None]
 
@@ -43,18 +43,18 @@ def _attend_one_op(
     v_exact: torch.Tensor,
     v_tables: list[torch.Tensor],
     coded: int,
+    lengths: torch.Tensor | None,
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float,
 ) -> torch.Tensor:
-    keys = CachedTokens(k_codes, k_scales, coded, k_exact, coded, TokenTables(*k_tables))
-    values = CachedTokens(v_codes, v_scales, coded, v_exact, coded, TokenTables(*v_tables))
-    if runs_triton(query.device):
-        from .attention_triton import attend_triton
-
-        return attend_triton(query, keys, values, mask, scaling, softcap)
-    rule = Rule(scaling, softcap, None if mask is None else mask[:, None, None])
-    return attend_torch(query[:, :, None], keys, values, torch.tensor([coded]), rule)[:, :, 0].contiguous()
+    keys = CachedTokens(k_codes, k_scales, coded, k_exact, coded, TokenTables(*k_tables), lengths)
+    values = CachedTokens(v_codes, v_scales, coded, v_exact, coded, TokenTables(*v_tables), lengths)
+    if runs_attention(query, keys, values):
+        return attend_cuda(query, keys, values, mask, scaling, softcap)
+    keys, values = keys.settled(), values.settled()
+    rule = Rule(scaling, softcap, None if mask is None else mask[:, None, None, : keys.length])
+    return attend_torch(query[:, :, None], keys, values, torch.tensor([keys.coded]), rule)[:, :, 0].contiguous()
 
 
 @_attend_one_op.register_fake
@@ -69,6 +69,7 @@ def _(
     v_exact: torch.Tensor,
     v_tables: list[torch.Tensor],
     coded: int,
+    lengths: torch.Tensor | None,
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float,

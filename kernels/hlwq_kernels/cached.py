@@ -19,6 +19,9 @@ class CachedTokens(NamedTuple):
         exact: (batch, heads, tokens, dim), the newest as they came.
         first: position of the first exact token, at most `coded`.
         tables: the codebook, on the device of the codes.
+        lengths: None; or int64 (2,) on that device, where only it knows how many tokens are coded and how many exact.
+            Then `coded` and `first` are the most there can be, and `exact` is a ring: the token at position p lies in
+            place p mod its size.
     """
 
     codes: torch.Tensor
@@ -27,6 +30,7 @@ class CachedTokens(NamedTuple):
     exact: torch.Tensor
     first: int
     tables: TokenTables
+    lengths: torch.Tensor | None = None
 
     @classmethod
     def dense(cls, states: torch.Tensor) -> CachedTokens:
@@ -43,6 +47,14 @@ class CachedTokens(NamedTuple):
     def length(self) -> int:
         """Tokens cached."""
         return self.first + self.exact.shape[-2]
+
+    def settled(self) -> CachedTokens:
+        """The same with `lengths` asked for, which waits for the device, and the exact tokens in order."""
+        if self.lengths is None:
+            return self
+        coded, exact = self.lengths.tolist()
+        places = torch.arange(coded, coded + exact, device=self.exact.device) % self.exact.shape[2]
+        return self._replace(coded=coded, first=coded, exact=self.exact.index_select(2, places), lengths=None)
 
     def rotated(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         """Coded tokens `start` .. `stop` - 1, still rotated: (batch, heads, tokens, padded)."""

@@ -6,21 +6,29 @@
 // Macros: BITS; ALIGN, what the bytes of a row are a multiple of, 4, 8 or 16; COPIES of the table; INPUT and OUTPUT, the
 // types of activations and results, 0 float32, 1 bfloat16, 2 float16; THREADS of a CTA.
 
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned char u8;
-typedef long long i64;
-
 constexpr int LANE_CODES = 32;
-constexpr bool PAIRS = BITS <= 6;
-constexpr int ENTRIES = 1 << (PAIRS ? 2 * BITS : BITS), STRIDE = 4 * COPIES;
-constexpr int PLANE_A = BITS >= 4 ? 4 : 2;                                   // widths of the planes, low bits first
-constexpr int PLANE_B = BITS == 8 ? 4 : BITS == 6 || BITS == 7 ? 2 : BITS == 5 || BITS == 3 ? 1 : 0;
-constexpr int PLANE_C = BITS == 7 ? 1 : 0;
 
-struct Planes {
-  u32 a[PLANE_A], b[PLANE_B ? PLANE_B : 1], c[1];
+// Of codes of B bits.
+template <int B>
+struct Width {
+  static constexpr bool PAIRS = B <= 6;
+  static constexpr int ENTRIES = 1 << (PAIRS ? 2 * B : B);  // of a table
+  static constexpr int PLANE_A = B >= 4 ? 4 : 2;            // widths of the planes, low bits first
+  static constexpr int PLANE_B = B == 8 ? 4 : B == 6 || B == 7 ? 2 : B == 5 || B == 3 ? 1 : 0;
+  static constexpr int PLANE_C = B == 7 ? 1 : 0;
 };
+
+constexpr bool PAIRS = Width<BITS>::PAIRS;
+constexpr int ENTRIES = Width<BITS>::ENTRIES, STRIDE = 4 * COPIES;
+constexpr int PLANE_A = Width<BITS>::PLANE_A, PLANE_B = Width<BITS>::PLANE_B, PLANE_C = Width<BITS>::PLANE_C;
+
+// 32 codes.
+template <int B>
+struct PlanesOf {
+  u32 a[Width<B>::PLANE_A], b[Width<B>::PLANE_B ? Width<B>::PLANE_B : 1], c[1];
+};
+
+using Planes = PlanesOf<BITS>;
 
 template <int WORDS>
 __device__ __forceinline__ void load_words(u32* out, const u8* at) {
@@ -58,56 +66,48 @@ __device__ __forceinline__ u32 field(const u32* words) {
   return (from > TO ? words[word] >> (from > TO ? from - TO : 0) : words[word] << (from > TO ? 0 : TO - from)) & mask;
 }
 
-constexpr int LOW = STRIDE == 4 ? 2 : STRIDE == 8 ? 3 : STRIDE == 16 ? 4 : STRIDE == 32 ? 5 : STRIDE == 64 ? 6 : 7;
+// The bits of an address below a table's index, when its entries are so many copies of 4 bytes.
+template <int C>
+constexpr int LOW = C == 1 ? 2 : C == 2 ? 3 : C == 4 ? 4 : C == 8 ? 5 : C == 16 ? 6 : 7;
 
-__device__ __forceinline__ u32 looked_up(u32 table, u32 at) {
-  u32 value;
-  asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(table + at));
-  return value;
+// A weight as fp16, from a table that is not of pairs, twice over.
+template <int CODE, int C, int B>
+__device__ __forceinline__ u32 weight(const PlanesOf<B>& w, u32 table, u32 copy) {
+  u32 at = copy | field<4, CODE, LOW<C>>(w.a) | field<Width<B>::PLANE_B, CODE, LOW<C> + 4>(w.b);
+  if constexpr (Width<B>::PLANE_C != 0) at |= field<1, CODE, LOW<C> + 6>(w.c);
+  return looked_up(table, at);
 }
 
 // Two weights as fp16, from the table.
-template <int P>
-__device__ __forceinline__ u32 weights(const Planes& w, u32 table, u32 copy) {
-  if constexpr (PAIRS) {
-    u32 at = copy | fields<PLANE_A, P, LOW>(w.a);
-    if constexpr (PLANE_B != 0) at |= fields<PLANE_B, P, LOW + 2 * PLANE_A>(w.b);
+template <int P, int C = COPIES, int B>
+__device__ __forceinline__ u32 weights(const PlanesOf<B>& w, u32 table, u32 copy) {
+  if constexpr (Width<B>::PAIRS) {
+    u32 at = copy | fields<Width<B>::PLANE_A, P, LOW<C>>(w.a);
+    if constexpr (Width<B>::PLANE_B != 0) at |= fields<Width<B>::PLANE_B, P, LOW<C> + 2 * Width<B>::PLANE_A>(w.b);
     return looked_up(table, at);
   } else {
-    u32 low = copy | field<4, 2 * P, LOW>(w.a) | field<PLANE_B, 2 * P, LOW + 4>(w.b);
-    u32 high = copy | field<4, 2 * P + 1, LOW>(w.a) | field<PLANE_B, 2 * P + 1, LOW + 4>(w.b);
-    if constexpr (PLANE_C != 0) {
-      low |= field<1, 2 * P, LOW + 6>(w.c);
-      high |= field<1, 2 * P + 1, LOW + 6>(w.c);
-    }
-    return __byte_perm(looked_up(table, low), looked_up(table, high), 0x5410);
+    return __byte_perm(weight<2 * P, C>(w, table, copy), weight<2 * P + 1, C>(w, table, copy), 0x5410);
   }
 }
 
 // Which code stands at which place of a table's index: the bits of `fields` in their order.
+template <int B = BITS>
 __device__ __forceinline__ void codes_of(const u32 index, u32& low, u32& high) {
-  low = index & ((1 << PLANE_A) - 1);
-  high = index >> PLANE_A & ((1 << PLANE_A) - 1);
-  if (PLANE_B) {
-    u32 rest = index >> 2 * PLANE_A;
-    low |= (rest & ((1 << PLANE_B) - 1)) << PLANE_A;
-    high |= (rest >> PLANE_B & ((1 << PLANE_B) - 1)) << PLANE_A;
+  constexpr int FIRST = Width<B>::PLANE_A, SECOND = Width<B>::PLANE_B;
+  low = index & ((1 << FIRST) - 1);
+  high = index >> FIRST & ((1 << FIRST) - 1);
+  if (SECOND) {
+    u32 rest = index >> 2 * FIRST;
+    low |= (rest & ((1 << SECOND) - 1)) << FIRST;
+    high |= (rest >> SECOND & ((1 << SECOND) - 1)) << FIRST;
   }
 }
 
-__device__ __forceinline__ u32 as_half(float x) {
-  u16 half;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(x));
-  return half;
-}
+__device__ __forceinline__ u32 as_half(float x) { return float_to_half(x); }
 
 __device__ __forceinline__ float from_bf16(u16 x) { return __uint_as_float((u32)x << 16); }
 
-__device__ __forceinline__ float from_half(u16 x) {
-  float value;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(x));
-  return value;
-}
+__device__ __forceinline__ float from_half(u16 x) { return half_to_float(x); }
 
 __device__ __forceinline__ float load_input(const void* x, i64 at) {
 #if INPUT == 0
@@ -141,37 +141,25 @@ __device__ __forceinline__ float load_bias(const void* bias, i64 at) {
 }
 
 // A lane's own centroid, to be asked for early.
+template <int B = BITS>
 __device__ __forceinline__ float own_centroid(const float* centroids) {
-  return __ldg(centroids + threadIdx.x % 32 % (1 << BITS));
+  return __ldg(centroids + threadIdx.x % 32 % (1 << B));
 }
 
 // Whole warps call this. Neighbouring threads write neighbouring words, so that no two meet at a bank.
+template <int B = BITS, int C = COPIES>
 __device__ __forceinline__ void make_table(u32* table, const float* centroids, float own) {
-  constexpr int WIDE = COPIES >= 4 ? 4 : 1;
+  constexpr int WIDE = C >= 4 ? 4 : 1;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < ENTRIES * COPIES / WIDE; i += THREADS) {
-    u32 low = i * WIDE / COPIES, high = low;
-    if (PAIRS) codes_of(low, low, high);
-    const float a = BITS <= 5 ? __shfl_sync(0xffffffff, own, low) : __ldg(centroids + low);
-    const float b = BITS <= 5 ? __shfl_sync(0xffffffff, own, high) : __ldg(centroids + high);
+  for (int i = threadIdx.x; i < Width<B>::ENTRIES * C / WIDE; i += THREADS) {
+    u32 low = i * WIDE / C, high = low;
+    if (Width<B>::PAIRS) codes_of<B>(low, low, high);
+    const float a = B <= 5 ? __shfl_sync(0xffffffff, own, low) : __ldg(centroids + low);
+    const float b = B <= 5 ? __shfl_sync(0xffffffff, own, high) : __ldg(centroids + high);
     const u32 value = as_half(a) | as_half(b) << 16;
     if constexpr (WIDE == 4)
       ((uint4*)table)[i] = make_uint4(value, value, value, value);
     else
       table[i] = value;
   }
-}
-
-// Where a launch overlaps with the kernel before: nothing that one wrote may be read before this.
-__device__ __forceinline__ void wait_for_the_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// From here on the next kernel may start to prepare itself, where it is launched to overlap.
-__device__ __forceinline__ void let_the_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;");
-#endif
 }

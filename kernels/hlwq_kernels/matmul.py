@@ -14,9 +14,9 @@ FEW = 16
 """Rows of activations that `multiply_few` takes at most; where decoding first becomes quicker was not measured yet."""
 
 _ONE_NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
-_ONE = [CudaKernel("lookup.cu", "rotation.cu", "matvec.cu", name=name) for name in _ONE_NAMES]
-_FEW = CudaKernel("lookup.cu", "matmul.cu", name="multiply_few")
-_ROTATE = CudaKernel("lookup.cu", "rotation.cu", "rotate.cu", name="rotate_rows")
+_ONE = [CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu", name=name) for name in _ONE_NAMES]
+_FEW = CudaKernel("ptx.cu", "lookup.cu", "matmul.cu", name="multiply_few")
+_ROTATE = CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "rotate.cu", name="rotate_rows")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _COPIES = {2: 32, 3: 32, 4: 32, 5: 8, 6: 2, 7: 32, 8: 32}
 """How often the table of centroids lies in shared memory: as often as 32 KB hold it, at most once a bank."""

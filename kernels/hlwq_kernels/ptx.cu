@@ -1,4 +1,4 @@
-// What the encoder needs beyond C++: a line of PTX each. The tests put a portable file in this one's place.
+// What kernels need beyond C++: a line of PTX each. The tests put a portable file in this one's place.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -55,3 +55,74 @@ __device__ inline void wait_for_copies() {
 
 // Whether x holds for any of the lanes that came here together: others may have no block.
 __device__ inline bool any_here(bool x) { return __any_sync(__activemask(), x); }
+
+__device__ __forceinline__ u32 looked_up(u32 table, u32 at) {
+    u32 value;
+    asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(table + at));
+    return value;
+}
+
+// Products of two float16 each.
+__device__ __forceinline__ u32 times(u32 a, u32 b) {
+    u32 product;
+    asm("mul.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+}
+
+// c += a b on the tensor cores, a of 16 x 16 and b of 16 x 8 float16, sums in float32.
+__device__ __forceinline__ void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b0));
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a2), "r"(a3), "r"(b1));
+#endif
+}
+
+// Transposes 8 x 8 values of 16 bits, of which lane l holds (l / 4, 2 (l % 4)) and the one after it.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+    u32 out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
+// Two float16, `low` in the lower half.
+__device__ __forceinline__ u32 two_halves(float low, float high) {
+#if __CUDA_ARCH__ >= 800
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#else
+    return float_to_half(low) | (u32)float_to_half(high) << 16;
+#endif
+}
+
+// 2^x, to a few units in the last place.
+__device__ __forceinline__ float exp2_of(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Wait for so many threads of the CTA; barriers are numbered from 1.
+__device__ __forceinline__ void meet_at(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
+// Where a launch overlaps with the kernel before: nothing that one wrote may be read before this.
+__device__ __forceinline__ void wait_for_the_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// From here on the next kernel may start to prepare itself, where it is launched to overlap.
+__device__ __forceinline__ void let_the_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}

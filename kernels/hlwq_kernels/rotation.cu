@@ -3,10 +3,12 @@
 // Macros: N, the block size; GATE, 0 none, 1 silu, 2 gelu by tanh: then a row is gates and values, (2, columns), and
 // gate(a) * b is what is rotated. Joined behind lookup.cu or types of its own; INPUT as there.
 
-typedef unsigned long long u64;
-
 constexpr int VALUES = N / 32;
-constexpr float ROOT = N == 32 ? 0.17677669529663687f : N == 64 ? 0.125f : N == 128 ? 0.08838834764831845f : 0.0625f;
+constexpr float ROOT = N == 32    ? 0.17677669529663687f
+                       : N == 64  ? 0.125f
+                       : N == 128 ? 0.08838834764831845f
+                       : N == 256 ? 0.0625f
+                                  : 0.04419417382415922f;
 
 // silu(a) = a / (1 + exp(-a)); gelu by tanh is a / (1 + exp(-2 u)), since (1 + tanh(u)) / 2 is that.
 __device__ __forceinline__ float gated(float a, float b) {
@@ -31,8 +33,15 @@ __device__ __forceinline__ void load_block(float* v, const void* x, i64 row, i64
   }
 }
 
-// Not divided by sqrt(N).
+// Not divided by sqrt(N). From neighbours outward, as hadamard.py adds.
 __device__ __forceinline__ void rotate_block(float* v, int lane) {
+#pragma unroll
+  for (int h = 1; h < 32; h *= 2)
+#pragma unroll
+    for (int j = 0; j < VALUES; j++) {
+      const float other = __shfl_xor_sync(0xffffffff, v[j], h);
+      v[j] = lane & h ? other - v[j] : v[j] + other;
+    }
 #pragma unroll
   for (int h = 1; h < VALUES; h *= 2)
 #pragma unroll
@@ -42,13 +51,6 @@ __device__ __forceinline__ void rotate_block(float* v, int lane) {
         v[j] = a + b;
         v[j + h] = a - b;
       }
-#pragma unroll
-  for (int h = 1; h < 32; h *= 2)
-#pragma unroll
-    for (int j = 0; j < VALUES; j++) {
-      const float other = __shfl_xor_sync(0xffffffff, v[j], h);
-      v[j] = lane & h ? other - v[j] : v[j] + other;
-    }
 }
 
 // Blocks by eights: N / 8 lanes hold a block, a lane values 8 l, ... 8 l + 7 of it, a warp 256 / N blocks at once.
@@ -114,8 +116,6 @@ __device__ __forceinline__ float largest_of_eights(const float* v) {
   for (int h = 1; h < LANES; h *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, h));
   return largest;
 }
-
-__device__ __forceinline__ u32 two_halves(float low, float high) { return as_half(low) | as_half(high) << 16; }
 
 __device__ __forceinline__ float largest_in_warp(const float* v) {
   float largest = 0.0f;

@@ -14,14 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .device import runs_triton
 from .hadamard import tree_sum
 from .linear import rotate_activation
+from .nvrtc import runs_nvrtc
 from .planes import pack_codes, unpack_codes
 
 STEPS_PER_OCTAVE = 8
 _UNIT = 128
 _NAN = 255
+_LARGEST_DIM = 512
+"""Of heads that the CUDA encoder holds in registers."""
 SEARCH = (-3, -2, -1, 0, 1, 2)
 """Candidate scales, in steps round the root mean square. Of 1/16 octave, fifteen would err 2 to 7 % less again."""
 
@@ -56,16 +58,11 @@ class TokenTables(NamedTuple):
         centroids: float32 (2^bits,), ascending.
         boundaries: float32 (2^bits - 1,), the midpoints between neighbours.
         scales: float32 (256,), `TOKEN_SCALES`.
-        short: float16 (2^bits,), the centroids as tensor cores take them.
-        magnitudes: int32 (4,), of 4 bits and fewer: the positive centroids in float16, repeated to eight, their eight
-            lower bytes and then their upper ones.
     """
 
     centroids: torch.Tensor
     boundaries: torch.Tensor
     scales: torch.Tensor
-    short: torch.Tensor
-    magnitudes: torch.Tensor
 
     @property
     def bits(self) -> int:
@@ -77,11 +74,7 @@ class TokenTables(NamedTuple):
         """The tables of a codebook of 2^bits ascending values."""
         c = torch.tensor(centroids, dtype=torch.float64)
         middles = ((c[1:] + c[:-1]) / 2).to(torch.float32)
-        values, short = c.to(torch.float32), c.to(torch.float32).to(torch.float16)
-        positive = short[len(c) // 2 :]
-        eight = positive.repeat_interleave(max(1, 8 // len(positive)))[:8]
-        magnitudes = eight.view(torch.uint8).view(8, 2).T.contiguous().view(torch.int32).flatten()
-        return cls(*(t.to(device) for t in (values, middles, TOKEN_SCALES, short, magnitudes)))
+        return cls(*(t.to(device) for t in (c.to(torch.float32), middles, TOKEN_SCALES)))
 
 
 def encode_tokens(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,10 +87,10 @@ def encode_tokens(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, t
     Returns:
         uint8 codes (..., padded * bits / 8), packed planes, and uint8 scales (...).
     """
-    if runs_triton(x.device):
-        from .tokens_triton import encode_tokens_triton
+    if x.shape[-1] <= _LARGEST_DIM and runs_nvrtc(x.device):
+        from .tokens_cuda import encode_tokens_cuda
 
-        return encode_tokens_triton(x, tables)
+        return encode_tokens_cuda(x, tables)
     return encode_tokens_torch(x, tables)
 
 

@@ -7,7 +7,7 @@ import torch
 from .nvrtc import CudaKernel, Macros, runs_nvrtc
 from .step import UNUSED
 
-_WEIGH = CudaKernel("lookup.cu", "weigh.cu", name="weigh_rows")
+_WEIGH = CudaKernel("ptx.cu", "lookup.cu", "weigh.cu", name="weigh_rows")
 _TYPES = {torch.bfloat16: 1, torch.float16: 2}
 _THREADS = 352
 

@@ -11,6 +11,7 @@ import torch
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.runtime.experts import HLWQExperts
 from hlwq_cli.runtime.generation import Generation
+from hlwq_cli.runtime.kv_bits import KVBits
 from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import resolve_model
@@ -100,6 +101,24 @@ def test_every_family_is_captured_and_goes_on_as_by_transformers(family: Callabl
     torch.manual_seed(7)
     assert torch.equal(generation.generate(**options), expected)
     assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+
+
+@pytest.mark.parametrize("bits", [KVBits(4, 3), KVBits(8, 8)], ids=str)
+@pytest.mark.parametrize("length", [30, 90, 230])
+def test_captured_steps_over_codes_give_the_tokens_of_eager_ones(
+    folders: dict[str, str], bits: KVBits, length: int
+) -> None:
+    model = load_model(folders["plain"], device="cuda:0", dtype="float32", kv_bits=bits)
+    ids = tokens(2, length).to(CUDA)
+    mask = torch.ones_like(ids)
+    mask[0, :11] = 0
+    options = asked(max_new_tokens=80) | {"input_ids": ids, "attention_mask": mask}
+    generation = Generation(model)
+    found = generation.generate(**options)
+    assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+    assert torch.equal(found, ids_of(model, False, **options))
+    assert torch.equal(generation.generate(**options), found)
+    assert (found == model.generate(**options)).float().mean() > 0.9  # transformers' loop; sums in another order
 
 
 @pytest.mark.parametrize("kind", ["plain", "coded"])

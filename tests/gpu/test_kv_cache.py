@@ -17,7 +17,10 @@ from tests.kernels.weights import BITS
 
 pytestmark = needs_cuda
 
-LAYOUTS = [(2, 1, 64, 64), (2, 4, 128, 128), (2, 8, 512, 512), (1, 8, 256, 256), (1, 40, 128, 128), (2, 3, 96, 80)]
+LAYOUTS = [
+    (2, 1, 64, 64), (2, 4, 128, 128), (2, 8, 512, 512), (1, 8, 256, 256), (1, 40, 128, 128), (2, 3, 96, 80),
+    (1, 16, 512, 512), (1, 16, 128, 128), (1, 2, 320, 384), (1, 3, 192, 128),
+]  # fmt: skip
 ROOM = {torch.float32: 3e-3, torch.float16: 4e-3, torch.bfloat16: 1.2e-2}
 """Largest error over the largest value: float16 products within, and the result's own rounding."""
 
@@ -133,6 +136,37 @@ def test_a_cuda_graph_replays_attention_on_new_codes() -> None:
             getattr(mine, name).copy_(getattr(its, name))
     graph.replay()
     torch.testing.assert_close(out, attend(case.query, other.keys, other.values, case.seen, Rule(0.1)))
+
+
+@pytest.mark.parametrize("layout", [(2, 4, 128, 128), (1, 8, 512, 512)], ids=str)
+def test_a_graph_captured_once_reads_lengths_from_the_device(layout: Layout) -> None:
+    whole = make_case(layout, 3000, 90, dtype=torch.bfloat16, device="cuda")
+    lengths, mask = torch.tensor([0, 1], device=CUDA), torch.ones(2, 1, 1, 3200, dtype=torch.bool, device=CUDA)
+    mask[1, ..., :5] = False
+    rings = [torch.zeros_like(side.exact[:, :, :1]).repeat(1, 1, 96, 1) for side in (whole.keys, whole.values)]
+    keys, values = (
+        side._replace(coded=3000, first=3000, exact=ring, lengths=lengths)
+        for side, ring in zip((whole.keys, whole.values), rings, strict=True)
+    )
+
+    def step() -> torch.Tensor:
+        return attend(whole.query, keys, values, whole.seen, rule(layout, mask=mask))
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = step()
+    for coded, exact in ((0, 6), (32, 64), (160, 95), (3000, 90), (1024, 70)):
+        for ring, side in zip(rings, (whole.keys, whole.values), strict=True):
+            ring[:, :, torch.arange(coded, coded + exact) % 96] = side.exact[:, :, torch.arange(exact) % 90]
+        lengths.copy_(torch.tensor([coded, exact]))
+        graph.replay()
+        exactly = attend_torch(
+            whole.query.float(), keys.settled(), values.settled(), torch.tensor([coded]),
+            rule(layout, mask=mask[..., : coded + exact]),
+        )  # fmt: skip
+        off = (out.float() - exactly).abs().max() / exactly.abs().max()
+        assert off < ROOM[torch.bfloat16], (coded, exact, float(off))
 
 
 def test_a_model_reads_a_text_alike_whole_and_token_by_token() -> None:

@@ -16,6 +16,8 @@ typedef long long i64;
 
 #define __device__
 #define __global__
+#define __forceinline__ inline
+#define __align__(bytes) __attribute__((aligned(bytes)))
 #ifndef __shared__
 #define __shared__
 #endif
@@ -23,18 +25,20 @@ typedef long long i64;
 
 struct uint2 { u32 x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
 static uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 static uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
 
-struct Place { unsigned x; };
-static Place threadIdx, blockIdx, blockDim, gridDim;
+struct Dim { unsigned x, y, z; };
+static Dim threadIdx, blockIdx, blockDim, gridDim;
 uint4 arena[1 << 16];  // dynamic shared memory
 
 struct Barrier {
     unsigned size = 0, arrived = 0, times = 0;
 };
-static Barrier cta_barrier, warp_barriers[32];
+static Barrier cta_barrier, warp_barriers[32], named_barriers[16];
 static u64 shuffled[32][32];
+static u32 operands[32][32][6];
 static std::vector<ucontext_t> fibers;
 static ucontext_t scheduler;
 
@@ -51,6 +55,8 @@ static void meet(Barrier& barrier) {
 
 static void __syncthreads() { meet(cta_barrier); }
 
+static void __syncwarp() { meet(warp_barriers[threadIdx.x / 32]); }
+
 static bool __syncthreads_or(bool x) {
     static bool any;
     __syncthreads();
@@ -61,20 +67,10 @@ static bool __syncthreads_or(bool x) {
     return any;
 }
 
-template <class T>
-static T __shfl_xor_sync(u32, T value, int mask) {
-    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    shuffled[warp][lane] = value;
-    meet(warp_barriers[warp]);
-    const T other = (T)shuffled[warp][lane ^ mask];
-    meet(warp_barriers[warp]);
-    return other;
+static void meet_at(int barrier, int threads) {
+    named_barriers[barrier].size = threads;
+    meet(named_barriers[barrier]);
 }
-
-template <class T>
-static T min(T a, T b) { return b < a ? b : a; }
-template <class T>
-static T max(T a, T b) { return a < b ? b : a; }
 
 template <class To, class From>
 static To same_bits(From x) {
@@ -83,6 +79,54 @@ static To same_bits(From x) {
     memcpy(&y, &x, sizeof(y));
     return y;
 }
+
+template <class T>
+static T __shfl_sync(u32, T value, int from) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    memcpy(&shuffled[warp][lane], &value, sizeof(T));
+    meet(warp_barriers[warp]);
+    T other;
+    memcpy(&other, &shuffled[warp][from % 32], sizeof(T));
+    meet(warp_barriers[warp]);
+    return other;
+}
+
+template <class T>
+static T __shfl_xor_sync(u32 all, T value, int mask) { return __shfl_sync(all, value, threadIdx.x % 32 ^ mask); }
+
+static bool __any_sync(u32 all, bool x) {
+    for (int m = 1; m < 32; m *= 2) x |= __shfl_xor_sync(all, (u32)x, m) != 0;
+    return x;
+}
+
+// The tensor cores' product: see `multiply` in ptx.cu and PTX's mma.m16n8k16.
+static void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 mine[6] = {a0, a1, a2, a3, b0, b1};
+    memcpy(operands[warp][lane], mine, sizeof(mine));
+    meet(warp_barriers[warp]);
+    for (int i = 0; i < 4; i++) {
+        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 16; k++) {
+            const u32 a = operands[warp][row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
+            const u32 b = operands[warp][column * 4 + k % 8 / 2][4 + k / 8];
+            c[i] += (float)same_bits<_Float16>((u16)(a >> k % 2 * 16)) * (float)same_bits<_Float16>((u16)(b >> k % 2 * 16));
+        }
+    }
+    meet(warp_barriers[warp]);
+}
+
+static u32 transposed(u32 pair) {
+    const unsigned lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    const u32 a = __shfl_sync(0, pair, column * 4 + row / 2), b = __shfl_sync(0, pair, (column + 1) * 4 + row / 2);
+    return (a >> row % 2 * 16 & 0xFFFF) | (b >> row % 2 * 16) << 16;
+}
+
+template <class T>
+static T min(T a, T b) { return b < a ? b : a; }
+template <class T>
+static T max(T a, T b) { return a < b ? b : a; }
+
 static float __uint_as_float(u32 x) { return same_bits<float>(x); }
 static u32 __float_as_uint(float x) { return same_bits<u32>(x); }
 static float __fsqrt_rn(float x) { return sqrtf(x); }
@@ -104,11 +148,27 @@ static float half_to_float(u32 bits) { return (float)same_bits<_Float16>((u16)bi
 static u16 float_to_half(float x) { return same_bits<u16>((_Float16)x); }
 static float guess_log2(float x) { return log2f(x); }
 static void copy_16_bytes(void* shared, const void* global) { memcpy(shared, global, 16); }
+static u32 looked_up(u32 table, u32 at) { return __float_as_uint(load_shared(table + at)); }
+static u32 two_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
+static float exp2_of(float x) { return exp2f(x); }
+#define __expf expf
+static float __fdividef(float a, float b) { return a / b; }
+static u32 __byte_perm(u32 a, u32 b, u32 selector) {
+    u32 out = 0;
+    for (int i = 0; i < 4; i++) out |= (u32)((((u64)b << 32 | a) >> (selector >> 4 * i & 7) * 8) & 0xFF) << 8 * i;
+    return out;
+}
+template <class T>
+static T __ldg(const T* at) { return *at; }
+template <class T>
+static T __ldcs(const T* at) { return *at; }
+static void wait_for_the_kernel_before() {}
+static void let_the_next_kernel_start() {}
 static void wait_for_copies() {}
 static bool any_here(bool x) { return x; }
 
 // Runs `kernel` on one CTA after the other.
-static void run_grid(unsigned grid, unsigned threads, void (*kernel)()) {
+static void run_grid(Dim grid, unsigned threads, void (*kernel)()) {
     std::vector<std::vector<char>> stacks(threads, std::vector<char>(1 << 17));
     fibers.assign(threads, ucontext_t());
     std::vector<bool> done(threads);
@@ -116,12 +176,14 @@ static void run_grid(unsigned grid, unsigned threads, void (*kernel)()) {
     static void (*body)();
     ended = &done;
     body = kernel;
-    gridDim.x = grid;
+    gridDim = grid;
     blockDim.x = threads;
-    for (blockIdx.x = 0; blockIdx.x < grid; blockIdx.x++) {
+    for (unsigned cta = 0; cta < grid.x * grid.y * grid.z; cta++) {
+        blockIdx = {cta % grid.x, cta / grid.x % grid.y, cta / grid.x / grid.y};
         memset((void*)arena, 0xFF, sizeof(arena));
         cta_barrier = {threads, 0, 0};
         for (auto& barrier : warp_barriers) barrier = {32, 0, 0};
+        for (auto& barrier : named_barriers) barrier = {0, 0, 0};
         for (unsigned i = 0; i < threads; i++) {
             done[i] = false;
             getcontext(&fibers[i]);

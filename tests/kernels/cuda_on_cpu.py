@@ -16,13 +16,14 @@ from hlwq_kernels import CodeTables, EncodedRows
 from hlwq_kernels.encode import ScaleKind
 from hlwq_kernels.encode_cuda import arrangement, empty, kernel_arguments, whole_blocks
 from hlwq_kernels.encode_variant import SOURCES, Variant, kernel_table, searched_values
+from hlwq_kernels.nvrtc import Macros
 
 _FOLDER = Path(hlwq_kernels.__file__).parent
 _LAUNCH = """
 static i64 a[12];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
-    run_grid(grid, threads, []() {
+    run_grid({grid, 1, 1}, threads, []() {
         encode((const uint4*)a[0], a[1], a[2], a[3], (const u32*)a[4], a[5], (u8*)a[6], a[7], (void*)a[8], (u16*)a[9],
                (double*)a[10], (double*)a[11]);
     });
@@ -32,7 +33,7 @@ _built = tempfile.TemporaryDirectory(prefix="hlwq-cuda-on-cpu-")
 
 
 @lru_cache(maxsize=None)
-def library(sources: tuple[str, ...], macros: tuple[tuple[str, str | int], ...], launch: str) -> ctypes.CDLL:
+def library(sources: tuple[str, ...], macros: Macros, launch: str) -> ctypes.CDLL:
     """Sources specialized by macros, with a function `launch` that runs a kernel of theirs."""
     parts = [Path(__file__).with_suffix(".h").read_text()]
     parts += [(_FOLDER / source).read_text() for source in sources if source != "ptx.cu"]

@@ -20,20 +20,20 @@ def lookup(bits: int, threads: int) -> list[tuple[str, str | int]]:
 @pytest.mark.parametrize(("bits", "arch"), list(itertools.product(BITS, ARCHES)))
 def test_products_compile(bits: int, arch: str) -> None:
     few = (*lookup(bits, 256), ("N", 64), ("LOG8", 1), ("SPLIT", 4), ("TILES", 2))
-    assert compile_kernel(("lookup.cu", "matmul.cu"), "multiply_few", few, arch).code
+    assert compile_kernel(("ptx.cu", "lookup.cu", "matmul.cu"), "multiply_few", few, arch).code
     for experts, gate, log8, name in (
         (0, 0, 1, "multiply_one"), (1, 0, 1, "multiply_each"), (2, 2, 0, "multiply_and_sum"),
     ):  # fmt: skip
         one = (*lookup(bits, 352), ("N", 64), ("LOG8", log8), ("COLUMNS", 704), ("TEAMS", 2), ("CTAS", 2),
                ("EXPERTS", experts), ("SHARE", 8), ("GATE", gate), ("NAME", name))  # fmt: skip
-        assert compile_kernel(("lookup.cu", "rotation.cu", "matvec.cu"), name, one, arch).code
+        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu"), name, one, arch).code
 
 
 @pytest.mark.parametrize("n", [32, 64, 128, 256])
 def test_rotation_compiles(n: int) -> None:
     for gate in (0, 1, 2):
         macros = (*lookup(5, 32), ("N", n), ("GATE", gate))
-        assert compile_kernel(("lookup.cu", "rotation.cu", "rotate.cu"), "rotate_rows", macros, "sm_90").code
+        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "rotate.cu"), "rotate_rows", macros, "sm_90").code
 
 
 def test_what_kernels_need_is_named_where_it_is_not_there() -> None:
@@ -47,17 +47,17 @@ def test_what_a_step_does_between_products_compiles(kind: int, arch: str) -> Non
     types = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind))
     for name in ("norms_between", "norms_after"):
         macros = (*types, ("THREADS", 352), ("COLUMNS", 2816))
-        assert compile_kernel(("lookup.cu", "norms.cu"), name, macros, arch).code
+        assert compile_kernel(("ptx.cu", "lookup.cu", "norms.cu"), name, macros, arch).code
     heads = (*types, ("THREADS", 32), ("SIZE", 512), ("QUERIES", 16), ("KEYS", 2))
-    assert compile_kernel(("lookup.cu", "heads.cu"), "turn_heads", heads, arch).code
+    assert compile_kernel(("ptx.cu", "lookup.cu", "heads.cu"), "turn_heads", heads, arch).code
     routes = (*types, ("THREADS", 128), ("EXPERTS", 128), ("CHOSEN", 8))
-    assert compile_kernel(("lookup.cu", "route.cu"), "choose_experts", routes, arch).code
+    assert compile_kernel(("ptx.cu", "lookup.cu", "route.cu"), "choose_experts", routes, arch).code
     if kind:
         attends = (*types, ("THREADS", 128), ("SIZE", 256), ("GROUP", 2))
         for name in ("attend_dense", "join_parts"):
-            assert compile_kernel(("lookup.cu", "dense_attention.cu"), name, attends, arch).code
+            assert compile_kernel(("ptx.cu", "lookup.cu", "dense_attention.cu"), name, attends, arch).code
         weighs = (*types, ("THREADS", 352))
-        assert compile_kernel(("lookup.cu", "weigh.cu"), "weigh_rows", weighs, arch).code
+        assert compile_kernel(("ptx.cu", "lookup.cu", "weigh.cu"), "weigh_rows", weighs, arch).code
 
 
 AT_ONCE = """

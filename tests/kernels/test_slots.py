@@ -15,7 +15,7 @@ PLAN = """
 static i64 a[11];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
-    run_grid(grid, threads, []() {
+    run_grid({grid, 1, 1}, threads, []() {
         plan((const i64*)a[0], a[1], a[2], a[3], (int*)a[4], (int*)a[5], (int*)a[6], (i64*)a[7], (int*)a[8], (int*)a[9],
              (i64*)a[10]);
     });
@@ -25,7 +25,7 @@ PLAN_AHEAD = """
 static i64 a[9];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
-    run_grid(grid, threads, []() {
+    run_grid({grid, 1, 1}, threads, []() {
         plan_ahead((const i64*)a[0], a[1], a[2], (int*)a[3], (int*)a[4], (const int*)a[5], a[6], (int*)a[7],
                    (int*)a[8]);
     });
@@ -35,7 +35,7 @@ FETCH = """
 static i64 a[6];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
-    run_grid(grid, threads, []() {
+    run_grid({grid, 1, 1}, threads, []() {
         fetch((const uint4*)a[0], (uint4*)a[1], (const int*)a[2], (const int*)a[3], a[4], (i64*)a[5]);
     });
 }

@@ -31,40 +31,6 @@ whole = decode_rows_triton(*many, centroids, n, 3 * n, torch.float32).view(4, 15
 assert torch.equal(some[[1, 3]], whole[[1, 3]])
 """
 
-TOKENS = """
-import torch
-from hlwq_kernels.tokens import encode_tokens_torch
-from hlwq_kernels.tokens_triton import encode_tokens_triton
-from tests.kernels.cached_cases import tables
-for bits, dim in {kind}:
-    x = torch.randn(3, 7, dim) * 10.0 ** torch.linspace(-9, 9, 7)[:, None]
-    x[0, 0], x[0, 1, 3], x[0, 2, 3] = 0.0, torch.nan, torch.inf
-    x[1], x[2, :, 1:] = x[1] * 1e-20, 0.0
-    for dtype in (torch.float32, torch.float16):
-        compiled, twin = (encode(x.to(dtype), tables(bits)) for encode in (encode_tokens_triton, encode_tokens_torch))
-        assert torch.equal(compiled[1], twin[1]), (bits, dim, dtype)
-        assert torch.equal(compiled[0], twin[0]), (bits, dim, dtype)
-"""
-
-ATTEND = """
-import torch
-from hlwq_kernels.attention import Rule
-from hlwq_kernels.attention_triton import attend_triton
-from tests.kernels.cached_cases import expected, make_case
-for layout, bits, coded, exact, softcap in {kind}:
-    mask = torch.rand(2, 1, 1, coded + exact) < 0.7
-    mask[..., -1] = True
-    for dtype, shown in ((torch.float32, None), (torch.float16, mask)):
-        case = make_case(layout, coded, exact, bits, dtype=dtype)
-        rule = Rule(layout[2] ** -0.5, softcap, shown)
-        flat = None if shown is None else shown[:, 0, 0]
-        found = attend_triton(case.query[:, :, 0], case.keys, case.values, flat, rule.scaling, softcap)
-        exactly = expected(case, rule)[:, :, 0]
-        assert found.dtype == dtype
-        off = (found.double() - exactly).abs().max() / exactly.abs().max()
-        assert off < 3e-3, (layout, bits, coded, exact, dtype, float(off))
-"""
-
 KINDS = [
     (2, 64, "log8"),
     (5, 64, "log8"),
@@ -76,31 +42,9 @@ KINDS = [
 ]
 
 
-TOKEN_KINDS = [(2, 64), (3, 80), (4, 128), (5, 96), (6, 64), (7, 64), (8, 256)]
-
-ATTEND_KINDS = [
-    ((2, 3, 64, 64), (4, 4), 0, 1, 0.0),
-    ((2, 3, 64, 64), (4, 4), 1, 1, 0.0),
-    ((2, 3, 64, 64), (4, 4), 129, 64, 0.0),
-    ((1, 2, 80, 96), (3, 2), 160, 70, 0.0),
-    ((1, 4, 128, 128), (2, 3), 130, 70, 1.5),
-    ((1, 18, 64, 64), (8, 5), 96, 70, 0.0),
-    ((1, 2, 64, 128), (6, 7), 96, 70, 0.0),
-    ((1, 8, 512, 512), (4, 4), 64, 33, 0.0),
-]
-
-
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_the_interpreted_decoder_makes_what_the_torch_twin_makes(kind: tuple[int, int, str]) -> None:
     run_interpreted(DECODE, kind)
-
-
-def test_the_interpreted_encoder_of_tokens_makes_the_bytes_of_the_torch_twin() -> None:
-    run_interpreted(TOKENS, TOKEN_KINDS)
-
-
-def test_interpreted_attention_is_attention_over_the_decoded_cache() -> None:
-    run_interpreted(ATTEND, ATTEND_KINDS)
 
 
 def run_interpreted(script: str, kind: object) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 import transformers as t
+from peft import LoraConfig, get_peft_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import hlwq_cli.runtime.step_attention as step_attention
 from hlwq_cli.runtime.decoder import Decoder
 from hlwq_cli.runtime.generation import Generation
 from hlwq_cli.runtime.model import HLWQModel
-from hlwq_cli.runtime.static_cache import NotStaticError, StaticCache, bucket
+from hlwq_cli.runtime.static_cache import StaticCache, bucket
+from hlwq_cli.runtime.static_place import NotStaticError
 from hlwq_cli.samples import resolve_model
 from tests.builders import TEXT
 
@@ -321,3 +323,18 @@ def test_closing_a_stream_frees_the_loop_for_the_next_answer(sample: HLWQModel) 
         assert sample.generate("We", max_new_tokens=8, chat=False) == expected
     finally:
         sample.generation.decoder = None
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks for the old name
+def test_adapters_are_not_passed_by(coded: Family) -> None:
+    """They are put into a model in place, also after it has answered."""
+    model = load(coded("gemma4"))
+    generation = looped(model)
+    before = generation.generate(**asked(new=4))
+    torch.manual_seed(0)
+    settings = LoraConfig(r=4, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    adapted = get_peft_model(model, settings)
+    found = generation.generate(**asked(new=4))
+    assert generation.decoding == "transformers"
+    assert torch.equal(found, adapted.base_model.model.generate(**asked(new=4)))
+    assert not torch.equal(found, before)
