@@ -16,7 +16,6 @@ from .tables import CodeTables
 
 _KERNEL = CudaKernel(*SOURCES, name="encode", fma=False)
 _ROOMY_BYTES = 210 * 1024
-_SMALL = 96
 
 
 @lru_cache(maxsize=64)
@@ -94,13 +93,7 @@ def _launch(
 
 
 def arrangement(variant: Variant, rows: int, blocks: int) -> tuple[Variant, int, int]:
-    """The variant for a matrix of so many rows and blocks in each, rows that a CTA holds, and its threads.
-
-    Without the search a CTA's threads wait for each other more than they compute: then more and smaller ones do better,
-    where two rows fit them. With it, tables are too large for more than two CTAs.
-    """
-    if variant.roomy and not variant.search and 2 * blocks <= _SMALL:
-        variant = replace(variant, threads=_SMALL)
+    """The variant for a matrix of so many rows and blocks in each, rows that a CTA holds, and its threads."""
     if blocks > variant.most_threads:
         return replace(variant, loop=True), 1, variant.most_threads
     held = min(variant.most_threads // blocks, rows)

@@ -46,7 +46,6 @@ class Variant:
         dtype: of the weights.
         loop: whether a row has more blocks than a CTA has threads.
         roomy: whether two CTAs may have 100 KB of shared memory each.
-        threads: of a CTA at most, where blocks are small: see `arrangement`.
     """
 
     bits: int
@@ -56,12 +55,11 @@ class Variant:
     dtype: torch.dtype
     loop: bool = False
     roomy: bool = True
-    threads: int = 256
 
     @property
     def most_threads(self) -> int:
         """Threads of a CTA at most: each needs registers for a block."""
-        return self.threads if self.block_size <= 64 else 16384 // self.block_size
+        return 256 if self.block_size <= 64 else 16384 // self.block_size
 
     @property
     def span(self) -> int:
@@ -113,7 +111,7 @@ class Variant:
             "LOOP": self.loop, "STAGED": self.staged, "SPAN": self.span, "PAIR_COPIES": self.pair_copies,
             "VALUE_COPIES": self.value_copies, "FACTORS": len(SEARCH_FACTORS), "SEARCH_LOW": SEARCH_LOW,
             "REST": self.rest,
-            "THREADS": self.most_threads, "RESIDENT": 512 // self.threads if n <= 64 else 1,
+            "THREADS": self.most_threads, "RESIDENT": 2 if n <= 64 else 1,
         }  # fmt: skip
         exact = tuple((name, f"{float(np.float32(x)).hex()}f") for name, x in numbers.items())
         return tuple((name, int(value)) for name, value in flags.items()) + exact
