@@ -1,8 +1,8 @@
 """The pipeline: slices through lanes into shards, shards through hashing into records; a bounded number of each.
 
-Work goes through the source file by file, so that a file is needed once and can be let go. Slices land in the order
-they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first in the source.
-Hashes of tensors and files follow what has landed, beside the coding of what follows, and with a shard's last slice its
+Work goes through the source file by file, so that a file of the Hub is needed once and can be let go. Slices land
+in the order they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first
+of that order. Hashes of tensors and files follow what has landed, beside the coding of what follows, and with a shard's last slice its
 file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a file takes one
 writer at a time: so slices of several shards then take turns.
 """
@@ -41,11 +41,14 @@ Work = list[tuple[Shard, Slice]]
 def in_turns(source: Source, work: Work, at_once: int) -> Work:
     """Slices by the file they are read from, and of each file those of at most so many shards in turn.
 
-    Shards are divided evenly, lest a last one have all writers to itself.
+    Shards are divided evenly, lest a last one have all writers to itself. For the same reason files that are all at
+    hand count as one: embeddings in a last file of their own would be written and hashed when nothing else is left.
     """
+    at_hand = source.repo is None and at_once > 1
     by_file: dict[str, dict[str, Work]] = {f: {} for f in dict.fromkeys(t.file for t in source.tensors.values())}
     for entry in work:
-        by_file[entry[1].info.file].setdefault(entry[0].file, []).append(entry)
+        file = next(iter(by_file)) if at_hand else entry[1].info.file
+        by_file[file].setdefault(entry[0].file, []).append(entry)
     ordered: Work = []
     for shards in by_file.values():
         queues = list(shards.values())

@@ -25,7 +25,6 @@ from .linear import HLWQLinear
 from .static_cache import RingLayer
 
 logger = logging.getLogger("hlwq")
-BESIDE = True
 ALIKE = 0.02
 """Relative difference from transformers' layer that the median layer may have: rounding, not another formula."""
 
@@ -159,7 +158,7 @@ class StepLayer:
         """The two halves of a layer, on a GPU side by side."""
         if for_experts is None or for_router is None:
             return self._dense(x), None
-        if not (x.is_cuda and BESIDE and len(x) == 1):
+        if not x.is_cuda or len(x) > 1:
             return self._dense(x), self._experts(for_experts, for_router)
         here, beside = torch.cuda.current_stream(x.device), self.scratch.side(x.device)
         beside.wait_stream(here)

@@ -30,8 +30,9 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
 }
 
 // x: a row of in_columns a token, with EXPERTS 2 SHARE rows, with a gate twice as wide. codes, scales, base of (experts,)
-// rows, where each expert's begin *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,); bias of y's type or null; chosen, routed (tokens, SHARE);
-// y (tokens, rows), with EXPERTS 1 (tokens, SHARE, rows). An expert that is not there counts as zeros.
+// rows, those of an expert *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,);
+// bias of y's type or null; chosen, routed (tokens, SHARE); y (tokens, rows), with EXPERTS 1 (tokens, SHARE, rows). An expert
+// that is not there counts as zeros.
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     const void* x, i64 in_columns, const u8* codes, const u8* scales, const u16* base, const float* centroids,
     const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts,
