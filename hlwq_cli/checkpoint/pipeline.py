@@ -1,10 +1,10 @@
 """The pipeline: slices through lanes into shards, shards through hashing into records; a bounded number of each.
 
-Work goes through the source file by file, so that a file of the Hub is needed once and can be let go. Slices land
-in the order they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first
-of that order. Hashes of tensors and files follow what has landed, beside the coding of what follows, and with a shard's last slice its
-file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a file takes one
-writer at a time: so slices of several shards then take turns.
+Work goes through the source file by file, so that a file of the Hub is needed once and can be let go. Slices land in
+the order they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first of
+that order. Hashes of tensors and files follow what has landed, beside the coding of what follows, and with a shard's
+last slice its file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a
+file takes one writer at a time: so slices of several shards then take turns.
 """
 
 from __future__ import annotations
