@@ -63,11 +63,14 @@ def asked(**settings: Any) -> dict[str, Any]:
     return {"do_sample": False, **common, **settings}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["plain", "coded"])
 @pytest.mark.parametrize("length", [30, 230, 505])
-def test_captured_steps_give_the_tokens_of_eager_ones(folders: dict[str, str], kind: str, length: int) -> None:
+def test_captured_steps_give_the_tokens_of_eager_ones(
+    folders: dict[str, str], kind: str, length: int, dtype: str
+) -> None:
     """From 230 and 505 tokens on, the answer goes over the edge of a captured length."""
-    model = load_model(folders[kind], device="cuda:0", dtype="float32")
+    model = load_model(folders[kind], device="cuda:0", dtype=dtype)
     ids = tokens(1, length).to(CUDA)
     options = asked() | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert torch.equal(ids_of(model, True, **options), ids_of(model, False, **options))
