@@ -1,21 +1,11 @@
 // Heads of one new token a sequence: queries, keys and values are normed, queries and keys turned by their position, keys
 // and values put into the cache. A warp takes a head; lane l holds values l, l + 32, ... of it.
 //
-// Rounded wherever torch would store, see norms.cu. Joined behind lookup.cu for its types; INPUT and OUTPUT alike.
+// Rounded wherever torch would store, see norms.cu. Joined behind lookup.cu and rounded.cu; INPUT and OUTPUT alike.
 //
 // Macros: SIZE of a head, a multiple of 64; QUERIES, KEYS, heads of each kind; THREADS, 32.
 
 constexpr int EACH = SIZE / 32;
-
-__device__ __forceinline__ float rounded(float x) {
-#if OUTPUT == 0
-  return x;
-#else
-  u16 bits;
-  store(&bits, 0, x);
-  return load_input(&bits, 0);
-#endif
-}
 
 // queries (rows, QUERIES, SIZE), keys and values (rows, KEYS, SIZE), with so many elements from row to row; norms' weights
 // (SIZE,), none for values; cosines, sines (rows, SIZE); slot (1,); out (rows, QUERIES, SIZE); caches (rows, KEYS, slots, SIZE).

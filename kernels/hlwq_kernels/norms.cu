@@ -1,7 +1,7 @@
 // RMS norms that follow one another, and the sums between them. A CTA takes a row, a thread eight of its columns.
 //
 // Whatever torch would store in between is rounded here as there, so that a chain of norms differs from torch's by the
-// order of its sums only. Joined behind lookup.cu for its types.
+// order of its sums only. Joined behind lookup.cu and rounded.cu.
 //
 // Macros: COLUMNS, a multiple of 8; THREADS, COLUMNS / 8 in whole warps; INPUT and OUTPUT alike.
 
@@ -10,16 +10,6 @@ constexpr int WARPS = THREADS / 32;
 struct Eight {
   float v[8];
 };
-
-__device__ __forceinline__ float rounded(float x) {
-#if OUTPUT == 0
-  return x;
-#else
-  u16 bits;
-  store(&bits, 0, x);
-  return load_input(&bits, 0);
-#endif
-}
 
 // Zeros beyond the columns, and where there is nothing to load.
 __device__ __forceinline__ Eight load_eight(const void* x, i64 row) {

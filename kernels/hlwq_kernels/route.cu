@@ -1,7 +1,7 @@
 // The choice of experts for a few tokens: logits, the k largest, their shares. A CTA takes an expert's row; the one that
 // comes last of a token's takes the logits of all and chooses.
 //
-// Joined behind lookup.cu for its types; INPUT and OUTPUT alike. Macros: EXPERTS, at most 1024; CHOSEN, k; THREADS.
+// Joined behind lookup.cu and rounded.cu. Macros: EXPERTS, at most 1024; CHOSEN, k; THREADS.
 
 constexpr int WARPS = THREADS / 32;
 
@@ -35,11 +35,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void choose_experts(
   __syncthreads();
   if (t == 0) {
     for (int w = 1; w < WARPS; w++) sum += sums[w];
-#if OUTPUT != 0
-    u16 bits;  // as torch stores a logit
-    store(&bits, 0, sum);
-    sum = load_input(&bits, 0);
-#endif
+    sum = rounded(sum);  // as torch stores a logit
     __stcg(logits + token * EXPERTS + expert, sum);
     __threadfence();
     last = atomicAdd(arrived + token, 1) == EXPERTS - 1;

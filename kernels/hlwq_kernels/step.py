@@ -17,10 +17,10 @@ from .nvrtc import CudaKernel, Macros, runs_nvrtc
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 UNUSED: Macros = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1))
 """Macros of lookup.cu, for kernels that join it for its types."""
-_BETWEEN = CudaKernel("ptx.cu", "lookup.cu", "norms.cu", name="norms_between")
-_AFTER = CudaKernel("ptx.cu", "lookup.cu", "norms.cu", name="norms_after")
-_HEADS = CudaKernel("ptx.cu", "lookup.cu", "heads.cu", name="turn_heads")
-_ROUTE = CudaKernel("ptx.cu", "lookup.cu", "route.cu", name="choose_experts")
+_BETWEEN = CudaKernel("ptx.cu", "lookup.cu", "rounded.cu", "norms.cu", name="norms_between")
+_AFTER = CudaKernel("ptx.cu", "lookup.cu", "rounded.cu", "norms.cu", name="norms_after")
+_HEADS = CudaKernel("ptx.cu", "lookup.cu", "rounded.cu", "heads.cu", name="turn_heads")
+_ROUTE = CudaKernel("ptx.cu", "lookup.cu", "rounded.cu", "route.cu", name="choose_experts")
 _ATTEND = CudaKernel("ptx.cu", "lookup.cu", "dense_attention.cu", name="attend_dense")
 _JOIN = CudaKernel("ptx.cu", "lookup.cu", "dense_attention.cu", name="join_parts")
 _THREADS = 128

@@ -47,11 +47,11 @@ def test_what_a_step_does_between_products_compiles(kind: int, arch: str) -> Non
     types = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind))
     for name in ("norms_between", "norms_after"):
         macros = (*types, ("THREADS", 352), ("COLUMNS", 2816))
-        assert compile_kernel(("ptx.cu", "lookup.cu", "norms.cu"), name, macros, arch).code
+        assert compile_kernel(("ptx.cu", "lookup.cu", "rounded.cu", "norms.cu"), name, macros, arch).code
     heads = (*types, ("THREADS", 32), ("SIZE", 512), ("QUERIES", 16), ("KEYS", 2))
-    assert compile_kernel(("ptx.cu", "lookup.cu", "heads.cu"), "turn_heads", heads, arch).code
+    assert compile_kernel(("ptx.cu", "lookup.cu", "rounded.cu", "heads.cu"), "turn_heads", heads, arch).code
     routes = (*types, ("THREADS", 128), ("EXPERTS", 128), ("CHOSEN", 8))
-    assert compile_kernel(("ptx.cu", "lookup.cu", "route.cu"), "choose_experts", routes, arch).code
+    assert compile_kernel(("ptx.cu", "lookup.cu", "rounded.cu", "route.cu"), "choose_experts", routes, arch).code
     if kind:
         attends = (*types, ("THREADS", 128), ("SIZE", 256), ("GROUP", 2))
         for name in ("attend_dense", "join_parts"):
