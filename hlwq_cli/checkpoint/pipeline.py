@@ -23,8 +23,9 @@ import torch
 from ..codec import SquaredError
 from .devices import Device
 from .filling import Filling
+from .gpu_buffers import encoded_bytes
 from .jobs import CodedTensor
-from .lanes import Lane, encoded_bytes
+from .lanes import Lane
 from .records import FileRecord, ShardRecord, coded_record, kept_record
 from .shards import Shard, ShardWriter
 from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
@@ -92,7 +93,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         for n in range(lanes):
             self._lanes.put(Lane(devices[n % len(devices)], source, largest, coded, timeline))
         self._coding = ThreadPoolExecutor(lanes, "lane", initializer=torch.set_num_threads, initargs=(1,))
-        self._hashing = ThreadPoolExecutor(lanes, "hash")
+        self._hashing = ThreadPoolExecutor(max(1, lanes // 2) if self._on_gpu else lanes, "hash")
         self._bound = 2 * lanes
         self._flying: deque[tuple[Filling, Slice, Future[SquaredError]]] = deque()
         self._filling: dict[str, Filling] = {}

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..errors import ConflictError, OutOfSpaceError, UsageError
 from ..sizes import format_size
 from .index import INDEX
@@ -18,7 +16,7 @@ from .manifest import CHART, RESULTS
 from .reader import CodedCheckpoint, open_coded
 from .records import TensorRecord
 from .safetensors_file import DTYPES, TensorInfo
-from .shards import Shard, ShardWriter, disk_errors, divide, write_file, write_index, write_json
+from .shards import Shard, ShardWriter, bytes_of, disk_errors, divide, write_file, write_index, write_json
 from .slices import SLICE_WEIGHTS
 
 EXPORT_DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
@@ -86,7 +84,7 @@ class _Export:
                     assert isinstance(job, KeptTensor)
                     for start, data in self._data(job.info):
                         writer.write(job.info.name, start, data)
-                        self.done += data.nbytes if isinstance(data, torch.Tensor) else len(data)
+                        self.done += data.nbytes
                         self.progress(job.info.name, self.done, total)
                 writer.finish()
             except BaseException:
@@ -117,17 +115,19 @@ class _Export:
                 f"{self.out} needs {format_size(total)} of disk.", "Free some or choose another folder."
             )
 
-    def _data(self, info: TensorInfo) -> Iterator[tuple[int, torch.Tensor | bytearray]]:
+    def _data(self, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
         if info.name not in self.decoded:
             for start in range(0, info.nbytes, 4 * SLICE_WEIGHTS):
-                yield start, self.checkpoint.read_bytes(info, start, min(4 * SLICE_WEIGHTS, info.nbytes - start))
+                length = min(4 * SLICE_WEIGHTS, info.nbytes - start)
+                yield start, memoryview(self.checkpoint.read_bytes(info, start, length))
             return
         record, first = self.decoded[info.name]
         step = max(1, SLICE_WEIGHTS // info.shape[-1])
         row_bytes = info.nbytes // info.rows
         for row in range(0, info.rows, step):
             n = min(step, info.rows - row)
-            yield row * row_bytes, self.checkpoint.decode_rows(record, first + row, n).to(DTYPES[info.dtype])
+            rows = self.checkpoint.decode_rows(record, first + row, n).to(DTYPES[info.dtype])
+            yield row * row_bytes, bytes_of(rows)
 
     def _write_companions(self, shards: tuple[Shard, ...]) -> None:
         write_index(self.out, shards)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,14 +18,13 @@ import torch
 from ..errors import NotAllowedError, OutOfSpaceError
 from .index import INDEX
 from .jobs import CodedTensor, KeptTensor
-from .safetensors_file import DTYPES, build_header, read_into
+from .safetensors_file import DTYPES, build_header
 
 FORMAT_VERSION = 1
 LAYOUT = 2
 """How tensors lie within a shard; no reader needs it, but a run is not continued by one that lays them otherwise."""
 DEFAULT_SHARD_BYTES = 2_000_000_000
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
-_HASH_STEP = 2 * 2**20
 _WIDEST = 8
 
 OutputTensor = tuple[str, torch.dtype, tuple[int, ...]]
@@ -58,6 +58,11 @@ def outputs(job: CodedTensor | KeptTensor) -> tuple[OutputTensor, ...]:
     if isinstance(job, CodedTensor):
         return job.outputs
     return ((job.info.name, DTYPES[job.info.dtype], job.info.shape),)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in host memory, which they share where it is contiguous."""
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def output_bytes(output: OutputTensor) -> int:
@@ -132,16 +137,12 @@ class ShardWriter:
                 self.abandon()
                 raise
 
-    def write(self, name: str, start: int, data: torch.Tensor | bytearray) -> None:
+    def write(self, name: str, start: int, data: bytes | bytearray | memoryview) -> None:
         """Write part of a tensor's data, `start` bytes into it."""
-        if isinstance(data, torch.Tensor):
-            view = data.contiguous().view(-1).view(torch.uint8).numpy().data
-        else:
-            view = memoryview(data)
         with disk_errors(self.path):
-            self._write(view, self.places[name][0] + start)
+            self._write(data, self.places[name][0] + start)
 
-    def _write(self, data: bytes | memoryview, offset: int) -> None:
+    def _write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
             n = os.pwrite(self._fd, view, offset)
@@ -156,12 +157,20 @@ class ShardWriter:
             sync_folder(self.path.parent)
 
     def hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
-        """Add a range of the file, which has been written, to a hash."""
-        buffer = memoryview(bytearray(min(_HASH_STEP, length)))
-        for at in range(start, start + length, _HASH_STEP):
-            piece = buffer[: start + length - at]
-            read_into(self._fd, piece, at, self.partial.name)
-            digest.update(piece)
+        """Add a range of the file, which has been written, to a hash.
+
+        It is mapped and hashed by one call, in which other threads have Python's lock: reading and hashing piece by
+        piece, each of many threads would ask for it all the time.
+        """
+        if not length:
+            return
+        before = start % mmap.ALLOCATIONGRANULARITY
+        with (
+            disk_errors(self.path),
+            mmap.mmap(self._fd, before + length, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start - before) as pages,
+            memoryview(pages)[before:] as view,
+        ):
+            digest.update(view)
 
     def abandon(self) -> None:
         """Close and remove the unfinished file."""

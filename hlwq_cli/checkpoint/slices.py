@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
+from hlwq_kernels import EncodedRows
+
 from .jobs import CodedTensor, KeptTensor
 from .safetensors_file import TensorInfo
-from .shards import Shard, output_bytes
+from .shards import Shard, bytes_of, output_bytes
 
 SLICE_WEIGHTS = 1_048_576
 """Weights read, coded and written at a time by a processor: 4 MiB in float32."""
@@ -47,6 +51,29 @@ class Slice:
     @property
     def _unit(self) -> int:
         return 1 if isinstance(self.job, KeptTensor) else self.info.nbytes // max(self.info.rows, 1)
+
+
+@dataclass(frozen=True)
+class CodedSlice:
+    """What became of a slice.
+
+    Attributes:
+        weight: (rows, columns), as it was read.
+        written: bytes of codes, scales and, with `log8`, base, to be written.
+        error: what coding cost each row, see `EncodedRows`.
+        energy: likewise.
+    """
+
+    weight: torch.Tensor
+    written: tuple[memoryview, ...]
+    error: torch.Tensor
+    energy: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, rows: EncodedRows) -> CodedSlice:
+        """Of encoded rows in host memory."""
+        written = tuple(bytes_of(t) for t in (rows.codes, rows.scales, rows.base) if t is not None)
+        return cls(weight, written, rows.error, rows.energy)
 
 
 def slices(shard: Shard, weights: int = SLICE_WEIGHTS) -> Iterator[Slice]:

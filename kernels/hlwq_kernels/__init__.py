@@ -5,7 +5,7 @@ and as compiled code with the same bytes as its result. `encode_rows` and `decod
 """
 
 from .decode import decode_rows
-from .encode import EncodedRows, encode_rows
+from .encode import EncodedRows, encode_rows, prepare_encode
 from .hadamard import hadamard
 from .planes import pack_codes, plane_widths, unpack_codes
 from .tables import SCALE_STEPS, CodeTables
@@ -19,5 +19,6 @@ __all__ = [
     "hadamard",
     "pack_codes",
     "plane_widths",
+    "prepare_encode",
     "unpack_codes",
 ]

@@ -17,6 +17,7 @@ The arithmetic, which every implementation follows to the bit (float32 throughou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -68,3 +69,33 @@ def encode_rows(
     else:
         from .encode_torch import encode_rows_torch as encode
     return encode(weight, tables, block_size, scale, search)
+
+
+def prepare_encode(
+    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, out: EncodedRows
+) -> Callable[[], None]:
+    """For many matrices of one shape: a call that encodes what `weight` then holds.
+
+    Beside a GPU's milliseconds, making new tensors and finding the kernel for each would count.
+
+    Args:
+        weight: memory that is filled before each call.
+        tables: see `encode_rows`.
+        block_size: likewise.
+        scale: likewise.
+        search: likewise.
+        out: memory to fill, of the shapes and types of EncodedRows, on the same device.
+    """
+    if runs_nvrtc(weight.device):
+        from .encode_cuda import prepare_encode_cuda
+
+        launch = prepare_encode_cuda(weight, tables, block_size, scale, search, out)
+        if launch is not None:
+            return launch
+
+    def encode() -> None:
+        for into, made in zip(out, encode_rows(weight, tables, block_size, scale, search), strict=True):
+            if into is not None and made is not None:
+                into.copy_(made)
+
+    return encode

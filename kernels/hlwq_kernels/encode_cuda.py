@@ -10,7 +10,7 @@ import torch
 
 from .encode import EncodedRows, ScaleKind
 from .encode_variant import INPUTS, QUAD, SOURCES, Variant, kernel_table, searched_values
-from .nvrtc import CudaKernel, shared_per_multiprocessor
+from .nvrtc import CudaKernel, Launch, shared_per_multiprocessor
 from .ops import op_where_traced
 from .tables import CodeTables
 
@@ -34,6 +34,17 @@ def encode_rows_cuda(
     return EncodedRows(codes, scales, base if log8 else None, error, energy)
 
 
+def prepare_encode_cuda(
+    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, out: EncodedRows
+) -> Launch | None:
+    """See `prepare_encode`; None where the kernel cannot read `weight` as it is."""
+    if not len(weight) or whole_blocks(weight, block_size) is not weight:
+        return None
+    base = weight.new_empty((0,), dtype=torch.bfloat16) if out.base is None else out.base
+    made = [out.codes, out.scales, base, out.error, out.energy]
+    return _prepare(weight, torch.from_numpy(tables.centroids), block_size, scale == "log8", search, made)
+
+
 def _encode_on_its_device(
     weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,7 +54,7 @@ def _encode_on_its_device(
     whole = whole_blocks(weight, block_size)
     out = empty(whole, centroids.numel().bit_length() - 1, block_size, log8)
     if len(weight):
-        _launch(whole, centroids, block_size, log8, search, out)
+        _prepare(whole, centroids, block_size, log8, search, out)()
     return tuple(out)  # type: ignore[return-value]
 
 
@@ -72,9 +83,9 @@ def empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> list[t
     ]
 
 
-def _launch(
+def _prepare(
     whole: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool, out: list[torch.Tensor]
-) -> None:
+) -> Launch:
     variant = Variant(
         bits=centroids.numel().bit_length() - 1,
         block_size=block_size,
@@ -89,7 +100,7 @@ def _launch(
     resident = _KERNEL.resident(whole.device, variant.macros, threads, shared)
     arguments = kernel_arguments(whole, held, table, cells, out)
     groups = -(-len(whole) // held)
-    _KERNEL.launch(whole.device, variant.macros, (min(groups, resident),), threads, *arguments, shared=shared)
+    return _KERNEL.prepare(whole.device, variant.macros, (min(groups, resident),), threads, *arguments, shared=shared)
 
 
 def arrangement(variant: Variant, rows: int, blocks: int) -> tuple[Variant, int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,31 @@ def _config(grid: tuple[int, ...], block: int, shared: int, overlap: bool) -> An
     )
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and all it takes, to be queued as often as it is called, on torch's then current stream.
+
+    Attributes:
+        device: to run on.
+        kernel: compiled.
+        config: its grid, block and shared memory.
+        arguments: as the driver takes them.
+        held: tensors that arguments point into.
+    """
+
+    device: torch.device
+    kernel: Any
+    config: Any
+    arguments: tuple[Any, ...]
+    held: tuple[torch.Tensor, ...]
+
+    def __call__(self) -> None:
+        """Queue the kernel."""
+        with torch.cuda.device(self.device):
+            stream = _stream(torch.cuda.current_stream(self.device).cuda_stream)
+            cuda_core().launch(stream, self.config, self.kernel, *self.arguments)
+
+
 class CudaKernel:
     """A kernel of one source, specialized by macros, launched on torch's current stream.
 
@@ -176,7 +202,14 @@ class CudaKernel:
         self, device: torch.device, macros: Macros, grid: tuple[int, ...], block: int, *args: Any,
         shared: int = 0, overlap: bool = False,
     ) -> None:  # fmt: skip
-        """Queue the kernel.
+        """Queue the kernel; see `prepare`."""
+        self.prepare(device, macros, grid, block, *args, shared=shared, overlap=overlap)()
+
+    def prepare(
+        self, device: torch.device, macros: Macros, grid: tuple[int, ...], block: int, *args: Any,
+        shared: int = 0, overlap: bool = False,
+    ) -> Launch:  # fmt: skip
+        """The kernel with its arguments, compiled and ready to be queued.
 
         Args:
             device: to run on.
@@ -191,9 +224,9 @@ class CudaKernel:
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
             if shared > _FREE_SHARED:
                 _allow_shared(kernel, device)
-            stream = _stream(torch.cuda.current_stream(device).cuda_stream)
             config = _config(grid, block, shared, overlap and torch.cuda.get_device_capability(device) >= (9, 0))
-            cuda_core().launch(stream, config, kernel, *(_argument(a) for a in args))
+        held = tuple(a for a in args if isinstance(a, torch.Tensor))
+        return Launch(device, kernel, config, tuple(_argument(a) for a in args), held)
 
     def resident(self, device: torch.device, macros: Macros, block: int, shared: int = 0) -> int:
         """How many blocks of `block` threads and `shared` bytes a device runs at once."""

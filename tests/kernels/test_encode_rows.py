@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hlwq_kernels import SCALE_STEPS, EncodedRows, encode_rows, unpack_codes
+from hlwq_kernels import SCALE_STEPS, EncodedRows, encode_rows, prepare_encode, unpack_codes
 from hlwq_kernels.encode import ScaleKind
 from hlwq_kernels.encode_numba import encode_rows_numba
 from hlwq_kernels.encode_torch import encode_rows_torch
@@ -239,3 +239,18 @@ def test_an_fp16_norm_that_overflows_is_told_by_an_infinite_error(search: bool) 
     weight[1] *= 1e6
     for encoder in (encode_rows_numba, encode_rows_torch):
         assert encoder(weight, tables(5), 64, "fp16", search).error.isinf().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("scale", KINDS)
+def test_a_prepared_call_encodes_what_its_weight_then_holds_into_memory_that_is_there(scale: ScaleKind) -> None:
+    weight = torch.zeros(7, 100, dtype=torch.bfloat16)
+    out = EncodedRows(*(None if t is None else torch.full_like(t, 7) for t in encode_rows(weight, tables(5), 64, scale)))
+    encode_again = prepare_encode(weight, tables(5), 64, scale, True, out)
+    for seed in range(2):
+        weight.copy_(torch.randn(7, 100, generator=torch.Generator().manual_seed(seed)))
+        encode_again()
+        expected = encode_rows(weight, tables(5), 64, scale)
+        assert same_bytes(out, expected)
+        assert torch.equal(out.error, expected.error)
+        assert torch.equal(out.energy, expected.energy)
+        assert expected.error.any()
