@@ -97,7 +97,11 @@ class Variant:
 
     def shared_bytes(self, threads: int, cells: int) -> int:
         """Dynamic shared memory of a CTA."""
-        tables = CELL_WORDS * (self.span + 1) * self.cell_copies + (cells * self.value_copies if self.search else 0) + self.rest
+        tables = (
+            CELL_WORDS * (self.span + 1) * self.cell_copies
+            + (cells * self.value_copies if self.search else 0)
+            + self.rest
+        )
         return threads * (2 * QUAD + (self.padded_block if self.staged else 0)) + 4 * tables
 
     @property

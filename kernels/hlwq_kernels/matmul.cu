@@ -3,7 +3,8 @@
 // A warp takes 16 rows of W. Each lane reads 32 codes of two of them, takes pairs of weights from the table (lookup.cu),
 // multiplies them by the block's scale as a share of the row's base, and hands them to the tensor cores as they are: they
 // are the first operand of an MMA whose second are the rotated activations of up to 8 * TILES tokens. Sums are float32.
-// SPLIT warps share the columns of a row group; the other 8 / SPLIT of a CTA take other rows.
+// SPLIT warps share the columns of a row group; the other 8 / SPLIT of a CTA take other rows. A CTA makes its tables once
+// and goes through the groups: what it reads first of the next ones is on its way while the last ones are summed up.
 //
 // Macros, beside those of lookup.cu: N, the block size; LOG8, whether scales are steps below a row's base, else fp16
 // norms; SPLIT; TILES.
@@ -16,40 +17,35 @@ struct Piece {
   u32 scale[2];
 };
 
-// Where a lane's next codes and scales lie, in each of its two rows.
+// Where a lane's two rows lie, which are 8 apart; what lies beyond the last row is computed of another and dropped.
 struct Place {
-  const u8 *a[2], *b[2], *c[2], *scale[2];
+  const u8 *codes, *scales;
+  int codes_apart, scales_apart;
 };
 
-__device__ __forceinline__ Place place(const u8* codes, const u8* scales, i64 row, i64 rows, i64 columns, i64 first) {
-  Place p;
-#pragma unroll
-  for (int r = 0; r < 2; r++) {
-    i64 at = row + 8 * r < rows ? row + 8 * r : row < rows ? row : 0;  // what is beyond the end is computed and dropped
-    p.a[r] = codes + at * (columns / 8 * BITS) + first / 8 * PLANE_A;
-    p.b[r] = codes + at * (columns / 8 * BITS) + columns / 8 * PLANE_A + first / 8 * PLANE_B;
-    p.c[r] = codes + at * (columns / 8 * BITS) + columns / 8 * (PLANE_A + PLANE_B) + first / 8;
-    p.scale[r] = scales + (at * (columns / N) + first / N) * (LOG8 ? 1 : 2);
-  }
-  return p;
+constexpr int SCALE_BYTES = LOG8 ? 1 : 2;
+
+__device__ __forceinline__ Place place(const u8* codes, const u8* scales, i64 row, i64 rows, int columns) {
+  const int row_bytes = columns / 8 * BITS, row_scales = columns / N * SCALE_BYTES;
+  const i64 at = row < rows ? row : 0;
+  const int apart = row + 8 < rows ? 8 : 0;
+  return {codes + at * row_bytes, scales + at * row_scales, apart * row_bytes, apart * row_scales};
 }
 
-// The words of a lane's 32 codes of both rows, and the scales of the blocks that they are in; then go on by SPLIT chunks.
-__device__ __forceinline__ void fetch(Piece& piece, Place& p, bool inside) {
+// The words of 32 codes of both rows from column k on, and the scales of the blocks that they are in.
+__device__ __forceinline__ void fetch(Piece& piece, const Place& p, int k, int columns, bool inside) {
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     if (inside) {
-      load_words<PLANE_A>(piece.row[r].a, p.a[r]);
-      if constexpr (PLANE_B != 0) load_words<PLANE_B>(piece.row[r].b, p.b[r]);
-      if constexpr (PLANE_C != 0) load_words<1>(piece.row[r].c, p.c[r]);
-      piece.scale[r] = LOG8 ? (u32)*p.scale[r] : (u32)*(const u16*)p.scale[r];
+      const u8* row = p.codes + r * p.codes_apart;
+      load_words<PLANE_A>(piece.row[r].a, row + k / 8 * PLANE_A);
+      if constexpr (PLANE_B != 0) load_words<PLANE_B>(piece.row[r].b, row + columns / 8 * PLANE_A + k / 8 * PLANE_B);
+      if constexpr (PLANE_C != 0) load_words<1>(piece.row[r].c, row + columns / 8 * (PLANE_A + PLANE_B) + k / 8);
+      const u8* scale = p.scales + r * p.scales_apart + k / N * SCALE_BYTES;
+      piece.scale[r] = LOG8 ? (u32)*scale : (u32)*(const u16*)scale;
     } else {
       piece.scale[r] = 0;
     }
-    p.a[r] += SPLIT * CHUNK / 8 * PLANE_A;
-    if (PLANE_B) p.b[r] += SPLIT * CHUNK / 8 * PLANE_B;
-    if (PLANE_C) p.c[r] += SPLIT * CHUNK / 8;
-    if (SPLIT * CHUNK % N == 0) p.scale[r] += SPLIT * CHUNK / N * (LOG8 ? 1 : 2);
   }
 }
 
@@ -103,62 +99,64 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
   const u32 table_at = (u32)__cvta_generic_to_shared(table);
   // Through a shuffle, so that the compiler does not know its bits: it would mask them anew for every pair.
   const u32 copy = __shfl_sync(0xffffffff, threadIdx.x % COPIES * 4, lane);
-  const i64 row = ((i64)blockIdx.x * WAYS + way) * ROWS + lane / 4;
+  const i64 rows_at_once = WAYS * ROWS, step_rows = gridDim.x * rows_at_once;
   const int first = part * CHUNK + quarter * LANE_CODES, end = (int)columns;
-  const bool mine = row - lane / 4 < rows;
   const float own = own_centroid(centroids);
-  Place at = place(codes, scales, row, rows, columns, first);
-  const Place start = at;
+  i64 first_row = blockIdx.x * rows_at_once, row = first_row + way * ROWS + lane / 4;
+  Place at = place(codes, scales, row, rows, end);
   Piece now = {}, next = {};
-  fetch(now, at, mine && first < end);  // on its way while the tables are made
-  float size[2] = {}, inverse[2] = {};
-#pragma unroll
-  for (int r = 0; r < 2; r++)
-    if (LOG8 && row + 8 * r < rows) size[r] = from_bf16(base[row + 8 * r]);
+  fetch(now, at, first, end, row - lane / 4 < rows && first < end);  // on its way while the tables are made
   make_table(table, centroids, own);
   if (LOG8)
     for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = as_half(steps[k]) * 0x10001;
   __syncthreads();
   wait_for_the_kernel_before();
-  if (!LOG8)
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      size[r] = largest_norm(start.scale[r] - first / N * 2, columns / N, quarter);
-      inverse[r] = size[r] > 0.0f ? 1.0f / size[r] : 0.0f;
-      size[r] *= ROOT;
-    }
   const u16* lane_x[TILES];
 #pragma unroll
   for (int t = 0; t < TILES; t++) {
     const i64 token = lane / 4 + 8 * t;  // a lane without a token takes the last one's: what it makes of it is dropped
     lane_x[t] = x + (token < tokens ? token : tokens - 1) * columns;
   }
-  float sums[TILES][4] = {};
-  for (int k = first; mine && k - quarter * LANE_CODES < end; k += STRIDE_K) {
-    if constexpr (STRIDE_K % N != 0)
+  for (; first_row < rows; first_row += step_rows, row += step_rows) {
+    const bool mine = row - lane / 4 < rows;
+    float size[2] = {}, inverse[2] = {};
 #pragma unroll
-      for (int r = 0; r < 2; r++) at.scale[r] = start.scale[r] + ((k + STRIDE_K) / N - first / N) * (LOG8 ? 1 : 2);
-    fetch(next, at, k + STRIDE_K < end);
-    // A lane beyond the end has scales of zero; it reads activations that are there.
-    consume(sums, now, lane_x, k < end ? k : 0, inverse, table_at, step_table, copy);
-    now = next;
-  }
-#pragma unroll
-  for (int t = 0; t < TILES; t++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const i64 column = 2 * quarter + i % 2 + 8 * t;
-      const float unit = column < tokens ? units[column] : 0.0f;
-      sums_of[warp][t][lane / 4 + i / 2 * 8][column % 8] = column < tokens ? sums[t][i] * size[i / 2] * unit : 0.0f;
+    for (int r = 0; r < 2; r++) {
+      if (LOG8) {
+        size[r] = row + 8 * r < rows ? from_bf16(base[row + 8 * r]) : 0.0f;
+      } else {
+        size[r] = largest_norm(at.scales + r * at.scales_apart, columns / N, quarter);
+        inverse[r] = size[r] > 0.0f ? 1.0f / size[r] : 0.0f;
+        size[r] *= ROOT;
+      }
     }
-  __syncthreads();
-  for (int i = threadIdx.x; i < WAYS * TILES * 8 * ROWS; i += THREADS) {
-    const int row_in = i % ROWS, column = i / ROWS % (8 * TILES), which = i / ROWS / (8 * TILES);
-    const i64 out = ((i64)blockIdx.x * WAYS + which) * ROWS + row_in;
-    if (out >= rows || column >= tokens) continue;
-    float sum = 0.0f;
+    float sums[TILES][4] = {};
+    for (int k = first; mine && k - quarter * LANE_CODES < end; k += STRIDE_K) {
+      fetch(next, at, k + STRIDE_K, end, k + STRIDE_K < end);
+      // A lane beyond the end has scales of zero; it reads activations that are there.
+      consume(sums, now, lane_x, k < end ? k : 0, inverse, table_at, step_table, copy);
+      now = next;
+    }
+    at = place(codes, scales, row + step_rows, rows, end);
+    fetch(now, at, first, end, row + step_rows - lane / 4 < rows && first < end);
 #pragma unroll
-    for (int w = 0; w < SPLIT; w++) sum += sums_of[which * SPLIT + w][column / 8][row_in][column % 8];
-    store(y, column * rows + out, bias ? sum + load_bias(bias, out) : sum);
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const i64 column = 2 * quarter + i % 2 + 8 * t;
+        const float unit = column < tokens ? units[column] : 0.0f;
+        sums_of[warp][t][lane / 4 + i / 2 * 8][column % 8] = column < tokens ? sums[t][i] * size[i / 2] * unit : 0.0f;
+      }
+    __syncthreads();
+    for (int i = threadIdx.x; i < WAYS * TILES * 8 * ROWS; i += THREADS) {
+      const int row_in = i % ROWS, column = i / ROWS % (8 * TILES), which = i / ROWS / (8 * TILES);
+      const i64 out = first_row + which * ROWS + row_in;
+      if (out >= rows || column >= tokens) continue;
+      float sum = 0.0f;
+#pragma unroll
+      for (int w = 0; w < SPLIT; w++) sum += sums_of[which * SPLIT + w][column / 8][row_in][column % 8];
+      store(y, column * rows + out, bias ? sum + load_bias(bias, out) : sum);
+    }
+    __syncthreads();
   }
 }

@@ -166,14 +166,15 @@ def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: tor
                 ("GATE", 0), ("THREADS", 32))  # fmt: skip
     threads = 32 * min(32, max(1, -(-blocks // 2)))
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
-    groups = -(-y.shape[1] // _ROWS)
-    split, tiles = _split(groups, weight.padded, y.device), -(-tokens // 8)
+    groups, tiles = -(-y.shape[1] // _ROWS), -(-tokens // 8)
+    resident = _processors(y.device) * (3 if tiles == 1 else 2)
+    split = _split(groups, weight.padded, resident)
     macros: Macros = (
         *_coding(weight, y, 32 * _WARPS, 1024 + 4096 * tiles), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split),
         ("TILES", tiles),
     )  # fmt: skip
     _FEW.launch(
-        y.device, macros, (-(-groups * split // _WARPS),), 32 * _WARPS, values, units, tokens, *_stored(weight, y),
+        y.device, macros, (min(resident, -(-groups * split // _WARPS)),), 32 * _WARPS, values, units, tokens, *_stored(weight, y),
         bias, y.shape[1], weight.padded, y, overlap=True,
     )  # fmt: skip
 
@@ -221,11 +222,17 @@ def _shape(rows: int, slices: int, at_once: int, processors: int) -> _Shape:
     return max(laid_out(teams) for teams in range(1, max(1, _THREADS // slices) + 1))[1]
 
 
-def _split(groups: int, columns: int, device: torch.device) -> int:
-    """How many warps share a group of rows: enough to fill the device, no more than there are chunks of columns."""
-    wanted = 16 * _processors(device)
-    most = -(-columns // _CHUNK)
-    return next((s for s in (1, 2, 4) if groups * s >= wanted or 2 * s > most), 8)
+def _split(groups: int, columns: int, resident: int) -> int:
+    """How many warps share a group of rows: so many that the CTAs are soonest through.
+
+    Each takes so many rounds, and in each its share of the columns, and the time of half a chunk to sum up.
+    """
+
+    def time(split: int) -> float:
+        rounds = -(-groups * split // (_WARPS * resident))
+        return rounds * (-(-columns // (_CHUNK * split)) + 0.5)
+
+    return min((1, 2, 4, 8), key=time)
 
 
 @lru_cache(maxsize=None)
