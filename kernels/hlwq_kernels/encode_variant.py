@@ -134,8 +134,7 @@ def kernel_table(tables: CodeTables, variant: Variant) -> npt.NDArray[np.int32]:
 
 
 def _cells(boundaries: Float32Array, centroids: Float32Array, span: int) -> npt.NDArray[np.int32]:
-    """For cells round -span / 2 .. span / 2: the boundary within, or the next one, the code below it, and the
-    centroids below and above."""
+    """Of cells round -span / 2 .. span / 2: the boundary within, or the next, the code below it, and both centroids."""
     middles = np.arange(span + 1) - span / 2
     lower, upper = middles - 0.5 - _OVERLAP, middles + 0.5 + _OVERLAP
     lower[0], upper[-1] = -np.inf, np.inf

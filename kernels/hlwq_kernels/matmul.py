@@ -174,8 +174,8 @@ def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: tor
         ("TILES", tiles),
     )  # fmt: skip
     _FEW.launch(
-        y.device, macros, (min(resident, -(-groups * split // _WARPS)),), 32 * _WARPS, values, units, tokens, *_stored(weight, y),
-        bias, y.shape[1], weight.padded, y, overlap=True,
+        y.device, macros, (min(resident, -(-groups * split // _WARPS)),), 32 * _WARPS, values, units, tokens,
+        *_stored(weight, y), bias, y.shape[1], weight.padded, y, overlap=True,
     )  # fmt: skip
 
 
