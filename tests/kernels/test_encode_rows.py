@@ -244,7 +244,8 @@ def test_an_fp16_norm_that_overflows_is_told_by_an_infinite_error(search: bool) 
 @pytest.mark.parametrize("scale", KINDS)
 def test_a_prepared_call_encodes_what_its_weight_then_holds_into_memory_that_is_there(scale: ScaleKind) -> None:
     weight = torch.zeros(7, 100, dtype=torch.bfloat16)
-    out = EncodedRows(*(None if t is None else torch.full_like(t, 7) for t in encode_rows(weight, tables(5), 64, scale)))
+    made = encode_rows(weight, tables(5), 64, scale)
+    out = EncodedRows(*(None if t is None else torch.full_like(t, 7) for t in made))
     encode_again = prepare_encode(weight, tables(5), 64, scale, True, out)
     for seed in range(2):
         weight.copy_(torch.randn(7, 100, generator=torch.Generator().manual_seed(seed)))
