@@ -33,7 +33,7 @@ struct Row {
 struct Tables {
     const float *steps, *factors;
     float inverse_outermost, top, reach;  // the last cell with a centroid of its own, and where the table ends
-    u32 cells, values;
+    u32 pairs, values, centroids;
 };
 
 struct Scale {
@@ -198,12 +198,13 @@ __device__ inline void replicate(u32* to, const u32* from, int count, int words,
 
 // Copies the tables, as encode_cuda.py lays them out, to where they are read from.
 __device__ inline Tables load_tables(u32* to, const u32* from, int cells) {
+    constexpr int codes = 1 << BITS;
     const int lane = threadIdx.x % 32;
-    u32 *coding = to, *values = coding + 4 * (SPAN + 1) * CELL_COPIES;
+    u32 *pairs = to, *values = pairs + 2 * (SPAN + 1) * PAIR_COPIES;
     u32* rest = values + (SEARCH ? cells * VALUE_COPIES : 0);
     replicate(rest, from, REST, 1, 1);
-    replicate(coding, from + REST, SPAN + 1, 4, CELL_COPIES);
-    if (SEARCH) replicate(values, from + REST + 4 * (SPAN + 1), cells, 1, VALUE_COPIES);
+    replicate(pairs, from + REST, SPAN + 1, 2, PAIR_COPIES);
+    if (SEARCH) replicate(values, from + REST + 2 * (SPAN + 1), cells, 1, VALUE_COPIES);
     __syncthreads();
     Tables t;
     t.inverse_outermost = __uint_as_float(rest[0]);
@@ -211,7 +212,8 @@ __device__ inline Tables load_tables(u32* to, const u32* from, int cells) {
     t.reach = (float)cells;
     t.steps = (const float*)rest + 2;
     t.factors = t.steps + 257;
-    t.cells = shared_address(coding) + lane % CELL_COPIES * 16 - MAGIC_BITS * (16u * CELL_COPIES);
+    t.centroids = shared_address(t.factors + FACTORS);
+    t.pairs = shared_address(pairs) + lane % PAIR_COPIES * 8 - MAGIC_BITS * (8u * PAIR_COPIES);
     t.values = shared_address(values) + lane % VALUE_COPIES * 4 - MAGIC_BITS * (4u * VALUE_COPIES);
     return t;
 }
@@ -311,7 +313,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                     multiply(z, inverse);
                     inverse = 1.0f;
                 }
-                const float squares = code(z, inverse * COARSE, tables.cells, words);
+                const float squares = code(z, inverse * COARSE, tables.pairs, tables.centroids, words);
                 const float error = squares * (1.0f / (COARSE * COARSE)) * (scale.s * scale.s);
                 kept = error < energy && scale.s > 0.0f;
                 sums.error += (u64)((kept ? error : energy) * ERROR_UNIT);

@@ -1,7 +1,7 @@
 // A block of N weights in the registers of one thread: rotate, search a scale, code, pack. The definition of every
 // rounding is encode_torch.py; multiplications and additions must not be fused but where __fmaf_rn says so.
 //
-// Macros: N, BITS, SPAN, CELL_COPIES, VALUE_COPIES (see encode_cuda.py).
+// Macros: N, BITS, SPAN, PAIR_COPIES, VALUE_COPIES (see encode_cuda.py).
 
 #define WORDS (N * BITS / 32)
 #define PER_UNIT ((float)(2 << BITS))    // cells of the search in a unit
@@ -81,9 +81,9 @@ __device__ inline void pack(u32 (&words)[WORDS], int g, const u32 (&c)[8]) {
 }
 
 // Codes a block; returns the error in squared coarse cells, and leaves squares in z. `inverse` turns z into coarse
-// cells. A cell of the table holds the boundary in it, or the next, the code below that, and the centroids on both sides;
-// `place` may err by far less than cells overlap (see encode_variant.py), and the comparison with the boundary is exact.
-__device__ inline float code(float (&z)[N], float inverse, u32 cells, u32 (&words)[WORDS]) {
+// cells. A cell's pair is the boundary in it, or the next, and the code below that; `place` may err by far less than
+// cells overlap (see encode_cuda.py), and the comparison with the boundary is exact.
+__device__ inline float code(float (&z)[N], float inverse, u32 pairs, u32 centroids, u32 (&words)[WORDS]) {
     const float share = inverse * (1.0f / SPAN);
 #pragma unroll
     for (int g = 0; g < N / 8; g++) {
@@ -93,11 +93,10 @@ __device__ inline float code(float (&z)[N], float inverse, u32 cells, u32 (&word
             const float x = z[8 * g + i], u = x * inverse;
             const float place = __saturatef(__fmaf_rn(x, share, 0.5f));
             const u32 cell = __float_as_uint(__fmaf_rn(place, (float)SPAN, MAGIC));
-            float boundary, below, above;
-            load_shared_cell(cell * (16 * CELL_COPIES) + cells, boundary, c[i], below, above);
-            const bool more = boundary < u;
-            c[i] += more;
-            const float d = u - (more ? above : below);
+            float boundary;
+            load_shared_pair(cell * (8 * PAIR_COPIES) + pairs, boundary, c[i]);
+            c[i] += __float_as_uint(boundary - u) >> 31;  // one more where the boundary is below u
+            const float d = u - load_shared(c[i] * 4 + centroids);
             z[8 * g + i] = d * d;
         }
         pack(words, g, c);

@@ -30,10 +30,8 @@ QUAD = 16
 _SEARCHED_UNITS = 5
 """The search looks values of up to so many scales up without clamping them; a Gaussian block seldom has larger ones."""
 _STAGED_BYTES = 40 * 1024
-CELL_WORDS = 4
-"""Of a cell of the coding's table: 16 bytes, the largest load."""
 _OVERLAP = 0.01
-"""By how much of themselves cells of that table reach over each other: far more than rounding can err."""
+"""By how much of themselves cells of `pairs` reach over each other: far more than rounding can err."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +63,20 @@ class Variant:
 
     @property
     def span(self) -> int:
-        """Cells of the coding's table, less one: so many that the outermost boundaries lie inside."""
+        """Cells of `pairs`, less one: so many that the outermost boundaries lie inside."""
         return 1 << (self.bits + (2 if self.bits < 8 else 3))
 
     @property
-    def cell_copies(self) -> int:
-        """Copies of the coding's table, so that lanes that read at once read other banks; fewer of a large table."""
-        copies = min(8, 1024 // self.span)
+    def pair_copies(self) -> int:
+        """Copies of the coding's table, so that the lanes of a warp read other banks; fewer of a large table."""
+        copies = min(16, 2048 // self.span)
         return max(1, copies if self.roomy else copies // 4)
 
     @property
     def value_copies(self) -> int:
         """Copies of the search's table."""
-        copies = min(32, 1024 >> self.bits) if self.bits < 8 else 2
-        return max(1, copies if self.roomy else copies // 4)
+        copies = min(32, 1024 >> self.bits)
+        return copies if self.roomy else copies // 4
 
     @property
     def staged(self) -> bool:
@@ -92,16 +90,12 @@ class Variant:
 
     @property
     def rest(self) -> int:
-        """Words of the tables that are not copied: two figures, steps and an infinity, factors."""
-        return 2 + len(SCALE_STEPS) + 1 + len(SEARCH_FACTORS)
+        """Words of the tables that are not copied: two figures, steps and an infinity, factors, centroids."""
+        return 2 + len(SCALE_STEPS) + 1 + len(SEARCH_FACTORS) + (1 << self.bits)
 
     def shared_bytes(self, threads: int, cells: int) -> int:
         """Dynamic shared memory of a CTA."""
-        tables = (
-            CELL_WORDS * (self.span + 1) * self.cell_copies
-            + (cells * self.value_copies if self.search else 0)
-            + self.rest
-        )
+        tables = 2 * (self.span + 1) * self.pair_copies + (cells * self.value_copies if self.search else 0) + self.rest
         return threads * (2 * QUAD + (self.padded_block if self.staged else 0)) + 4 * tables
 
     @property
@@ -114,7 +108,7 @@ class Variant:
         }  # fmt: skip
         flags = {
             "N": n, "BITS": self.bits, "LOG8": self.log8, "SEARCH": self.search, "INPUT": INPUTS[self.dtype],
-            "LOOP": self.loop, "STAGED": self.staged, "SPAN": self.span, "CELL_COPIES": self.cell_copies,
+            "LOOP": self.loop, "STAGED": self.staged, "SPAN": self.span, "PAIR_COPIES": self.pair_copies,
             "VALUE_COPIES": self.value_copies, "FACTORS": len(SEARCH_FACTORS), "SEARCH_LOW": SEARCH_LOW,
             "REST": self.rest,
             "THREADS": self.most_threads, "RESIDENT": 2 if n <= 64 else 1,
@@ -125,25 +119,25 @@ class Variant:
 
 def kernel_table(tables: CodeTables, variant: Variant) -> npt.NDArray[np.int32]:
     """Everything that the kernel looks up, as 32-bit words in the order of `load_tables` in encode.cu."""
-    coarse = np.float32(2.0 ** (tables.bits - 1))
+    coarse = 2.0 ** (tables.bits - 1)
     head = np.array([tables.inverse_outermost, tables.cells - 1], np.float32)
-    parts = [head, SCALE_STEPS, np.array([np.inf], np.float32), SEARCH_FACTORS]
-    cells = _cells(tables.boundaries * coarse, tables.centroids * coarse, variant.span)
-    words = [*(p.view(np.int32) for p in parts), cells.reshape(-1)]
+    parts: list[npt.NDArray[np.float32]] = [
+        head, SCALE_STEPS, np.array([np.inf], np.float32), SEARCH_FACTORS, tables.centroids * np.float32(coarse),
+    ]  # fmt: skip
+    pairs = _pairs(tables.boundaries * np.float32(coarse), variant.span)
+    words = [*(p.view(np.int32) for p in parts), pairs.reshape(-1)]
     return np.concatenate([*words, searched_values(tables).view(np.int32)])
 
 
-def _cells(boundaries: Float32Array, centroids: Float32Array, span: int) -> npt.NDArray[np.int32]:
-    """Of cells round -span / 2 .. span / 2: the boundary within, or the next, the code below it, and both centroids."""
+def _pairs(boundaries: Float32Array, span: int) -> npt.NDArray[np.int32]:
+    """For cells round -span / 2 .. span / 2: the boundary within, or the next one, and the code below it."""
     middles = np.arange(span + 1) - span / 2
     lower, upper = middles - 0.5 - _OVERLAP, middles + 0.5 + _OVERLAP
     lower[0], upper[-1] = -np.inf, np.inf
     codes = np.searchsorted(boundaries[:-1], lower, side="left")
     if (np.searchsorted(boundaries[:-1], upper, side="right") - codes).max() > 1:
         raise ValueError("the codebook's boundaries lie too near each other, or too far out")
-    above = np.minimum(codes + 1, len(centroids) - 1)
-    floats = [values.view(np.int32) for values in (boundaries[codes], centroids[codes], centroids[above])]
-    return np.stack([floats[0], codes.astype(np.int32), *floats[1:]], axis=1)
+    return np.stack([boundaries[codes].view(np.int32), codes.astype(np.int32)], axis=1)
 
 
 def searched_values(tables: CodeTables) -> Float32Array:

@@ -78,6 +78,12 @@ __device__ __forceinline__ void consume(
   step<0>(sums, piece, scales, values, table, copy);
 }
 
+// The bases of both rows, as they are stored.
+__device__ __forceinline__ void fetch_bases(u32* bases, const u16* base, i64 row, i64 rows) {
+#pragma unroll
+  for (int r = 0; r < 2; r++) bases[r] = LOG8 && row + 8 * r < rows ? base[row + 8 * r] : 0;
+}
+
 // The largest norm of a row: each of its four lanes looks at every fourth.
 __device__ __forceinline__ float largest_norm(const u8* scales, i64 blocks, int quarter) {
   float largest = 0.0f;
@@ -105,15 +111,20 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
   i64 first_row = blockIdx.x * rows_at_once, row = first_row + way * ROWS + lane / 4;
   Place at = place(codes, scales, row, rows, end);
   Piece now = {}, next = {};
+  u32 bases[2];
   fetch(now, at, first, end, row - lane / 4 < rows && first < end);  // on its way while the tables are made
+  fetch_bases(bases, base, row, rows);
   make_table(table, centroids, own);
   if (LOG8)
     for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = as_half(steps[k]) * 0x10001;
   __syncthreads();
   wait_for_the_kernel_before();
   const u16* lane_x[TILES];
+  float unit[TILES][2];
 #pragma unroll
   for (int t = 0; t < TILES; t++) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) unit[t][i] = 2 * quarter + i + 8 * t < tokens ? units[2 * quarter + i + 8 * t] : 0.0f;
     const i64 token = lane / 4 + 8 * t;  // a lane without a token takes the last one's: what it makes of it is dropped
     lane_x[t] = x + (token < tokens ? token : tokens - 1) * columns;
   }
@@ -123,7 +134,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       if (LOG8) {
-        size[r] = row + 8 * r < rows ? from_bf16(base[row + 8 * r]) : 0.0f;
+        size[r] = from_bf16(bases[r]);
       } else {
         size[r] = largest_norm(at.scales + r * at.scales_apart, columns / N, quarter);
         inverse[r] = size[r] > 0.0f ? 1.0f / size[r] : 0.0f;
@@ -139,14 +150,12 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
     }
     at = place(codes, scales, row + step_rows, rows, end);
     fetch(now, at, first, end, row + step_rows - lane / 4 < rows && first < end);
+    fetch_bases(bases, base, row + step_rows, rows);
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const i64 column = 2 * quarter + i % 2 + 8 * t;
-        const float unit = column < tokens ? units[column] : 0.0f;
-        sums_of[warp][t][lane / 4 + i / 2 * 8][column % 8] = column < tokens ? sums[t][i] * size[i / 2] * unit : 0.0f;
-      }
+      for (int i = 0; i < 4; i++)
+        sums_of[warp][t][lane / 4 + i / 2 * 8][2 * quarter + i % 2] = sums[t][i] * size[i / 2] * unit[t][i % 2];
     __syncthreads();
     for (int i = threadIdx.x; i < WAYS * TILES * 8 * ROWS; i += THREADS) {
       const int row_in = i % ROWS, column = i / ROWS % (8 * TILES), which = i / ROWS / (8 * TILES);

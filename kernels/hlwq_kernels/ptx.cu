@@ -15,8 +15,8 @@ __device__ inline float load_shared(u32 address) {
     return x;
 }
 
-__device__ inline void load_shared_cell(u32 address, float& x, u32& y, float& z, float& w) {
-    asm("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=f"(x), "=r"(y), "=f"(z), "=f"(w) : "r"(address));
+__device__ inline void load_shared_pair(u32 address, float& x, u32& y) {
+    asm("ld.shared.v2.b32 {%0, %1}, [%2];" : "=f"(x), "=r"(y) : "r"(address));
 }
 
 __device__ inline float half_to_float(u32 bits) {

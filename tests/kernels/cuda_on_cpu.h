@@ -140,11 +140,9 @@ static float __fadd_rd(float a, float b) {
 
 static u32 shared_address(const void* at) { return (u32)((const char*)at - (const char*)arena); }
 static float load_shared(u32 address) { return *(const float*)((const char*)arena + address); }
-static void load_shared_cell(u32 address, float& x, u32& y, float& z, float& w) {
+static void load_shared_pair(u32 address, float& x, u32& y) {
     x = load_shared(address);
     y = __float_as_uint(load_shared(address + 4));
-    z = load_shared(address + 8);
-    w = load_shared(address + 12);
 }
 static float half_to_float(u32 bits) { return (float)same_bits<_Float16>((u16)bits); }
 static u16 float_to_half(float x) { return same_bits<u16>((_Float16)x); }
