@@ -30,7 +30,7 @@ from quantize_checks import (
     check_experts,
     check_one_layer,
     check_result,
-    hashes,
+    hashed,
     hlwq,
     killed_and_resumed,
 )  # fmt: skip
@@ -70,7 +70,7 @@ def timed(command: list[str], trace: Path) -> tuple[Run, dict[str, Any]]:
 
 def show_speed(run: Run, trace: dict[str, Any], floors: list[Floor]) -> None:
     best = min(floors, key=lambda f: f.seconds)
-    work = [e for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "hash file", "write", "sync")]
+    work = [e for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "hash tensor", "write", "sync")]
     begin, end = min(e["ts"] for e in work) / 1e6, max(e["ts"] + e["dur"] for e in work) / 1e6
     print(f"\n| | seconds | of copying, {best.threads} threads |\n|---|---|---|")
     for floor in floors:
@@ -131,10 +131,9 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     place = torch.device("cuda" if args.device.startswith("cuda") else "cpu")
     check_experts(checks, source, out, args.experts, place)
     check_one_layer(checks, source, folder, args.device, out)
-    wanted = hashes(out)
+    wanted = hashed(out)
     shutil.rmtree(out)
-    shards = sum(n.endswith(".safetensors") for n in wanted)
-    killed_and_resumed(checks, [*command, "-q"], out, wanted, shards)
+    killed_and_resumed(checks, [*command, "-q"], out, wanted)
     if args.keep:
         shutil.move(out, args.keep)
     return checks

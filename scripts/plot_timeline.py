@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COLOURS = {
-    "read": "#4477aa", "code": "#ee6677", "write": "#228833", "hash tensor": "#ccbb44", "hash file": "#aa8800",
+    "read": "#4477aa", "code": "#ee6677", "write": "#228833", "hash tensor": "#ccbb44",
     "sync": "#aa3377", "allocate": "#bbbbbb", "start Python": "#dddddd", "plan": "#66ccee", "start GPU": "#999999",
     "start kernels": "#777777", "fetch": "#000000", "complete": "#555555",
 }  # fmt: skip

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from hlwq_cli.checkpoint import CodedCheckpoint, Plan, open_coded, open_source
-from hlwq_cli.checkpoint.manifest import JOURNAL
+from hlwq_cli.checkpoint.integrity import with_all_hashes
+from hlwq_cli.checkpoint.manifest import JOURNAL, Manifest, read_manifest
 from hlwq_cli.checkpoint.records import TensorRecord
 from hlwq_cli.checkpoint.safetensors_file import DTYPES, build_header
 from hlwq_cli.sizes import format_size
@@ -65,8 +66,9 @@ def manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    return {f["name"]: f["sha256"] for f in manifest(folder)["files"]}
+def hashed(folder: Path) -> Manifest:
+    """A manifest with the hash of every file, those of shards made of their bytes."""
+    return with_all_hashes(folder, read_manifest(folder))
 
 
 def check_result(checks: Checks, plan: Plan, out: Path, real: bool) -> None:
@@ -134,14 +136,15 @@ def decoded_rows(
                        record.shape[-1])  # fmt: skip
 
 
-def killed_and_resumed(checks: Checks, command: list[str], out: Path, wanted: dict[str, str], shards: int) -> None:
+def killed_and_resumed(checks: Checks, command: list[str], out: Path, wanted: Manifest) -> None:
+    shards = sum(f.is_shard for f in wanted.files)
     process = subprocess.Popen([*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and whole_shards(out) < math.ceil(shards / 3):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     killed, done = process.wait() == -signal.SIGKILL, whole_shards(out)
     again = hlwq(*command)
-    same = hashes(out) == wanted
+    same = hashed(out) == wanted
     checks.add(f"killed with {done} of {shards} shards whole, given again: the same files",
                f"{again.seconds:.1f} s for the rest", killed and same)  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A shard while it is filled: what is still to land, how much of its file is whole, and hashes that follow that.
+"""A shard while it is filled: what is still to land, how much of its file is whole, and hashes of tensors behind that.
 
 Slices of a shard mostly land in the order of its file, so a hash need not wait for the end: when the last slice has
 landed, only what came since the last step is left to hash.
@@ -21,7 +21,7 @@ Range = tuple[int, int]
 
 
 class RunningHash:
-    """sha256 of ranges of a file, one after the other, begun while the file is filled.
+    """sha256 of a tensor's ranges of a file, one after the other, begun while the file is filled.
 
     To be called by one thread; another one, of a pool, hashes.
 
@@ -29,11 +29,10 @@ class RunningHash:
         writer: of the file.
         ranges: (first byte, length) of each.
         timeline: where to record.
-        what: name of the spans there.
     """
 
-    def __init__(self, writer: ShardWriter, ranges: list[Range], timeline: Timeline, what: str) -> None:
-        self._writer, self._left, self._timeline, self._what = writer, ranges, timeline, what
+    def __init__(self, writer: ShardWriter, ranges: list[Range], timeline: Timeline) -> None:
+        self._writer, self._left, self._timeline = writer, ranges, timeline
         self._digest = hashlib.sha256()
         self._step: Future[None] | None = None
 
@@ -69,7 +68,7 @@ class RunningHash:
         return ready
 
     def _add(self, ranges: list[Range]) -> None:
-        with self._timeline.span(self._what, sum(length for _, length in ranges)):
+        with self._timeline.span("hash tensor", sum(length for _, length in ranges)):
             for start, length in ranges:
                 self._writer.hash_range(self._digest, start, length)
 
@@ -99,7 +98,6 @@ class Filling:
         self.shard, self.writer, self.waiting, self._timeline = shard, writer, waiting, timeline
         self.costs: dict[str, SquaredError] = {}
         self.hashes: dict[str, Future[str]] = {}
-        self.file_hash = RunningHash(writer, [(0, writer.size)], timeline, "hash file")
         self._running: dict[str, RunningHash] = {}
         self._rows: Counter[str] = Counter()
         in_order = [job for job in shard.jobs if lies_in_order(job)]
@@ -132,9 +130,8 @@ class Filling:
         name = piece.job.name
         if name not in self._running:
             places = [self.writer.places[tensor] for tensor, _, _ in outputs(piece.job)]
-            self._running[name] = RunningHash(self.writer, places, self._timeline, "hash tensor")
+            self._running[name] = RunningHash(self.writer, places, self._timeline)
         if name in self.waiting:
             self._running[name].follow(pool, self.whole)
         else:
             self.hashes[name] = self._running.pop(name).finish(pool)
-        self.file_hash.follow(pool, self.whole)

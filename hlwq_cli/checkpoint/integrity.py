@@ -6,16 +6,24 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from .manifest import Manifest
 from .reader import CodedCheckpoint
 from .records import FileRecord, KeptRecord, TensorRecord
 from .safetensors_file import DTYPES, TensorInfo
+from .shards import shard_header
 
 _STEP = 8 * 2**20
+
+Progress = Callable[[int], None]
+
+
+def _silent(_: int) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -23,8 +31,8 @@ class VerifyReport:
     """What `verify` found.
 
     Attributes:
-        files: how many were hashed.
-        bytes: how many were read.
+        files: how many there should be.
+        bytes: their size.
         problems: one sentence each; none when all is well.
     """
 
@@ -33,8 +41,8 @@ class VerifyReport:
     problems: tuple[str, ...]
 
 
-def hash_file(path: Path, progress: Callable[[int], None] = lambda n: None) -> str:
-    """sha256 of a file; `progress` is told of every piece read."""
+def hash_file(path: Path, progress: Progress = _silent) -> str:
+    """sha256 of a file; `progress` is told the bytes of every piece."""
     digest = hashlib.sha256()
     with path.open("rb") as f:
         while piece := f.read(_STEP):
@@ -48,44 +56,81 @@ def file_record(folder: Path, name: str) -> FileRecord:
     return FileRecord(name, (folder / name).stat().st_size, hash_file(folder / name))
 
 
-def verify(checkpoint: CodedCheckpoint, progress: Callable[[int], None] = lambda n: None) -> VerifyReport:
-    """Hash every file of a checkpoint and look at every scale.
+def with_all_hashes(folder: Path, manifest: Manifest, progress: Progress = _silent) -> Manifest:
+    """A manifest that states the hash of every file: those it does not state are made, of files of `folder`."""
+    missing = [f for f in manifest.files if f.sha256 is None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(lambda f: hash_file(folder / f.name, progress), missing)
+        return manifest.with_files(replace(f, sha256=h) for f, h in zip(missing, hashes, strict=True))
+
+
+def bytes_to_verify(manifest: Manifest) -> int:
+    """What `verify` hashes: every tensor, and every file whose hash is stated."""
+    return manifest.coded_bytes + manifest.kept_bytes + sum(f.size for f in manifest.files if f.sha256 is not None)
+
+
+def verify(checkpoint: CodedCheckpoint, progress: Progress = _silent) -> VerifyReport:
+    """Hash every tensor of a checkpoint, and every file whose hash is stated, and look at every scale.
+
+    Of a shard without a stated hash no byte is left out either: see `_check_unstated`.
 
     Args:
         checkpoint: an opened one, whose shapes and sizes have been checked.
-        progress: told the bytes of every piece read.
+        progress: told the bytes of every piece hashed; `bytes_to_verify` in all.
     """
-    records = checkpoint.manifest.files
+    manifest = checkpoint.manifest
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = [p for p in pool.map(lambda r: _check_file(checkpoint, r, progress), records) if p]
-        for found in pool.map(lambda r: _check_coded(checkpoint, r), checkpoint.manifest.coded):
-            problems += found
-        for found in pool.map(
-            lambda r: _check_hash(checkpoint, r, [checkpoint.tensors[r.name]]), checkpoint.manifest.kept
-        ):
-            problems += found
-    return VerifyReport(len(records), sum(r.size for r in records), tuple(problems))
+        found = (
+            pool.map(lambda r: _check_file(checkpoint, r, progress), manifest.files),
+            pool.map(lambda r: _check_coded(checkpoint, r, progress), manifest.coded),
+            pool.map(lambda r: _check_hash(checkpoint, r, [checkpoint.tensors[r.name]], progress), manifest.kept),
+        )
+        problems = tuple(problem for part in found for some in part for problem in some)
+    return VerifyReport(len(manifest.files), sum(r.size for r in manifest.files), problems)
 
 
-def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, progress: Callable[[int], None]) -> str:
+def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, progress: Progress) -> list[str]:
     path = checkpoint.path(record.name)
     if not path.is_file():
-        return f"{record.name} is missing"
+        return [f"{record.name} is missing"]
+    if record.sha256 is None:
+        return _check_unstated(checkpoint, record, path)
     if hash_file(path, progress) != record.sha256:
-        return f"{record.name} is not what the manifest states: its sha256 differs"
-    return ""
+        return [f"{record.name} is not what the manifest states: its sha256 differs"]
+    return []
 
 
-def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord) -> list[str]:
-    return _check_hash(checkpoint, record, checkpoint.stored(record)) + _check_scales(checkpoint, record)
+def _check_unstated(checkpoint: CodedCheckpoint, record: FileRecord, path: Path) -> list[str]:
+    """Size and header of a shard whose own hash is not stated.
+
+    Its tensors, which have hashes, fill it behind the header without a gap. The header must be what a writer makes of
+    those tensors, byte for byte, spaces and metadata included.
+    """
+    if path.stat().st_size != record.size:
+        return [f"{record.name} has not the size its manifest states"]
+    tensors = [t for t in checkpoint.tensors.values() if t.file == record.name]
+    header = shard_header([(t.name, DTYPES[t.dtype], t.shape) for t in tensors if t.dtype in DTYPES])
+    with path.open("rb") as f:
+        same = f.read(len(header)) == header
+    return [] if same else [f"{record.name} is not what the manifest states: its header differs"]
 
 
-def _check_hash(checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo]) -> list[str]:
+def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord, progress: Progress) -> list[str]:
+    return _check_hash(checkpoint, record, checkpoint.stored(record), progress) + _check_scales(checkpoint, record)
+
+
+def _check_hash(
+    checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo], progress: Progress
+) -> list[str]:
     digest = hashlib.sha256()
     for info in stored:
         for at in range(0, info.nbytes, _STEP):
-            digest.update(checkpoint.read_bytes(info, at, min(_STEP, info.nbytes - at)))
-    return [] if digest.hexdigest() == record.sha256 else [f"{record.name} is not what the manifest states"]
+            piece = checkpoint.read_bytes(info, at, min(_STEP, info.nbytes - at))
+            digest.update(piece)
+            progress(len(piece))
+    if digest.hexdigest() == record.sha256:
+        return []
+    return [f"{record.name} in {stored[0].file} is not what the manifest states"]
 
 
 def _check_scales(checkpoint: CodedCheckpoint, record: TensorRecord) -> list[str]:

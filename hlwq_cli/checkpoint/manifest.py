@@ -61,11 +61,10 @@ class Manifest:
 
     def with_files(self, records: Iterable[FileRecord]) -> Manifest:
         """This manifest with files added or replaced."""
-        new = {r.name: r for r in records}
-        kept = [f for f in self.files if f.name not in new]
-        weights = [f for f in kept if f.name.endswith(".safetensors")]
-        others = [*(f for f in kept if f not in weights), *new.values()]
-        return replace(self, files=(*weights, *sorted(others, key=lambda f: f.name)))
+        files = {f.name: f for f in self.files} | {r.name: r for r in records}
+        shards = [f for f in files.values() if f.is_shard]
+        others = [f for f in files.values() if not f.is_shard]
+        return replace(self, files=(*shards, *sorted(others, key=lambda f: f.name)))
 
     def dump(self) -> bytes:
         """The file's bytes."""

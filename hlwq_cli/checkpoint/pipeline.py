@@ -2,9 +2,9 @@
 
 Work goes through the source file by file, so that a file of the Hub is needed once and can be let go. Slices land in
 the order they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first of
-that order. Hashes of tensors and files follow what has landed, beside the coding of what follows, and with a shard's
-last slice its file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a
-file takes one writer at a time: so slices of several shards then take turns.
+that order. Hashes of tensors follow what has landed, beside the coding of what follows, and with a shard's last slice
+its file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a file takes
+one writer at a time: so slices of several shards then take turns.
 """
 
 from __future__ import annotations
@@ -150,13 +150,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         if not self._in_file[piece.info.file]:
             self.source.let_go(piece.info.file)
         if not filling.waiting:
-            file_hash = filling.file_hash.finish(self._hashing)
-            self._closing[self._hashing.submit(self._close, filling, file_hash)] = filling
+            self._closing[self._hashing.submit(self._close, filling)] = filling
         return piece
 
-    def _close(self, filling: Filling, file_hash: Future[str]) -> ShardRecord:
+    def _close(self, filling: Filling) -> ShardRecord:
         """Finish a shard. The hashes it waits for were handed to the same pool before it, so they are under way."""
-        file = FileRecord(filling.shard.file, filling.writer.size, file_hash.result())
         hashes = {name: future.result() for name, future in filling.hashes.items()}
         with self.timeline.span("sync", filling.writer.size):
             filling.writer.finish()
@@ -166,6 +164,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
                 coded.append(coded_record(job, hashes[job.name], filling.costs[job.name].relative))
             else:
                 kept.append(kept_record(job, hashes[job.name]))
+        file = FileRecord(filling.shard.file, filling.writer.size, None)
         return ShardRecord(file, tuple(coded), tuple(kept))
 
     def _finished(self) -> Iterator[ShardRecord]:

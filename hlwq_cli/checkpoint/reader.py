@@ -121,7 +121,7 @@ def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> Cod
     settings = _check_settings(config, folder)
     index = folder / INDEX
     weight_map = read_weight_map(index) if index.exists() else None
-    shards = [f for f in manifest.files if f.name.endswith(".safetensors")]
+    shards = [f for f in manifest.files if f.is_shard]
     headers = {f.name: repo.header(f.name) if repo else _header(folder, f) for f in shards}
     tensors = collect_tensors(headers, weight_map)
     codebooks = {int(b): torch.tensor(c, dtype=torch.float32) for b, c in settings["codebooks"].items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .jobs import CodedTensor, KeptTensor
@@ -55,11 +55,22 @@ class KeptRecord:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file of the checkpoint."""
+    """A file of the checkpoint.
+
+    Attributes:
+        name: relative to the folder.
+        size: in bytes.
+        sha256: of the whole file; None of a shard that was never pushed, whose tensors have theirs.
+    """
 
     name: str
     size: int
-    sha256: str
+    sha256: str | None
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds weights."""
+        return self.name.endswith(".safetensors")
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,15 @@ def check_fields(what: str, document: dict[str, Any]) -> None:
 
 
 def read_file(document: dict[str, Any]) -> FileRecord:
-    """The record of a file, from JSON; its name must stay inside the folder."""
-    check_fields(str(document["name"]), document)
+    """The record of a file, from JSON; its name must stay inside the folder, and only a shard may have no hash."""
+    name = str(document["name"])
+    check_fields(name, {key: value for key, value in document.items() if (key, value) != ("sha256", None)})
     if not _is_file_name(document["name"]):
         raise ValueError(f"{document['name']!r} is no file inside the folder")
-    return FileRecord(**document)
+    record = FileRecord(**document)
+    if record.sha256 is None and not record.is_shard:
+        raise ValueError(f"sha256 of {record.name} is None")
+    return record
 
 
 def read_tensor(document: dict[str, Any]) -> TensorRecord:
@@ -139,9 +154,12 @@ def read_kept(document: dict[str, Any]) -> KeptRecord:
 
 
 def read_shard(document: dict[str, Any]) -> ShardRecord:
-    """The record of a finished shard, from JSON."""
+    """The record of a finished shard, from JSON.
+
+    A hash of its file is left out: a run begun when those were noted ends with the manifest of any other.
+    """
     return ShardRecord(
-        read_file(document["file"]),
+        replace(read_file(document["file"]), sha256=None),
         tuple(read_tensor(t) for t in document["coded"]),
         tuple(read_kept(t) for t in document["kept"]),
     )

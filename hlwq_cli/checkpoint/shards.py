@@ -75,6 +75,11 @@ def lies_in_order(job: CodedTensor | KeptTensor) -> bool:
     return all(output_bytes(t) % _WIDEST == 0 for t in outputs(job))
 
 
+def shard_header(tensors: list[OutputTensor]) -> bytes:
+    """The first bytes of a shard that holds these tensors one after the other; there is but one way to write them."""
+    return build_header(tensors, _METADATA)
+
+
 def _job_bytes(job: CodedTensor | KeptTensor) -> int:
     return job.nbytes if isinstance(job, CodedTensor) else job.info.nbytes
 
@@ -121,7 +126,7 @@ class ShardWriter:
     def __init__(self, folder: Path, shard: Shard) -> None:
         self.path = folder / shard.file
         self.partial = folder / f".{shard.file}.partial"
-        header = build_header(shard.tensors, _METADATA)
+        header = shard_header(shard.tensors)
         self.places: dict[str, tuple[int, int]] = {}
         at = len(header)
         for output in shard.tensors:

@@ -16,7 +16,7 @@ from ..ui.sink import Format, Sink
 def inspect(
     path: Annotated[str, typer.Argument(help="An HLWQ folder, or a Hub id owner/name.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hash every file, look at every scale; exit 6 if any is wrong.")
+        bool, typer.Option("--verify", help="Hash everything, look at every scale; exit 6 if any is wrong.")
     ] = False,
     diff: Annotated[
         Path | None, typer.Option(metavar="OTHER", help="Compare with another HLWQ folder; exit 6 if they differ.")
@@ -60,12 +60,13 @@ def _diff(sink: Sink, path: str, other: Path, revision: str | None) -> None:
 def _verify(sink: Sink, path: str, revision: str | None) -> None:
     from ..checkpoint import open_coded
     from ..checkpoint import verify as check
+    from ..checkpoint.integrity import bytes_to_verify
     from ..errors import GateMissedError
     from ..ui.progress import bytes_display
     from ..ui.show import show_verified
 
     checkpoint = open_coded(path, revision)
-    with bytes_display(sink, sum(f.size for f in checkpoint.manifest.files), "hashing") as (bar, task):
+    with bytes_display(sink, bytes_to_verify(checkpoint.manifest), "hashing") as (bar, task):
         report = check(checkpoint, lambda n: bar.advance(task, n) if bar is not None and task is not None else None)
     checkpoint.close()
     show_verified(sink, report)

@@ -29,7 +29,7 @@ def push(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Verify every hash, write the card, and upload what the repository lacks, in one commit.
+    """Verify and complete the hashes, write the card, and upload what the repository lacks, in one commit.
 
     A push that was cut off continues when the same command is given again.
     """
@@ -39,10 +39,14 @@ def push(
     from ..ui.show import show_pushed
 
     with bytes_display(sink, 0, "hashing") as (bar, task):
+
+        def hashed(n: int, total: int) -> None:
+            if bar is not None and task is not None:
+                bar.update(task, advance=n, total=total)
+
         result = upload(
             path, repo, public=public, revision=revision, pr=pr, overwrite=overwrite, dry_run=dry_run,
-            hashed=lambda n: bar.advance(task, n) if bar is not None and task is not None else None,
-            tell=upload_display(sink),
+            hashed=hashed, tell=upload_display(sink),
         )  # fmt: skip
     for note in result.notes:
         sink.note(note)

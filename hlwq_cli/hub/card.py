@@ -58,7 +58,7 @@ def remake_card(path: str | os.PathLike[str], repo: str | None = None) -> CardRe
     text, notes = render_card(checkpoint, repo)
     card = checkpoint.folder / CARD
     changed = not card.is_file() or card.read_bytes() != text.encode()
-    write_card(checkpoint, text)
+    write_card(checkpoint.folder, checkpoint.manifest, text)
     return CardResult(card, changed, "\n## Fidelity\n" in text, notes)
 
 
@@ -76,10 +76,7 @@ def render_card(
     return text, tuple(found)
 
 
-def write_card(checkpoint: CodedCheckpoint, text: str) -> Manifest:
-    """Write README.md and a manifest that states its hash; returns the manifest."""
-    folder = checkpoint.folder
+def write_card(folder: Path, manifest: Manifest, text: str) -> None:
+    """Write README.md, and the manifest with its hash."""
     write_file(folder / CARD, text.encode())
-    manifest = checkpoint.manifest.with_files([file_record(folder, CARD)])
-    write_file(folder / MANIFEST, manifest.dump())
-    return manifest
+    write_file(folder / MANIFEST, manifest.with_files([file_record(folder, CARD)]).dump())

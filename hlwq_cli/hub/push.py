@@ -12,6 +12,7 @@ from typing import Any
 from ..checkpoint import CodedCheckpoint, Manifest, verify
 from ..checkpoint.card import base_model
 from ..checkpoint.hub import hub_errors, is_repo_id
+from ..checkpoint.integrity import bytes_to_verify, with_all_hashes
 from ..checkpoint.manifest import MANIFEST
 from ..checkpoint.records import FileRecord
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
@@ -63,7 +64,7 @@ def push(
     pr: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    hashed: Callable[[int], None] = lambda n: None,
+    hashed: Callable[[int, int], None] = lambda n, total: None,
     tell: Callable[[PushProgress], None] = lambda event: None,
 ) -> PushResult:
     """Upload a finished checkpoint.
@@ -76,7 +77,7 @@ def push(
         pr: open a pull request instead of changing the branch.
         overwrite: replace what others left in the way.
         dry_run: look and write nothing, neither there nor here.
-        hashed: told the bytes of every piece that was hashed.
+        hashed: told the bytes of every piece that was hashed, and of all that will be.
         tell: told how far the upload is.
 
     Raises:
@@ -88,7 +89,7 @@ def push(
     checkpoint = open_folder(path)
     try:
         _check_token()
-        _check_hashes(checkpoint, hashed)
+        stated = _stated(checkpoint, hashed)
     finally:
         checkpoint.close()
     _check_role(repo)
@@ -97,13 +98,13 @@ def push(
     inherited, notes = _look_at_base(checkpoint)
     text, more = render_card(checkpoint, repo, inherited)
     notes += more + _visibility_notes(remote, public)
-    manifest, contents = _with_card(checkpoint.manifest, text)
+    manifest, contents = _with_card(stated, text)
     changes = compare(remote, checkpoint.folder, _records(manifest), contents)
     if not (overwrite or pr):
         refuse_conflict(remote, manifest, changes)
     done = None
     if not dry_run:
-        write_card(checkpoint, text)
+        write_card(checkpoint.folder, stated, text)
         done = _upload(remote, checkpoint.folder, changes, public, pr, tell)
     return PushResult(
         url=_url(remote, done), repo=repo, revision=remote.revision, commit=done.commit if done else remote.commit,
@@ -129,12 +130,16 @@ def _check_token() -> None:
         raise NotAllowedError("Pushing needs a token.", "Run `hf auth login`, or set HF_TOKEN.")
 
 
-def _check_hashes(checkpoint: CodedCheckpoint, hashed: Callable[[int], None]) -> None:
-    problems = verify(checkpoint, hashed).problems
+def _stated(checkpoint: CodedCheckpoint, hashed: Callable[[int, int], None]) -> Manifest:
+    """The manifest with the hash of every file, when all is as it states."""
+    manifest = checkpoint.manifest
+    total = bytes_to_verify(manifest) + sum(f.size for f in manifest.files if f.sha256 is None)
+    problems = verify(checkpoint, lambda n: hashed(n, total)).problems
     if problems:
         only_card = all(p.startswith(f"{CARD} ") for p in problems)
         hint = "Run `hlwq card` on the folder." if only_card else "Make the checkpoint again, or fetch it again."
         raise CorruptError(f"{problems[0]} ({len(problems)} in all); nothing was sent.", hint)
+    return with_all_hashes(checkpoint.folder, manifest, lambda n: hashed(n, total))
 
 
 def _check_role(repo: str) -> None:

@@ -1,5 +1,6 @@
 """The same source and arguments give the same bytes: on any number of threads, after any interruption."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,27 @@ def test_a_run_stopped_after_any_shard_continues_to_the_same_bytes(
         result = quantize(str(family("gemma4")), out, load_recipe(), max_shard_bytes=150_000)
         assert result.resumed_shards == stop
         assert tree(out) == tree(coded("gemma4"))
+
+
+def test_a_run_begun_when_files_were_hashed_ends_with_the_manifest_of_any_other(
+    family: Family, coded: Family, tmp_path: Path
+) -> None:
+    out, journal = tmp_path / "out", tmp_path / "out" / ".hlwq_run.jsonl"
+
+    def interrupt(event: Progress) -> None:
+        if event.shards_done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(str(family("gemma4")), out, load_recipe(), max_shard_bytes=150_000, progress=interrupt)
+    first, *lines = journal.read_text().splitlines()
+    noted = [json.loads(line) for line in lines]
+    assert [shard["file"]["sha256"] for shard in noted] == [None, None]
+    for shard in noted:
+        shard["file"]["sha256"] = tree(out)[shard["file"]["name"]]
+    journal.write_text("\n".join([first, *map(json.dumps, noted), ""]))
+    assert quantize(str(family("gemma4")), out, load_recipe(), max_shard_bytes=150_000).resumed_shards == 2
+    assert tree(out) == tree(coded("gemma4"))
 
 
 def test_an_overwriting_run_that_was_stopped_continues_with_the_same_arguments(family: Family, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import KeptTensor, Recipe, filling, load_recipe, quantize
+from hlwq_cli.checkpoint import KeptTensor, Recipe, filling, load_recipe, pipeline, quantize
 from hlwq_cli.checkpoint.filling import Filling, RunningHash
 from hlwq_cli.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header
 from hlwq_cli.checkpoint.shards import Shard, ShardWriter
@@ -75,13 +75,13 @@ def test_hashes_that_follow_are_those_of_the_whole(
     monkeypatch.setattr(filling, "STEP_BYTES", step)
     timeline = Timeline()
     source = str(family(family_name))
-    quantize(source, tmp_path / "out", load_recipe(), max_shard_bytes=150_000, threads=2, timeline=timeline)
+    monkeypatch.setattr(pipeline, "SLICE_WEIGHTS", 5000)
+    made = quantize(source, tmp_path / "out", load_recipe(), max_shard_bytes=150_000, threads=2, timeline=timeline)
     assert tree(tmp_path / "out") == tree(coded(family_name))
-    shards = [p.stat().st_size for p in (tmp_path / "out").glob("*.safetensors")]
-    steps = [n for what, n, *_ in timeline.spans if what == "hash file"]
-    assert sum(steps) == sum(shards)
+    steps = [n for what, n, *_ in timeline.spans if what == "hash tensor"]
+    assert sum(steps) == made.manifest.coded_bytes + made.manifest.kept_bytes  # each byte once
     if step == 1:
-        assert len(steps) > len(shards)
+        assert len(steps) > len(made.manifest.coded) + len(made.manifest.kept)
 
 
 def bytes_job(name: str, length: int) -> KeptTensor:
@@ -123,20 +123,18 @@ def test_hashes_of_slices_out_of_order_are_right(filled: Filled, monkeypatch: py
     for number in (0, 1, 4, 2, 3, 5, 8, 7, 6, 11, 10, 9):
         filled.land(number)
     found = {name: future.result() for name, future in filled.filling.hashes.items()}
-    whole = filled.filling.file_hash.finish(filled.pool).result()
     filled.filling.writer.finish()
     data = filled.filling.writer.path.read_bytes()
     parts = [data[filled.start + i * 4000 :][:4000] for i in range(3)]
     assert parts[1] == b"".join(bytes([n]) * 1000 for n in (4, 5, 6, 7))
     assert found == {name: hashlib.sha256(part).hexdigest() for name, part in zip("abc", parts, strict=True)}
-    assert whole == hashlib.sha256(data).hexdigest()
 
 
 def test_a_step_that_fails_fails_the_hash(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filling, "STEP_BYTES", 500)
     writer = filled.filling.writer
     for ask in ("follow", "finish"):
-        running = RunningHash(writer, [(writer.size, 1000), (0, 10)], filled.timeline, "hash file")
+        running = RunningHash(writer, [(writer.size, 1000), (0, 10)], filled.timeline)
         running.follow(filled.pool, writer.size + 600)
         filled.pool.submit(lambda: None).result()
         with pytest.raises(CorruptError, match="cut short"):

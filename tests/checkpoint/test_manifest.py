@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 from hlwq_cli import __version__
 from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.checkpoint.integrity import with_all_hashes
+from hlwq_cli.checkpoint.manifest import read_manifest
 from hlwq_cli.codec import lloyd_max
 from tests.builders import LLAMA, dense, save_tensors
 from tests.files import read_file, read_json, read_tensors, tree
@@ -26,10 +29,21 @@ def settings(folder: Path) -> dict[str, Any]:
     return config
 
 
-def test_manifest_has_size_and_sha256_of_every_other_file(coded: Family, family_name: str) -> None:
+def test_manifest_has_size_of_every_other_file_and_sha256_of_all_but_shards(coded: Family, family_name: str) -> None:
     folder = coded(family_name)
-    on_disk = {n: ((folder / n).stat().st_size, sha) for n, sha in tree(folder).items() if n != "hlwq_manifest.json"}
-    assert {f["name"]: (f["size"], f["sha256"]) for f in manifest(folder)["files"]} == on_disk
+    on_disk = {n: sha for n, sha in tree(folder).items() if n != "hlwq_manifest.json"}
+    stated = {n: None if n.endswith(".safetensors") else sha for n, sha in on_disk.items()}
+    assert {f["name"]: f["sha256"] for f in manifest(folder)["files"]} == stated
+    assert {f["name"]: f["size"] for f in manifest(folder)["files"]} == {n: (folder / n).stat().st_size for n in stated}
+
+
+def test_manifest_gets_the_sha256_of_every_file_and_keeps_their_order(coded: Family) -> None:
+    folder, told = coded("gemma4"), list[int]()
+    before, on_disk = read_manifest(folder), tree(folder)
+    after = with_all_hashes(folder, before, told.append)
+    assert after.files == tuple(replace(f, sha256=on_disk[f.name]) for f in before.files)
+    assert sum(told) == sum(f.size for f in before.files if f.is_shard)
+    assert (after.digest, after.coded, after.kept) == (before.digest, before.coded, before.kept)
 
 
 def test_manifest_has_bytes_and_sha256_of_codes_scales_and_base(coded: Family, family_name: str) -> None:

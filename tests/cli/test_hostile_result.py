@@ -168,6 +168,13 @@ def test_manifest_that_names_a_file_outside_the_folder_is_refused(folder: Path, 
     assert outside.read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", [CONFIG, INDEX, "README.md", "tokenizer.json"])
+def test_only_a_shard_may_have_no_hash(folder: Path, name: str) -> None:
+    files = [f | ({"sha256": None} if f["name"] == name else {}) for f in read_json(folder / MANIFEST)["files"]]
+    edit_json(folder / MANIFEST, files=files)
+    refused(folder, 1, f"sha256 of {name} is None")
+
+
 def test_export_never_writes_outside_its_folder(folder: Path, tmp_path: Path) -> None:
     (folder.parent / "payload.txt").write_text("evil")
     name = "../payload.txt"

@@ -13,16 +13,19 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.checkpoint.manifest import read_manifest
+from hlwq_cli.hub.push import push
 from tests.builders import LLAMA, dense, save_tensors
 from tests.cli.run import COMMAND, Ran, assert_refused, environment, hlwq, hlwq_process
-from tests.files import tree
+from tests.files import read_json, tree
 from tests.hub_server import HubServer
 
 TOKEN = "hf_" + "s3cr3t" * 6
 REPO = "ann/model"
 # huggingface_hub uploads in a way that its own HTTP client calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-CARDS = {"README.md", "hlwq_manifest.json"}
+MANIFEST = "hlwq_manifest.json"
+CARDS = {"README.md", MANIFEST}
 
 
 @pytest.fixture
@@ -60,6 +63,52 @@ def test_folder_arrives_byte_for_byte_in_a_private_repository(account: HubServer
     assert hlwq("inspect", REPO, "--verify", "-q").out == "ok\n"
     assert f'from_pretrained("{REPO}")' in (folder / "README.md").read_text()
     assert hlwq("inspect", folder, "--verify", "-q").out == "ok\n"
+
+
+def test_what_is_published_states_every_hash_and_the_folder_the_same(account: HubServer, folder: Path) -> None:
+    unstated = [f["name"] for f in read_json(folder / MANIFEST)["files"] if f["sha256"] is None]
+    assert unstated == sorted(p.name for p in folder.glob("*.safetensors"))
+    pushed(folder, REPO)
+    published = account.repos[REPO].revisions["main"] / MANIFEST
+    on_disk = tree(folder)
+    del on_disk[MANIFEST]
+    for manifest in (read_json(published), read_json(folder / MANIFEST)):
+        assert {f["name"]: f["sha256"] for f in manifest["files"]} == on_disk
+
+
+def test_progress_of_hashing_ends_with_its_total(account: HubServer, folder: Path) -> None:
+    for _ in range(2):  # the second time all hashes are stated
+        told: list[tuple[int, int]] = []
+        push(folder, REPO, hashed=lambda n, total, told=told: told.append((n, total)))  # type: ignore[misc]
+        (total,) = {total for _, total in told}
+        manifest = read_manifest(folder)
+        shards = sum(f.size for f in manifest.files if f.is_shard)
+        assert total > shards + manifest.coded_bytes + manifest.kept_bytes
+        assert sum(n for n, _ in told) == total
+
+
+def test_checkpoint_that_was_uploaded_otherwise_gets_its_hashes(
+    account: HubServer, folder: Path, copied: Callable[[Path], Path]
+) -> None:
+    account.publish(REPO, copied(folder))
+    assert set(pushed(folder, REPO)["sent"]) == CARDS  # type: ignore[arg-type]
+    assert there(account) == tree(folder)
+    assert None not in [f["sha256"] for f in read_json(folder / MANIFEST)["files"]]
+
+
+def test_shard_without_a_hash_that_was_changed_there_is_a_conflict(
+    account: HubServer, folder: Path, copied: Callable[[Path], Path]
+) -> None:
+    account.publish(REPO, copied(folder))
+    shard = sorted(p.name for p in folder.glob("*.safetensors"))[0]
+    path, before = account.repos[REPO].revisions["main"] / shard, tree(folder)
+    raw = path.read_bytes()
+    path.unlink()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert_refused(hlwq("push", folder, REPO), 5, shard, "was changed there", "--overwrite")
+    assert tree(folder) == before
+    pushed(folder, REPO, "--overwrite")
+    assert there(account) == tree(folder)
 
 
 def test_public_is_asked_for(account: HubServer, folder: Path) -> None:
