@@ -1,17 +1,17 @@
-"""A shard while it is filled: what is still to land, how much of its file is whole, and hashes of tensors behind that.
+"""A shard while it is filled: what is still to land, and the hashes of its tensors, which follow what has landed.
 
-Slices of a shard mostly land in the order of its file, so a hash need not wait for the end: when the last slice has
-landed, only what came since the last step is left to hash.
+A tensor's slices mostly land in their order, so its hash need not wait for the last: when that has landed, only what
+came since the hash's last step is left.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import Executor, Future
 
 from ..codec import SquaredError
-from .shards import Shard, ShardWriter, lies_in_order, outputs
+from .shards import Shard, ShardWriter, outputs
 from .slices import Slice
 from .timeline import Timeline
 
@@ -32,12 +32,14 @@ class RunningHash:
     """
 
     def __init__(self, writer: ShardWriter, ranges: list[Range], timeline: Timeline) -> None:
-        self._writer, self._left, self._timeline = writer, ranges, timeline
+        self._writer, self._timeline = writer, timeline
+        (self._next, self._left), *self._others = ranges
+        self._hashed = 0
         self._digest = hashlib.sha256()
         self._step: Future[None] | None = None
 
-    def follow(self, pool: Executor, whole: int) -> None:
-        """Hash on where `whole` bytes from the file's start are written, when that is worth a step of its own.
+    def follow(self, pool: Executor, written: int) -> None:
+        """Hash on where `written` bytes from the first range's start are written, when that is worth a step of its own.
 
         Raises:
             HlwqError: an earlier step failed.
@@ -46,26 +48,14 @@ class RunningHash:
             if not self._step.done():
                 return
             self._step.result()
-        ready = self._ready(whole)
-        if sum(length for _, length in ready) >= STEP_BYTES:
-            (start, length), rest = self._left[len(ready) - 1], self._left[len(ready) :]
-            done = ready[-1][1]
-            self._left = [(start + done, length - done), *rest]
-            self._step = pool.submit(self._add, ready)
+        length = written - self._hashed
+        if length >= STEP_BYTES:
+            self._step = pool.submit(self._add, [(self._next, length)])
+            self._hashed, self._next, self._left = written, self._next + length, self._left - length
 
     def finish(self, pool: Executor) -> Future[str]:
         """Hash what is left, all of which is written; gives the hash in hexadecimal."""
-        return pool.submit(self._finish, self._step, self._left)
-
-    def _ready(self, whole: int) -> list[Range]:
-        ready = []
-        for start, length in self._left:
-            if start >= whole:
-                break
-            ready.append((start, min(length, whole - start)))
-            if start + length > whole:
-                break
-        return ready
+        return pool.submit(self._finish, self._step, [(self._next, self._left), *self._others])
 
     def _add(self, ranges: list[Range]) -> None:
         with self._timeline.span("hash tensor", sum(length for _, length in ranges)):
@@ -91,7 +81,7 @@ class Filling:
     Attributes:
         costs: of its jobs, so far.
         hashes: of jobs that are whole.
-        whole: bytes from the start of the file that are written.
+        written: bytes of each job's first tensor that are written without a gap.
     """
 
     def __init__(self, shard: Shard, writer: ShardWriter, waiting: Counter[str], timeline: Timeline) -> None:
@@ -99,32 +89,19 @@ class Filling:
         self.costs: dict[str, SquaredError] = {}
         self.hashes: dict[str, Future[str]] = {}
         self._running: dict[str, RunningHash] = {}
-        self._rows: Counter[str] = Counter()
-        in_order = [job for job in shard.jobs if lies_in_order(job)]
-        self._ahead = deque((job.name, writer.places[outputs(job)[0][0]][0]) for job in in_order)
-        self.whole = 0
+        self.written: Counter[str] = Counter()
 
     def land(self, piece: Slice, cost: SquaredError, pool: Executor) -> None:
         """Note a slice that is written, and let hashes follow in a pool."""
         name = piece.job.name
         self.costs[name] = self.costs.get(name, SquaredError()) + cost
         first, length = piece.written
-        if first == self._rows[name]:
-            self._rows[name] += length
+        if first == self.written[name]:
+            self.written[name] += length
         self.waiting[name] -= 1
         if not self.waiting[name]:
             del self.waiting[name]
-        self._grow()
         self._hash(piece, pool)
-
-    def _grow(self) -> None:
-        while self._ahead and self._ahead[0][0] not in self.waiting:
-            self._ahead.popleft()
-        if self._ahead:
-            name, start = self._ahead[0]
-            self.whole = start + self._rows[name]
-        elif not self.waiting:
-            self.whole = self.writer.size
 
     def _hash(self, piece: Slice, pool: Executor) -> None:
         name = piece.job.name
@@ -132,6 +109,6 @@ class Filling:
             places = [self.writer.places[tensor] for tensor, _, _ in outputs(piece.job)]
             self._running[name] = RunningHash(self.writer, places, self._timeline)
         if name in self.waiting:
-            self._running[name].follow(pool, self.whole)
+            self._running[name].follow(pool, self.written[name])
         else:
             self.hashes[name] = self._running.pop(name).finish(pool)

@@ -27,7 +27,7 @@ from .gpu_buffers import encoded_bytes
 from .jobs import CodedTensor
 from .lanes import Lane
 from .records import FileRecord, ShardRecord, coded_record, kept_record
-from .shards import Shard, ShardWriter
+from .shards import Shard, ShardWriter, job_bytes
 from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
 from .source import Source
 from .timeline import Timeline
@@ -44,6 +44,7 @@ def in_turns(source: Source, work: Work, at_once: int) -> Work:
 
     Shards are divided evenly, lest a last one have all writers to itself. For the same reason files that are all at
     hand count as one: embeddings in a last file of their own would be written and hashed when nothing else is left.
+    And of each shard its largest tensors then come first, as one thread hashes a tensor.
     """
     at_hand = source.repo is None and at_once > 1
     by_file: dict[str, dict[str, Work]] = {f: {} for f in dict.fromkeys(t.file for t in source.tensors.values())}
@@ -53,6 +54,8 @@ def in_turns(source: Source, work: Work, at_once: int) -> Work:
     ordered: Work = []
     for shards in by_file.values():
         queues = list(shards.values())
+        if at_hand:
+            queues = [sorted(work, key=lambda entry: -job_bytes(entry[1].job)) for work in queues]
         rounds = -(-len(queues) // at_once)
         for i in range(rounds):
             turns = zip_longest(*queues[i * len(queues) // rounds : (i + 1) * len(queues) // rounds])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import NotAllowedError, OutOfSpaceError
+from ..errors import CorruptError, NotAllowedError, OutOfSpaceError
 from .index import INDEX
 from .jobs import CodedTensor, KeptTensor
 from .safetensors_file import DTYPES, build_header
@@ -50,7 +50,7 @@ class Shard:
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(_job_bytes(job) for job in self.jobs)
+        return sum(job_bytes(job) for job in self.jobs)
 
 
 def outputs(job: CodedTensor | KeptTensor) -> tuple[OutputTensor, ...]:
@@ -80,7 +80,8 @@ def shard_header(tensors: list[OutputTensor]) -> bytes:
     return build_header(tensors, _METADATA)
 
 
-def _job_bytes(job: CodedTensor | KeptTensor) -> int:
+def job_bytes(job: CodedTensor | KeptTensor) -> int:
+    """Bytes that a job writes."""
     return job.nbytes if isinstance(job, CodedTensor) else job.info.nbytes
 
 
@@ -89,7 +90,7 @@ def divide(jobs: Iterable[CodedTensor | KeptTensor], max_bytes: int) -> tuple[Sh
     groups: list[list[CodedTensor | KeptTensor]] = [[]]
     size = 0
     for job in jobs:
-        n = _job_bytes(job)
+        n = job_bytes(job)
         if groups[-1] and size + n > max_bytes:
             groups.append([])
             size = 0
@@ -169,13 +170,19 @@ class ShardWriter:
         """
         if not length:
             return
-        before = start % mmap.ALLOCATIONGRANULARITY
-        with (
-            disk_errors(self.path),
-            mmap.mmap(self._fd, before + length, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=start - before) as pages,
-            memoryview(pages)[before:] as view,
-        ):
+        with disk_errors(self.path), self._mapped(start, length) as pages, pages[-length:] as view:
             digest.update(view)
+
+    @contextmanager
+    def _mapped(self, start: int, length: int) -> Iterator[memoryview]:
+        """A range of the file, and what lies before it in its page."""
+        first = start - start % mmap.ALLOCATIONGRANULARITY
+        try:
+            pages = mmap.mmap(self._fd, start + length - first, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=first)
+        except ValueError:
+            raise CorruptError(f"{self.partial} was cut short by others.", "Run the same command again.") from None
+        with pages, memoryview(pages) as view:
+            yield view
 
     def abandon(self) -> None:
         """Close and remove the unfinished file."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -149,6 +151,27 @@ def _number(device: torch.device) -> int:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+class _Bound(threading.local):
+    """Devices whose context this thread has had once: torch gives it a context with its first call, not before."""
+
+    def __init__(self) -> None:
+        self.devices: set[int] = set()
+
+
+_bound = _Bound()
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """Make a device and its context those of this thread."""
+    with torch.cuda.device(device):
+        number = _number(device)
+        if number not in _bound.devices:
+            cuda_core().Device(number).set_current()
+            _bound.devices.add(number)
+        yield
+
+
 @lru_cache(maxsize=256)
 def _stream(handle: int) -> Any:
     return cuda_core().Stream.from_handle(handle)
@@ -181,7 +204,7 @@ class Launch:
 
     def __call__(self) -> None:
         """Queue the kernel."""
-        with torch.cuda.device(self.device):
+        with _current(self.device):
             stream = _stream(torch.cuda.current_stream(self.device).cuda_stream)
             cuda_core().launch(stream, self.config, self.kernel, *self.arguments)
 
@@ -220,7 +243,7 @@ class CudaKernel:
             shared: bytes of dynamic shared memory.
             overlap: start while the kernel before still runs, where the GPU can; this one then waits for it itself.
         """
-        with torch.cuda.device(device):
+        with _current(device):
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
             if shared > _FREE_SHARED:
                 _allow_shared(kernel, device)
@@ -230,7 +253,7 @@ class CudaKernel:
 
     def resident(self, device: torch.device, macros: Macros, block: int, shared: int = 0) -> int:
         """How many blocks of `block` threads and `shared` bytes a device runs at once."""
-        with torch.cuda.device(device):
+        with _current(device):
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
             return _resident(kernel, device, block, shared)
 

@@ -12,7 +12,7 @@ import torch
 from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source, quantize
 from hlwq_cli.checkpoint import pipeline as pipeline_module
 from hlwq_cli.checkpoint.devices import Device, find_devices, lane_count
-from hlwq_cli.checkpoint.shards import divide
+from hlwq_cli.checkpoint.shards import divide, job_bytes
 from hlwq_cli.checkpoint.slices import slices
 from hlwq_cli.checkpoint.source import Source
 from hlwq_cli.checkpoint.timeline import Timeline
@@ -86,6 +86,20 @@ def test_shards_of_all_files_at_hand_take_turns(tmp_path: Path) -> None:
     source.close()
     assert len({piece.info.file for _, piece in ordered}) == 2
     assert len({shard.file for shard, _ in ordered[: len(shards)]}) == len(shards)
+
+
+def test_of_a_shard_the_largest_tensors_come_first(tmp_path: Path) -> None:
+    """Else one thread would hash them when nothing else is left."""
+    source = open_source(str(save_tensors(tmp_path / "m", dense(3), LLAMA)))
+    shards = divide(make_plan(source, load_recipe()).jobs, 10**9)
+    work = [(shard, piece) for shard in shards for piece in slices(shard, 3000)]
+    usual, ordered = (pipeline_module.in_turns(source, work, at_once) for at_once in (1, 12))
+    source.close()
+    assert usual == work
+    sizes = [job_bytes(piece.job) for _, piece in ordered]
+    assert sizes == sorted(sizes, reverse=True) != [job_bytes(piece.job) for _, piece in work]
+    for job in shards[0].jobs:
+        assert [p for _, p in ordered if p.job is job] == [p for _, p in work if p.job is job]
 
 
 def test_threads_take_turns_quicker_while_gpus_code_and_as_before_afterwards(family: Family, tmp_path: Path) -> None:
