@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -203,6 +204,9 @@ def _refuse_adapters(model: Any) -> None:
     """Peft puts layers of its own around a model's, in place; what a graph or a step holds would go past them."""
     if any("base_layer" in module._modules for module in model.modules()):
         raise NotStaticError("it has adapters")
+
+
+warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import grouped_mm
 
+from .device import runs_triton
 from .matmul import CodedWeight
 from .weigh import weigh_rows
 
@@ -21,7 +22,7 @@ _MOST_WEIGHTS = 2**29
 def fits_whole(x: torch.Tensor, gate_up: CodedWeight) -> bool:
     """Whether `whole_experts` takes these: bfloat16, which torch multiplies by groups, and not too many weights."""
     weights = gate_up.codes.numel() * 8 // gate_up.bits
-    able = x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    able = x.dtype == torch.bfloat16 and runs_triton(x.device)
     return able and weights <= _MOST_WEIGHTS and gate_up.codes.is_contiguous()
 
 

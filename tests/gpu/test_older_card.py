@@ -1,0 +1,63 @@
+"""Cards older than ours, as far as one can be told that it is older: without Triton like a T4, or without any kernel.
+
+A T4's own machine code does not run here; that it can be compiled is tested in tests/kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from hlwq_cli.runtime.expert_cache import ExpertRoom
+from hlwq_cli.runtime.generation import Generation
+from hlwq_cli.runtime.loading import load_model
+from hlwq_kernels import device
+from hlwq_kernels.device import runs_triton
+from hlwq_kernels.nvrtc import runs_nvrtc
+from tests.gpu.device import CUDA, needs_cuda
+from tests.runtime.loads import logits, tokens
+
+pytestmark = needs_cuda
+
+
+@pytest.fixture(params=["no Triton", "no kernels"])
+def older(request: pytest.FixtureRequest) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "no Triton":
+            patch.setattr(device, "_OLDEST_TRITON", (99, 0))
+        else:
+            patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
+        runs_triton.cache_clear()
+        runs_nvrtc.cache_clear()
+        assert (runs_triton(CUDA), runs_nvrtc(CUDA)) == (False, request.param == "no Triton")
+        yield request.param
+    runs_triton.cache_clear()
+    runs_nvrtc.cache_clear()
+
+
+@pytest.mark.parametrize("room", [None, ExpertRoom(3)])
+def test_a_model_answers_as_on_the_cpu(coded_sample: str, older: str, room: ExpertRoom | None) -> None:
+    ids = tokens(1, 40)
+    exact = load_model(coded_sample, device="cpu", dtype="float32")
+    ours = load_model(coded_sample, device="cuda:0", dtype="float32", execution="coded", expert_room=room)
+    options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = Generation(exact).generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    there = ids.to(CUDA)
+    found = Generation(ours).generate(input_ids=there, attention_mask=torch.ones_like(there), **options)
+    assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float16", 1e-4), ("bfloat16", 1e-3)])
+@pytest.mark.parametrize("room", [None, ExpertRoom(3)])
+def test_half_precision_is_near(
+    coded_sample: str, older: str, dtype: str, least: float, room: ExpertRoom | None
+) -> None:
+    ids = tokens(2, 300)
+    exact = logits(load_model(coded_sample, device="cpu", dtype="float32"), input_ids=ids).log_softmax(-1)
+    ours = load_model(coded_sample, device="cuda:0", dtype=dtype, execution="coded", expert_room=room)
+    found = logits(ours, input_ids=ids.to(CUDA)).float().log_softmax(-1).cpu()
+    divergence = (exact.exp() * (exact - found)).sum(-1)
+    assert divergence.median() < least
