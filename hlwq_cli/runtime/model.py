@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -191,6 +192,8 @@ class HLWQModel:
 
     def _room(self, inputs: Any, max_new_tokens: int) -> int:
         """How many tokens an answer may have, at most those asked for."""
+        if max_new_tokens < 1:
+            raise UsageError(f"An answer has at least one token, not max_new_tokens={max_new_tokens}.")
         tokens = inputs["input_ids"].shape[1]
         if self.context is not None and tokens >= self.context:
             raise UsageError(
@@ -202,6 +205,11 @@ class HLWQModel:
     def _settings(
         self, max_new_tokens: int, temperature: float, top_p: float, seed: int | None, stop: Sequence[str]
     ) -> dict[str, Any]:
+        if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
+            raise UsageError(
+                f"temperature={temperature} and top_p={top_p} are no way to sample.",
+                "Give a temperature from 0 on and a top_p above 0, up to 1.",
+            )
         if seed is not None:
             torch.manual_seed(seed)
         settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}

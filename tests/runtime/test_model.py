@@ -176,6 +176,18 @@ def test_an_unknown_option_of_a_stream_is_refused(model: HLWQModel) -> None:
         list(model.stream("We", wibble=1))
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}],
+)
+def test_what_is_no_way_to_answer_is_refused(model: HLWQModel, option: dict[str, float]) -> None:
+    (name,) = option
+    with pytest.raises(UsageError, match=name):
+        model.generate("We", **option)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=name):
+        list(model.stream("We", **option))
+
+
 def test_pictures_for_a_blind_model_are_refused(coded: Callable[[str], Path], copied: Callable[[Path], Path]) -> None:
     from transformers import AutoTokenizer
 
