@@ -14,7 +14,8 @@ from hlwq_kernels import encode_rows
 from hlwq_kernels.nvrtc import runs_nvrtc
 
 from ..codec import Scheme
-from ..errors import UsageError
+from ..errors import HlwqError, UsageError
+from ..sizes import format_size
 from .timeline import Timeline
 
 MAX_GPU_LANES = 32
@@ -43,9 +44,18 @@ class Device:
         return self.place.type == "cuda"
 
     def host_buffer(self, nbytes: int) -> torch.Tensor:
-        """Bytes in host memory, pinned for a GPU: one lane after the other, so that the first can read meanwhile."""
-        with self.lock:
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.is_gpu)
+        """Bytes in host memory, pinned for a GPU: one lane after the other, so that the first can read meanwhile.
+
+        Raises:
+            HlwqError: there is too little memory.
+        """
+        try:
+            with self.lock:
+                return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.is_gpu)
+        except RuntimeError as error:
+            raise HlwqError(
+                f"The host has no {format_size(nbytes)} for a thread's buffer.", "Lower --threads."
+            ) from error
 
     def lane_stream(self) -> tuple[torch.cuda.Stream, Turn]:
         """The stream on which a lane of a GPU copies and codes, and what it enters to give it a slice.

@@ -41,7 +41,7 @@ class GpuBuffers:
 
     Args:
         device: the GPU.
-        staged: pinned bytes that slices are read into.
+        staged: uint8, pinned, that slices are read into.
         coded_bytes: of the largest slice's `EncodedRows`, see `encoded_bytes`.
     """
 

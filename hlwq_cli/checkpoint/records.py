@@ -60,7 +60,7 @@ class FileRecord:
     Attributes:
         name: relative to the folder.
         size: in bytes.
-        sha256: of the whole file; None of a shard that was never pushed, whose tensors have theirs.
+        sha256: of the whole file; None of a shard until `hlwq push` states it; its tensors have theirs.
     """
 
     name: str

@@ -39,7 +39,7 @@ class Shard:
 
     @property
     def tensors(self) -> list[OutputTensor]:
-        """Its tensors as they lie in the file: job after job, so that what is whole of it grows from the front.
+        """Its tensors as they lie in the file: job after job.
 
         What could leave the next tensor unaligned comes last, wider types first.
         """
@@ -176,6 +176,7 @@ class ShardWriter:
     @contextmanager
     def _mapped(self, start: int, length: int) -> Iterator[memoryview]:
         """A range of the file, and what lies before it in its page."""
+        assert self._fd >= 0, "closed: a map of no file is zeros"
         first = start - start % mmap.ALLOCATIONGRANULARITY
         try:
             pages = mmap.mmap(self._fd, start + length - first, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=first)

@@ -206,6 +206,7 @@ def _refuse_adapters(model: Any) -> None:
         raise NotStaticError("it has adapters")
 
 
+# Once for all threads: warnings.catch_warnings is for one.
 warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
 
 

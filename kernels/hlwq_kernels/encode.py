@@ -74,17 +74,20 @@ def encode_rows(
 def prepare_encode(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, out: EncodedRows
 ) -> Callable[[], None]:
-    """For many matrices of one shape: a call that encodes what `weight` then holds.
+    """For many matrices of one shape: a call that encodes what `weight` then holds, on a GPU's then current stream.
 
     Beside a GPU's milliseconds, making new tensors and finding the kernel for each would count.
 
     Args:
-        weight: memory that is filled before each call.
+        weight: (rows, columns), memory that is filled before each call and stays where it is.
         tables: see `encode_rows`.
         block_size: likewise.
         scale: likewise.
         search: likewise.
-        out: memory to fill, of the shapes and types of EncodedRows, on the same device.
+        out: memory to fill, of the shapes and types of EncodedRows, on the same device; it stays where it is, too.
+
+    Returns:
+        The call.
     """
     if runs_nvrtc(weight.device):
         from .encode_cuda import prepare_encode_cuda

@@ -38,7 +38,7 @@ def prepare_encode_cuda(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, out: EncodedRows
 ) -> Launch | None:
     """See `prepare_encode`; None where the kernel cannot read `weight` as it is."""
-    if not len(weight) or whole_blocks(weight, block_size) is not weight:
+    if not len(weight) or not _is_whole(weight, block_size):
         return None
     base = weight.new_empty((0,), dtype=torch.bfloat16) if out.base is None else out.base
     made = [out.codes, out.scales, base, out.error, out.energy]
@@ -118,6 +118,12 @@ def kernel_arguments(
     codes, scales, base, error, energy = out
     rows, blocks = scales.shape
     return [whole, rows, blocks, held, table, cells, codes, codes.shape[1], scales, base, error, energy]
+
+
+def _is_whole(weight: torch.Tensor, block_size: int) -> bool:
+    """Whether `whole_blocks` would give the weight itself."""
+    aligned = weight.data_ptr() % QUAD == 0 and weight.shape[1] % block_size == 0
+    return weight.dtype in INPUTS and weight.is_contiguous() and aligned
 
 
 def whole_blocks(weight: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .nvrtc import CudaKernel, Macros, runs_nvrtc
+from .nvrtc import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
 from .tables import scale_steps_on
 
 FEW = 16
@@ -167,10 +167,12 @@ def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: tor
     threads = 32 * min(32, max(1, -(-blocks // 2)))
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups, tiles = -(-y.shape[1] // _ROWS), -(-tokens // 8)
-    resident = _processors(y.device) * (3 if tiles == 1 else 2)
+    beside = 1024 + 4096 * tiles
+    fits = shared_per_multiprocessor(y.device) // (_table_bytes(weight.bits, _copies(weight.bits, beside)) + beside)
+    resident = _processors(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)
     macros: Macros = (
-        *_coding(weight, y, 32 * _WARPS, 1024 + 4096 * tiles), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split),
+        *_coding(weight, y, 32 * _WARPS, beside), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split),
         ("TILES", tiles),
     )  # fmt: skip
     _FEW.launch(
@@ -181,14 +183,23 @@ def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: tor
 
 def _coding(weight: CodedWeight, y: torch.Tensor, threads: int, beside: int) -> Macros:
     """The macros of lookup.cu, with as many copies of the table as fit beside so many bytes, and of the scales."""
-    bits, row_bytes = weight.bits, weight.codes.shape[-1]
-    entries, copies = 1 << (2 * bits if bits <= 6 else bits), _COPIES[bits]
-    while copies > 1 and 4 * entries * copies + beside > _SHARED_BYTES:
-        copies //= 2
+    row_bytes = weight.codes.shape[-1]
     return (
-        ("BITS", bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", copies), ("OUTPUT", _TYPES[y.dtype]),
+        ("BITS", weight.bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", _copies(weight.bits, beside)),
+        ("OUTPUT", _TYPES[y.dtype]),
         ("THREADS", threads), ("N", weight.block_size), ("LOG8", int(weight.base is not None)),
     )  # fmt: skip
+
+
+def _copies(bits: int, beside: int) -> int:
+    copies = _COPIES[bits]
+    while copies > 1 and _table_bytes(bits, copies) + beside > _SHARED_BYTES:
+        copies //= 2
+    return copies
+
+
+def _table_bytes(bits: int, copies: int) -> int:
+    return 4 * copies << (2 * bits if bits <= 6 else bits)
 
 
 def _stored(weight: CodedWeight, y: torch.Tensor) -> tuple[Any, ...]:

@@ -154,3 +154,11 @@ def test_a_run_begun_with_another_layout_is_not_continued(tmp_path: Path) -> Non
     (tmp_path / "out" / ".hlwq_run.jsonl").write_text(json.dumps(begun) + "\n")
     with pytest.raises(ConflictError, match=r"unfinished run that differs in layout \(now 2, then None\)"):
         quantize(str(source), tmp_path / "out", load_recipe())
+
+
+def test_a_shard_that_is_closed_is_not_hashed_as_zeros(tmp_path: Path) -> None:
+    shard = Shard("s.safetensors", (bytes_job("a", 64),))
+    writer = ShardWriter(tmp_path, shard)
+    writer.abandon()
+    with pytest.raises(AssertionError, match="closed"):
+        writer.hash_range(hashlib.sha256(), 0, 64)

@@ -16,7 +16,7 @@ from hlwq_cli.checkpoint.shards import divide, job_bytes
 from hlwq_cli.checkpoint.slices import slices
 from hlwq_cli.checkpoint.source import Source
 from hlwq_cli.checkpoint.timeline import Timeline
-from hlwq_cli.errors import NonFiniteError, UsageError
+from hlwq_cli.errors import HlwqError, NonFiniteError, UsageError
 from tests.builders import LLAMA, dense, save_shards, save_tensors
 from tests.files import tree
 
@@ -159,3 +159,9 @@ def test_timeline_holds_what_every_byte_went_through(family: Family, tmp_path: P
     timeline.save(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert all(e["dur"] >= 0 and e["ts"] > 0 for e in events if e["ph"] == "X")
+
+
+def test_a_buffer_that_has_no_room_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(HlwqError, match=r"no 1152921\.50 TB for a thread's buffer") as caught:
+        Device(torch.device("cpu")).host_buffer(2**60)
+    assert "--threads" in str(caught.value.hint)

@@ -90,9 +90,10 @@ def test_any_number_of_tokens_of_any_type(tokens: int, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("rows", [16, 4096, 65536, 262144])
-def test_every_way_of_sharing_columns_between_warps(rows: int) -> None:
-    weight = random_weight(5, 64, "log8", rows, 2816)
-    x = activations(1, 2816, torch.bfloat16)
+@pytest.mark.parametrize(("tokens", "scale"), [(1, "log8"), (7, "log8"), (16, "log8"), (9, "fp16")])
+def test_every_way_of_sharing_rows_and_columns(rows: int, tokens: int, scale: str) -> None:
+    weight = random_weight(5, 64, scale, rows, 2816)
+    x = activations(tokens, 2816, torch.bfloat16)
     y = coded_linear(x, *weight)
     assert error(y, x.double() @ decoded(weight, 2816).T) < TOLERANCE[torch.bfloat16]
 

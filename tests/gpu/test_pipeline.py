@@ -99,7 +99,7 @@ def test_plain_torch_takes_turns_and_gives_the_same_bytes(
     assert tree(tmp_path / "out") == tree(coded("gemma4"))
 
 
-def test_first_bad_weight_of_the_source_is_named(tmp_path: Path) -> None:
+def test_first_bad_weight_in_the_order_taken_is_named(tmp_path: Path) -> None:
     tensors = dense(6, 256)
     for layer, row in ((2, 200), (4, 0)):
         tensors[f"model.layers.{layer}.self_attn.q_proj.weight"][row, 7] = float("nan")

@@ -139,7 +139,9 @@ static float __fadd_rd(float a, float b) {
 }
 
 static u32 shared_address(const void* at) { return (u32)((const char*)at - (const char*)arena); }
-static float load_shared(u32 address) { return *(const float*)((const char*)arena + address); }
+static u64 __cvta_generic_to_shared(const void* at) { return shared_address(at); }
+// Arrays declared __shared__ may lie on either side of the arena.
+static float load_shared(u32 address) { return *(const float*)((const char*)arena + (int)address); }
 static void load_shared_pair(u32 address, float& x, u32& y) {
     x = load_shared(address);
     y = __float_as_uint(load_shared(address + 4));
@@ -150,6 +152,10 @@ static float guess_log2(float x) { return log2f(x); }
 static void copy_16_bytes(void* shared, const void* global) { memcpy(shared, global, 16); }
 static u32 looked_up(u32 table, u32 at) { return __float_as_uint(load_shared(table + at)); }
 static u32 two_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
+static u32 times(u32 a, u32 b) {
+    const float low = half_to_float(a) * half_to_float(b), high = half_to_float(a >> 16) * half_to_float(b >> 16);
+    return two_halves(low, high);
+}
 static float exp2_of(float x) { return exp2f(x); }
 #define __expf expf
 static float __fdividef(float a, float b) { return a / b; }
