@@ -164,16 +164,16 @@ def run_case(args: argparse.Namespace, case: str) -> Figures:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     command = [sys.executable, __file__, *sys.argv[1:], "--only", case]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    timer = threading.Timer(args.timeout, child.kill)
-    timer.start()
-    assert child.stdout is not None
-    for line in child.stdout:
-        if line.startswith("{"):
-            figures |= json.loads(line)
-            print(case, line.strip(), file=sys.stderr, flush=True)
-    code = child.wait()
-    timer.cancel()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        timer = threading.Timer(args.timeout, child.kill)
+        timer.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith("{"):
+                figures |= json.loads(line)
+                print(case, line.strip(), file=sys.stderr, flush=True)
+        code = child.wait()
+        timer.cancel()
     done.set()
     watcher.join()
     if code:

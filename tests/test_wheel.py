@@ -39,14 +39,14 @@ def test_installed_wheel_quantizes_with_its_own_configs(wheel: Path, tmp_path: P
     subprocess.run(command, check=True, capture_output=True)
     model = tiny_llama(tmp_path / "model")
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    code = "import hlwq_cli, hlwq_kernels; print(hlwq_cli.__file__, hlwq_kernels.__file__)"
-    where = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=tmp_path
+    code = (
+        "import sys, hlwq_cli.main as m, hlwq_kernels as k\n"
+        "print(m.__file__, k.__file__, file=sys.stderr, flush=True)\nm.main()"
     )
-    assert all(path.startswith(str(target)) for path in where.stdout.split())
     run = subprocess.run(
-        [sys.executable, "-m", "hlwq_cli.main", "quantize", str(model), "out", "--recipe", "classic", "--json"],
+        [sys.executable, "-c", code, "quantize", str(model), "out", "--recipe", "classic", "--json"],
         check=True, capture_output=True, text=True, env=environment, cwd=tmp_path,
     )  # fmt: skip
+    assert all(path.startswith(str(target)) for path in run.stderr.splitlines()[0].split())
     assert json.loads(run.stdout)["coded"] > 0
     assert (tmp_path / "out" / "hlwq_manifest.json").exists()

@@ -1,6 +1,7 @@
 """`hlwq bench --tasks`: lm-eval's figures where it is installed, a sentence where it is not."""
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from hlwq_cli.runtime.model import HLWQModel
+from tests.hub_server import HubServer
 
-from .run import assert_refused, environment, hlwq, hlwq_process
+from .run import assert_refused, hlwq
 
 DOCUMENTS = [
     {"start": "The state of our", "ends": [" union is strong", " cabbage is purple"], "right": 0},
@@ -55,7 +57,7 @@ def choice(model: HLWQModel, start: str, ends: list[str]) -> int:
 
 
 def test_a_task_of_ones_own_scores_what_the_models_likelihoods_say(task_folder: Path) -> None:
-    ran = hlwq_process("bench", "sample", "--tasks", "endings", "--task-folder", task_folder, "--json")
+    ran = hlwq("bench", "sample", "--tasks", "endings", "--task-folder", task_folder, "--json")
     assert ran.code == 0, ran.err
     (measured,) = json.loads(ran.out)["report"]["measured"]
     (score,) = measured["tasks"]
@@ -68,23 +70,21 @@ def test_a_task_of_ones_own_scores_what_the_models_likelihoods_say(task_folder: 
 
 
 def test_a_limit_uses_the_first_examples_and_people_get_a_line(task_folder: Path) -> None:
-    ran = hlwq_process("bench", "sample", "--tasks", "endings", "--task-folder", task_folder, "--task-limit", "2")
+    ran = hlwq("bench", "sample", "--tasks", "endings", "--task-folder", task_folder, "--task-limit", "2")
     assert ran.code == 0, ran.err
     assert "sample: endings acc 1.0000" in ran.out
 
 
-def test_without_lm_eval_it_says_what_to_install_before_loading_anything(tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['lm_eval'] = None\n")
-    env = environment()
-    env["PYTHONPATH"] = f"{tmp_path}:{env.get('PYTHONPATH', '')}"
-    ran = hlwq_process("bench", "sample", "--tasks", "hellaswag", env=env)
+def test_without_lm_eval_it_says_what_to_install_before_loading_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    ran = hlwq("bench", "sample", "--tasks", "hellaswag")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.endswith("Error: --tasks needs lm-eval, which is not installed.\nRun `pip install 'hlwq[eval]'`.\n")
     assert "loading sample" not in ran.err
 
 
 def test_an_unknown_task_is_not_found(task_folder: Path) -> None:
-    ran = hlwq_process("bench", "sample", "--tasks", "endings,no_such_task", "--task-folder", task_folder)
+    ran = hlwq("bench", "sample", "--tasks", "endings,no_such_task", "--task-folder", task_folder)
     assert (ran.code, ran.out) == (3, "")
     assert "Error: lm-eval knows no task no_such_task.\n" in ran.err
     assert "loading sample" not in ran.err
@@ -95,8 +95,8 @@ def test_a_missing_task_folder_is_not_found(tmp_path: Path) -> None:
     assert_refused(ran, 3, "nowhere")
 
 
-def test_a_task_whose_data_cannot_be_had_says_so() -> None:
-    env = environment(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    ran = hlwq_process("bench", "sample", "--tasks", "sciq", env=env)
+def test_a_task_whose_data_cannot_be_had_says_so(hub: HubServer) -> None:
+    """The Hub has no such dataset."""
+    ran = hlwq("bench", "sample", "--tasks", "sciq")
     assert (ran.code, ran.out) == (1, "")
     assert "Error: The data of sciq cannot be loaded.\nCheck the network.\n" in ran.err

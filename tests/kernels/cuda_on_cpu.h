@@ -1,12 +1,13 @@
 // Lets a kernel's source be compiled for the CPU: stands in for ptx.cu and for what the CUDA compiler declares.
 // The threads of a CTA are fibers that take turns and wait for each other at barriers.
+// C's headers alone: those of C++ take g++ longer than a kernel does.
 
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
-
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
 
 typedef uint8_t u8;
 typedef uint16_t u16;
@@ -39,10 +40,38 @@ struct Barrier {
 static Barrier cta_barrier, warp_barriers[32], named_barriers[16];
 static u64 shuffled[32][32];
 static u32 operands[32][32][6];
-static std::vector<ucontext_t> fibers;
-static ucontext_t scheduler;
 
-static void take_turns() { swapcontext(&fibers[threadIdx.x], &scheduler); }
+// Fibers begin with swapcontext and go on with longjmp, which saves no signals: that would be a system call a turn.
+const int MOST_THREADS = 1024, STACK = 1 << 17;
+struct Fiber {
+    ucontext_t start;
+    jmp_buf at;
+    bool begun, done;
+};
+static Fiber fibers[MOST_THREADS];
+static char* stacks;
+static ucontext_t scheduler;
+static jmp_buf scheduler_at;
+static void (*body)();
+
+static void take_turns() {
+    if (!_setjmp(fibers[threadIdx.x].at)) _longjmp(scheduler_at, 1);
+}
+
+static void run_fiber() {
+    body();
+    fibers[threadIdx.x].done = true;
+    _longjmp(scheduler_at, 1);
+}
+
+// Lets the fiber of `threadIdx` run until it waits or ends.
+static void give_turn() {
+    Fiber& fiber = fibers[threadIdx.x];
+    if (_setjmp(scheduler_at)) return;
+    if (fiber.begun) _longjmp(fiber.at, 1);
+    fiber.begun = true;
+    swapcontext(&scheduler, &fiber.start);
+}
 
 static void meet(Barrier& barrier) {
     const unsigned before = barrier.times;
@@ -175,12 +204,8 @@ static bool any_here(bool x) { return x; }
 
 // Runs `kernel` on one CTA after the other.
 static void run_grid(Dim grid, unsigned threads, void (*kernel)()) {
-    std::vector<std::vector<char>> stacks(threads, std::vector<char>(1 << 17));
-    fibers.assign(threads, ucontext_t());
-    std::vector<bool> done(threads);
-    static std::vector<bool>* ended;
-    static void (*body)();
-    ended = &done;
+    if (!stacks) stacks = (char*)malloc((size_t)MOST_THREADS * STACK);
+    if (!stacks || threads > MOST_THREADS) abort();
     body = kernel;
     gridDim = grid;
     blockDim.x = threads;
@@ -191,22 +216,19 @@ static void run_grid(Dim grid, unsigned threads, void (*kernel)()) {
         for (auto& barrier : warp_barriers) barrier = {32, 0, 0};
         for (auto& barrier : named_barriers) barrier = {0, 0, 0};
         for (unsigned i = 0; i < threads; i++) {
-            done[i] = false;
-            getcontext(&fibers[i]);
-            fibers[i].uc_stack.ss_sp = stacks[i].data();
-            fibers[i].uc_stack.ss_size = stacks[i].size();
-            fibers[i].uc_link = &scheduler;
-            makecontext(&fibers[i], (void (*)())+[]() {
-                body();
-                (*ended)[threadIdx.x] = true;
-            }, 0);
+            Fiber& fiber = fibers[i];
+            fiber.begun = fiber.done = false;
+            getcontext(&fiber.start);
+            fiber.start.uc_stack.ss_sp = stacks + (size_t)i * STACK;
+            fiber.start.uc_stack.ss_size = STACK;
+            makecontext(&fiber.start, run_fiber, 0);
         }
         for (unsigned left = threads; left;) {
             left = 0;
             for (unsigned i = 0; i < threads; i++) {
                 threadIdx.x = i;
-                if (!done[i]) swapcontext(&scheduler, &fibers[i]);
-                left += !done[i];
+                if (!fibers[i].done) give_turn();
+                left += !fibers[i].done;
             }
         }
     }

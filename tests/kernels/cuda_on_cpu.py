@@ -39,7 +39,10 @@ def library(sources: tuple[str, ...], macros: Macros, launch: str) -> ctypes.CDL
     parts += [(_FOLDER / source).read_text() for source in sources if source != "ptx.cu"]
     at = Path(_built.name) / f"{abs(hash((sources, macros, launch)))}.so"
     defined = [f"-D{name}={value}" for name, value in macros]
-    options = ["-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
+    options = [
+        "-x", "c++", "-std=c++17", "-nostdinc++", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared",
+        "-fPIC",
+    ]  # fmt: skip
     command = ["g++", *options, *defined, "-o", str(at), "-"]
     subprocess.run(command, input="\n".join([*parts, launch]), text=True, check=True)
     return ctypes.CDLL(str(at))

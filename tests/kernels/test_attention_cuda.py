@@ -27,6 +27,8 @@ LAYOUTS: list[Layout] = [
     (1, 2, 320, 384),
     (1, 3, 192, 128),
 ]
+OTHERS = [(4, 128), (16, 512), (8, 256)]
+"""Query heads and dims that take fewer registers than 8 heads of 512, where every width is looked at."""
 
 
 def check(case: Case, rule: Rule, splits: int = 2, roomy: bool = True) -> None:
@@ -118,8 +120,11 @@ def test_lengths_may_lie_on_the_device_and_exact_tokens_in_a_ring(coded: int) ->
     assert (found.double() - exactly).abs().max() < ROOM[torch.float32] * exactly.abs().max()
 
 
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
-@pytest.mark.parametrize("layout", [(4, 128), (8, 512), (3, 64)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "arch"),
+    [((4, 128), "sm_75"), ((4, 128), "sm_80"), ((8, 512), "sm_75"), ((8, 512), "sm_80"), ((3, 64), "sm_90")],
+    ids=str,
+)
 def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) -> None:
     group, dim = layout
     variant = Variant((4, 3), (dim, dim), group, torch.bfloat16, one_table=False, roomy=arch != "sm_75")
@@ -128,8 +133,11 @@ def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) ->
     assert compile_kernel(MERGE_SOURCES, "merge", variant.merge_macros, arch).code
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("layout", [(4, 128), (8, 512), (16, 512), (8, 256)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "bits"),
+    [*(((8, 512), bits) for bits in (2, 3, 4, 8)), *((other, bits) for other in OTHERS for bits in (3, 4))],
+    ids=str,
+)
 def test_hardly_a_register_is_spilled_on_the_device_it_was_tuned_for(layout: tuple[int, int], bits: int) -> None:
     group, dim = layout
     variant = Variant((bits, bits), (dim, dim), group, torch.bfloat16)
