@@ -172,8 +172,7 @@ def _launch_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: tor
     resident = _processors(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)
     macros: Macros = (
-        *_coding(weight, y, 32 * _WARPS, beside), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split),
-        ("TILES", tiles),
+        *_coding(weight, y, 32 * _WARPS, beside), ("INPUT", _TYPES[x.dtype]), ("SPLIT", split), ("TILES", tiles),
     )  # fmt: skip
     _FEW.launch(
         y.device, macros, (min(resident, -(-groups * split // _WARPS)),), 32 * _WARPS, values, units, tokens,
@@ -186,8 +185,8 @@ def _coding(weight: CodedWeight, y: torch.Tensor, threads: int, beside: int) -> 
     row_bytes = weight.codes.shape[-1]
     return (
         ("BITS", weight.bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", _copies(weight.bits, beside)),
-        ("OUTPUT", _TYPES[y.dtype]),
-        ("THREADS", threads), ("N", weight.block_size), ("LOG8", int(weight.base is not None)),
+        ("OUTPUT", _TYPES[y.dtype]), ("THREADS", threads), ("N", weight.block_size),
+        ("LOG8", int(weight.base is not None)),
     )  # fmt: skip
 
 

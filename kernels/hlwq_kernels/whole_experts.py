@@ -20,7 +20,7 @@ _MOST_WEIGHTS = 2**29
 
 
 def fits_whole(x: torch.Tensor, gate_up: CodedWeight) -> bool:
-    """Whether `whole_experts` takes these: Triton decodes, torch multiplies bfloat16 by groups, weights are not many."""
+    """Whether `whole_experts` takes these: bfloat16, which torch multiplies by groups, few weights, and Triton."""
     weights = gate_up.codes.numel() * 8 // gate_up.bits
     able = x.dtype == torch.bfloat16 and runs_triton(x.device)
     return able and weights <= _MOST_WEIGHTS and gate_up.codes.is_contiguous()
