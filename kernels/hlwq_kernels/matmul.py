@@ -11,8 +11,8 @@ from .nvrtc import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
 from .tables import scale_steps_on
 
 FEW = 16
-"""Rows of activations that `multiply_few` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for 17
-as this for 16, and about as long for 32 as this twice (docs/benchmarks.md)."""
+"""Rows of activations that `multiply_few` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for
+17 as this for 16, and about as long for 32 as this twice (docs/benchmarks.md)."""
 
 _ONE_NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
 _ONE = [CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu", name=name) for name in _ONE_NAMES]
