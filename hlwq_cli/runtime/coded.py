@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from torch import nn
 
 from hlwq_kernels import decode_rows
 from hlwq_kernels.encode import ScaleKind
 
 Execution = Literal["auto", "coded", "dense"]
+_PARTS = ("codes", "scales", "base")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Coding:
 
     def parts(self) -> tuple[str, ...]:
         """The stored tensors of one parameter."""
-        return ("codes", "scales", "base") if self.scale == "log8" else ("codes", "scales")
+        return _PARTS if self.scale == "log8" else _PARTS[:2]
 
     def empty_parts(self, shape: tuple[int, ...], bits: int) -> dict[str, torch.Tensor]:
         """Unfilled tensors for a weight of (..., out, in), on the current default device."""
@@ -81,3 +84,27 @@ class Coding:
 
 
 _on_device = lru_cache(maxsize=64)(torch.tensor)
+
+
+class CodedModule(nn.Module):
+    """A module that holds parts of coded parameters as buffers.
+
+    Attributes:
+        compute_dtype: of what is decoded.
+    """
+
+    compute_dtype: torch.dtype
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """As any module's; but where the model is given another dtype, parts stay what they are stored as.
+
+        Kernels read their bits. What is decoded of them gets the new dtype.
+        """
+        stored = {n: t for n, t in self._buffers.items() if t is not None and n.split("_")[0] in _PARTS}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in stored.items():
+            after = self._buffers[name]
+            if after is not None and after.dtype != before.dtype:
+                self._buffers[name] = before.to(after.device)
+        self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
+        return self

@@ -13,12 +13,12 @@ from hlwq_kernels.matmul import CodedWeight
 from hlwq_kernels.offloaded import OffloadedLayer
 from hlwq_kernels.records import RecordLayout
 
-from .coded import Coding
+from .coded import CodedModule, Coding
 
 PARAMETERS = ("gate_up_proj", "down_proj")
 
 
-class HLWQExperts(nn.Module):
+class HLWQExperts(CodedModule):
     """The coded half of an experts module; mixed into the original class by `code_experts`.
 
     `codes_gate_up_proj` and the like are buffers named as on disk. Executed densely, the decoded parameters come back
@@ -30,7 +30,6 @@ class HLWQExperts(nn.Module):
         coding: Coding
         bits: dict[str, int]
         columns: dict[str, int]
-        compute_dtype: torch.dtype
         dense: bool
         gate_name: str | None
         expert_count: int

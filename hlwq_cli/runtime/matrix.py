@@ -5,20 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from .coded import Coding
+from .coded import CodedModule, Coding
 
 
-class CodedMatrix(nn.Module):
+class CodedMatrix(CodedModule):
     """The coded half of a module with one weight; its buffers are named as on disk.
 
     Attributes:
         shape: (out, in) of the weight.
         bits: width of a code.
         coding: how codes are to be read.
-        compute_dtype: of the decoded weight.
         dense_weight: the decoded weight, where execution is dense.
     """
 
