@@ -23,11 +23,6 @@ MANIFEST, INDEX = "hlwq_manifest.json", "model.safetensors.index.json"
 Q = "model.layers.0.self_attn.q_proj"
 
 
-@pytest.fixture
-def folder(coded: Callable[[str], Path], copied: Callable[[Path], Path]) -> Path:
-    return copied(coded("qwen3"))
-
-
 def problems(ran: Ran) -> list[str]:
     assert ran.code == 6, ran
     found: list[str] = json.loads(ran.out)["problems"]
