@@ -96,7 +96,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         for n in range(lanes):
             self._lanes.put(Lane(devices[n % len(devices)], source, largest, coded, timeline))
         self._coding = ThreadPoolExecutor(lanes, "lane", initializer=torch.set_num_threads, initargs=(1,))
-        self._hashing = ThreadPoolExecutor(lanes, "hash")
+        hashers = max(1, lanes // 2) if self._on_gpu else lanes
+        self._hashing = ThreadPoolExecutor(hashers, "hash")
         self._bound = 2 * lanes
         self._flying: deque[tuple[Filling, Slice, Future[SquaredError]]] = deque()
         self._filling: dict[str, Filling] = {}
