@@ -1,7 +1,7 @@
 """What a lane has beside its staged slice where a GPU codes: memory there, pinned memory for what returns, a stream.
 
 Every call of torch may hand Python's own lock to another thread, and take milliseconds to get it back where threads
-are many. So a slice takes five calls, on views that are made once for each shape: copy, encode, copy back, record, wait.
+are many. So a slice takes five calls, on views made once for each shape: copy, encode, copy back, record, wait.
 """
 
 from __future__ import annotations
