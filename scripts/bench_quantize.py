@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from copy_floor import Floor, copy_floor
+from copy_floor import Floor, copy_floor, forget
 from make_synthetic import ROOT, write_checkpoint
 from quantize_checks import (
     Checks,
@@ -57,7 +57,8 @@ def stages(trace: dict[str, Any], started: float, ended: float) -> list[tuple[st
     return [*sorted(rows, key=lambda r: r[1]), ("end Python", last, ended - started, ended - started - last, 0.0)]
 
 
-def timed(command: list[str], trace: Path) -> tuple[Run, dict[str, Any]]:
+def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str, Any]]:
+    forget(source)
     started = time.time()
     run = hlwq(*command, env={"HLWQ_TRACE": str(trace)})
     document = json.loads(trace.read_text())
@@ -119,9 +120,9 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     share = plan.output_bytes / plan.source_bytes
     floors = [copy_floor(source, folder / "copied", share, n) for n in args.threads]
     command = ["quantize", str(source), str(out), "--device", args.device, "--max-shard-size", args.max_shard_size]
-    timed([*command, "-q"], trace)
+    timed([*command, "-q"], source, trace)
     shutil.rmtree(out)
-    run, document = timed([*command, "-q"], trace)
+    run, document = timed([*command, "-q"], source, trace)
     show_speed(run, document, floors)
     print("| check | found | holds |\n|---|---|---|")
     check_result(checks, plan, out, args.config.name == "gemma4-26b.json")

@@ -160,8 +160,8 @@ def check_one_layer(checks: Checks, source: Path, folder: Path, device: str, cod
     copy_layer(source, part)
     runs = {name: hlwq("quantize", part, folder / f"layer-{name}", "--device", name, "-q") for name in ("cpu", device)}
     found = [manifest(folder / f"layer-{name}") for name in ("cpu", device)]
-    by_name = [{t["name"]: t["sha256"] for t in m["coded"] + m["kept"]} for m in found]
-    whole = {t["name"]: t["sha256"] for t in manifest(coded)["coded"] + manifest(coded)["kept"]}
+    by_name = [{t["name"]: t["blake3"] for t in m["coded"] + m["kept"]} for m in found]
+    whole = {t["name"]: t["blake3"] for t in manifest(coded)["coded"] + manifest(coded)["kept"]}
     same = by_name[0] == by_name[1] == {n: whole[n] for n in by_name[0]} and found[0]["files"] == found[1]["files"]
     seconds = ", ".join(f"{name} {run.seconds:.1f} s" for name, run in runs.items())
     checks.add(f"{len(by_name[0])} tensors of {ONE_LAYER}* have one hash by cpu, {device} and the whole run", seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from hlwq_kernels.nvrtc import runs_nvrtc
 
 from ..codec import Scheme
 from ..errors import HlwqError, UsageError
+from ..host_memory import HostMemory
 from ..sizes import format_size
 from .timeline import Timeline
 
@@ -31,7 +32,7 @@ class Device:
 
     Attributes:
         place: where tensors lie for it.
-        lock: taken by a lane while it pins memory, and while it has its turn where they take turns.
+        lock: taken by a lane while it makes a stream, and while it has its turn where they take turns.
     """
 
     place: torch.device
@@ -43,16 +44,16 @@ class Device:
         """Whether work on it must be copied there and back."""
         return self.place.type == "cuda"
 
-    def host_buffer(self, nbytes: int) -> torch.Tensor:
-        """Bytes in host memory, pinned for a GPU: one lane after the other, so that the first can read meanwhile.
+    def host_memory(self, nbytes: int) -> HostMemory:
+        """Memory of the host, at least a byte, pinned for a GPU.
 
         Raises:
-            HlwqError: there is too little memory.
+            HlwqError: there is too little.
         """
         try:
-            with self.lock:
-                return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.is_gpu)
-        except RuntimeError as error:
+            with torch.cuda.device(self.place) if self.is_gpu else nullcontext():
+                return HostMemory(max(nbytes, 1), pin=self.is_gpu)
+        except OSError as error:
             raise HlwqError(
                 f"The host has no {format_size(nbytes)} for a thread's buffer.", "Lower --threads."
             ) from error
@@ -132,6 +133,12 @@ def _warm_up(device: Device, scheme: Scheme, timeline: Timeline) -> None:
             encode_rows(anything, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
     except Exception:  # reported by the run itself
         return
+
+
+def join(threads: Iterable[threading.Thread]) -> None:
+    """Wait until threads have ended."""
+    for thread in threads:
+        thread.join()
 
 
 def peak_bytes(devices: Sequence[Device]) -> int:

@@ -6,9 +6,10 @@ came since the hash's last step is left.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from concurrent.futures import Executor, Future
+
+from blake3 import blake3
 
 from ..codec import SquaredError
 from .shards import Shard, ShardWriter, outputs
@@ -21,7 +22,7 @@ Range = tuple[int, int]
 
 
 class RunningHash:
-    """sha256 of a tensor's ranges of a file, one after the other, begun while the file is filled.
+    """BLAKE3 of a tensor's ranges of a file, one after the other, begun while the file is filled.
 
     To be called by one thread; another one, of a pool, hashes.
 
@@ -35,7 +36,7 @@ class RunningHash:
         self._writer, self._timeline = writer, timeline
         (self._next, self._left), *self._others = ranges
         self._hashed = 0
-        self._digest = hashlib.sha256()
+        self._digest = blake3()
         self._step: Future[None] | None = None
 
     def follow(self, pool: Executor, written: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 
 from .manifest import Manifest
 from .reader import CodedCheckpoint
@@ -122,13 +123,13 @@ def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord, progress: Pr
 def _check_hash(
     checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo], progress: Progress
 ) -> list[str]:
-    digest = hashlib.sha256()
+    digest = blake3()
     for info in stored:
         for at in range(0, info.nbytes, _STEP):
             piece = checkpoint.read_bytes(info, at, min(_STEP, info.nbytes - at))
             digest.update(piece)
             progress(len(piece))
-    if digest.hexdigest() == record.sha256:
+    if digest.hexdigest() == record.blake3:
         return []
     return [f"{record.name} in {stored[0].file} is not what the manifest states"]
 

@@ -15,6 +15,7 @@ from hlwq_kernels import encode_rows
 
 from ..codec import SquaredError, coding_cost
 from ..errors import HlwqError
+from ..host_memory import HostMemory
 from .devices import Device
 from .gpu_buffers import GpuBuffers
 from .jobs import CodedTensor, KeptTensor
@@ -60,9 +61,13 @@ class Lane:
         return cost
 
     @cached_property
-    def _staged(self) -> torch.Tensor:
+    def _memory(self) -> HostMemory:
         with self.timeline.span("allocate"):
-            return self.device.host_buffer(self.read_bytes)
+            return self.device.host_memory(self.read_bytes)
+
+    @property
+    def _staged(self) -> torch.Tensor:
+        return self._memory.bytes
 
     @cached_property
     def _staged_bytes(self) -> memoryview:

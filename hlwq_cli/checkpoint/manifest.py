@@ -56,7 +56,7 @@ class Manifest:
     @property
     def digest(self) -> str:
         """sha256 of what was made of what: the fingerprint and every tensor's hash, whatever card lies beside them."""
-        tensors = sorted([[t.name, t.sha256] for t in self.coded] + [[t.name, t.sha256] for t in self.kept])
+        tensors = sorted([[t.name, t.blake3] for t in self.coded] + [[t.name, t.blake3] for t in self.kept])
         return hashlib.sha256(json.dumps([self.fingerprint, tensors], sort_keys=True).encode()).hexdigest()
 
     def with_files(self, records: Iterable[FileRecord]) -> Manifest:

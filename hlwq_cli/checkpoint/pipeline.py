@@ -15,7 +15,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -26,8 +25,9 @@ from .filling import Filling
 from .gpu_buffers import encoded_bytes
 from .jobs import CodedTensor
 from .lanes import Lane
+from .order import in_turns
 from .records import FileRecord, ShardRecord, coded_record, kept_record
-from .shards import Shard, ShardWriter, job_bytes
+from .shards import Shard, ShardWriter
 from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
 from .source import Source
 from .timeline import Timeline
@@ -35,32 +35,6 @@ from .timeline import Timeline
 GPU_SHARDS_AT_ONCE = 12
 _SWITCH_SECONDS = 0.0005
 """How long a thread may go on in Python while others wait; by default 5 ms, longer than a GPU takes a slice."""
-
-Work = list[tuple[Shard, Slice]]
-
-
-def in_turns(source: Source, work: Work, at_once: int) -> Work:
-    """Slices by the file they are read from, and of each file those of at most so many shards in turn.
-
-    Shards are divided evenly, lest a last one have all writers to itself. For the same reason files that are all at
-    hand count as one: embeddings in a last file of their own would be written and hashed when nothing else is left.
-    And of each shard its largest tensors then come first, as one thread hashes a tensor.
-    """
-    at_hand = source.repo is None and at_once > 1
-    by_file: dict[str, dict[str, Work]] = {f: {} for f in dict.fromkeys(t.file for t in source.tensors.values())}
-    for entry in work:
-        file = next(iter(by_file)) if at_hand else entry[1].info.file
-        by_file[file].setdefault(entry[0].file, []).append(entry)
-    ordered: Work = []
-    for shards in by_file.values():
-        queues = list(shards.values())
-        if at_hand:
-            queues = [sorted(work, key=lambda entry: -job_bytes(entry[1].job)) for work in queues]
-        rounds = -(-len(queues) // at_once)
-        for i in range(rounds):
-            turns = zip_longest(*queues[i * len(queues) // rounds : (i + 1) * len(queues) // rounds])
-            ordered += [entry for turn in turns for entry in turn if entry is not None]
-    return ordered
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .jobs import CodedTensor, KeptTensor
@@ -20,7 +20,7 @@ class TensorRecord:
         shape: (out, in), or (experts, out, in).
         bits: width of a code.
         bytes: stored bytes of codes, scales and base.
-        sha256: of codes, scales and base, in this order.
+        blake3: hash of codes, scales and base, in this order.
         nmse: ||W - W'||^2 / ||W||^2, to 5 digits.
         sources: names of its source tensors, in the order of its rows.
     """
@@ -30,7 +30,7 @@ class TensorRecord:
     shape: tuple[int, ...]
     bits: int
     bytes: int
-    sha256: str
+    blake3: str
     nmse: float
     sources: tuple[str, ...]
 
@@ -49,7 +49,7 @@ class KeptRecord:
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    sha256: str
+    blake3: str
     reason: str
 
 
@@ -82,18 +82,18 @@ class ShardRecord:
     kept: tuple[KeptRecord, ...]
 
 
-def coded_record(job: CodedTensor, sha256: str, nmse: float) -> TensorRecord:
+def coded_record(job: CodedTensor, blake3: str, nmse: float) -> TensorRecord:
     """The record of a coded tensor."""
     sources = tuple(p.name for p in job.parts)
     return TensorRecord(
-        job.name, job.role, job.shape, job.scheme.bits, job.nbytes, sha256, float(f"{nmse:.4e}"), sources
+        job.name, job.role, job.shape, job.scheme.bits, job.nbytes, blake3, float(f"{nmse:.4e}"), sources
     )
 
 
-def kept_record(job: KeptTensor, sha256: str) -> KeptRecord:
+def kept_record(job: KeptTensor, blake3: str) -> KeptRecord:
     """The record of a kept tensor."""
     info = job.info
-    return KeptRecord(info.name, job.role, info.dtype, info.shape, info.nbytes, sha256, job.reason)
+    return KeptRecord(info.name, job.role, info.dtype, info.shape, info.nbytes, blake3, job.reason)
 
 
 def _is_count(value: Any) -> bool:
@@ -108,7 +108,7 @@ def _is_file_name(value: Any) -> bool:
 
 
 _FITS: dict[str, Callable[[Any], bool]] = {
-    **{k: lambda v: isinstance(v, str) for k in ("name", "role", "dtype", "reason", "sha256", "rule")},
+    **{k: lambda v: isinstance(v, str) for k in ("name", "role", "dtype", "reason", "sha256", "blake3", "rule")},
     **dict.fromkeys(("bytes", "size", "source_bytes"), _is_count),
     **{k: lambda v: isinstance(v, dict) for k in ("fingerprint", "tool")},
     "bits": lambda v: type(v) is int and 2 <= v <= 8,
@@ -154,12 +154,9 @@ def read_kept(document: dict[str, Any]) -> KeptRecord:
 
 
 def read_shard(document: dict[str, Any]) -> ShardRecord:
-    """The record of a finished shard, from JSON.
-
-    A hash of its file is left out: a run begun when those were noted ends with the manifest of any other.
-    """
+    """The record of a finished shard, from JSON."""
     return ShardRecord(
-        replace(read_file(document["file"]), sha256=None),
+        read_file(document["file"]),
         tuple(read_tensor(t) for t in document["coded"]),
         tuple(read_kept(t) for t in document["kept"]),
     )

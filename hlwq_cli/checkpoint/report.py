@@ -110,7 +110,7 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str], revision
     how = {n: _how(a[n], b[n], more) for n in a if n in b}
     recoded = [(n, text) for n, text in how.items() if text]
     alike = [n for n, text in how.items() if not text]
-    changed = [n for n in alike if a[n].sha256 != b[n].sha256]
+    changed = [n for n in alike if a[n].blake3 != b[n].blake3]
     return DiffReport(
         only_first=tuple(n for n in a if n not in b),
         only_second=tuple(n for n in b if n not in a),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import math
 import mmap
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 
 from ..errors import CorruptError, NotAllowedError, OutOfSpaceError
 from .index import INDEX
@@ -162,7 +162,7 @@ class ShardWriter:
             os.replace(self.partial, self.path)
             sync_folder(self.path.parent)
 
-    def hash_range(self, digest: hashlib._Hash, start: int, length: int) -> None:
+    def hash_range(self, digest: blake3, start: int, length: int) -> None:
         """Add a range of the file, which has been written, to a hash.
 
         It is mapped and hashed by one call, in which other threads have Python's lock: reading and hashing piece by

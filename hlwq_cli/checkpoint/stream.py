@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import GateMissedError, OutOfSpaceError, UsageError
 from ..sizes import format_size
 from .complete import PRIVATE_SOURCE, complete
-from .devices import Device, find_devices, lane_count, peak_bytes, warm_up
+from .devices import Device, find_devices, join, lane_count, peak_bytes, warm_up
 from .files import AHEAD
 from .hub import is_repo_id
 from .jobs import CodedTensor
@@ -117,12 +117,12 @@ def quantize(
             plan = make_plan(source, recipe)
             check_unquantized(plan, max_unquantized)
             run = _Run(plan, Path(out), max_shard_bytes, base_model, progress)
+        join(starting)  # lanes that begin at once would take Python's lock from what starts their kernels
         return run.start(overwrite, devices, lane_count(devices, threads), delete_source, timeline)
     finally:
         if source is not None:
             source.close()
-        for thread in starting:
-            thread.join()
+        join(starting)
 
 
 def check_origin(source: Source, delete_source: bool, base_model: str | None) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from torch import nn
 from hlwq_kernels.records import Part, RecordLayout
 
 from ..checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_into
+from ..host_memory import HostMemory
 from .completeness import codes_name
 from .experts import PARAMETERS, HLWQExperts
 
@@ -137,38 +136,15 @@ class HostRecords:
     """
 
     def __init__(self, experts: int, layout: RecordLayout, pin: bool) -> None:
-        memory = _memory(experts * layout.bytes)
-        pinned = _pinned(memory) if pin else None
-        self.records = (memory if pinned is None else pinned).view(experts, layout.bytes)
-        self.pinned = None if pinned is None else self.records
-        if pinned is memory:
-            weakref.finalize(self, torch.cuda.cudart().cudaHostUnregister, memory.data_ptr())
+        self._memory = HostMemory(experts * layout.bytes, pin)
+        self.records = self._memory.bytes.view(experts, layout.bytes)
+        self.pinned = self.records if self._memory.pinned else None
+        if pin and self.pinned is None:
+            logger.warning("Host memory cannot be pinned: experts are copied by the host, which is slower.")
 
     def read(self, expert: int) -> torch.Tensor:
         """See `Records`."""
         return self.records[expert]
-
-
-def _pinned(memory: torch.Tensor) -> torch.Tensor | None:
-    """Memory, pinned where it is, because torch's own pinned memory comes in powers of two; else that; else None."""
-    error = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 1))  # 1: for all devices
-    if not error:
-        return memory
-    with suppress(RuntimeError):
-        torch.zeros(1, device="cuda")  # meets the error that is still pending
-    try:
-        return torch.empty_like(memory, pin_memory=True)
-    except RuntimeError:
-        logger.warning("Host memory cannot be pinned (%s): experts are copied by the host, which is slower.", error)
-        return None
-
-
-def _memory(size: int) -> torch.Tensor:
-    """uint8 (size,) of a mapping of its own, in large pages where the system has them."""
-    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(AttributeError, OSError):
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
 def fill(layers: Mapping[HostRecords, FileRecords]) -> None:

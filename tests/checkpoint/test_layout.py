@@ -1,6 +1,5 @@
 """How tensors lie in a shard: job after job and aligned, whatever their types and shapes; hashes follow as it fills."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 
 from hlwq_cli.checkpoint import KeptTensor, Recipe, filling, load_recipe, pipeline, quantize
 from hlwq_cli.checkpoint.filling import Filling, RunningHash
@@ -131,7 +131,7 @@ def test_hashes_of_slices_out_of_order_are_right(filled: Filled, monkeypatch: py
     data = filled.filling.writer.path.read_bytes()
     parts = [data[filled.start + i * 4000 :][:4000] for i in range(3)]
     assert parts[1] == b"".join(bytes([n]) * 1000 for n in (4, 5, 6, 7))
-    assert found == {name: hashlib.sha256(part).hexdigest() for name, part in zip("abc", parts, strict=True)}
+    assert found == {name: blake3(part).hexdigest() for name, part in zip("abc", parts, strict=True)}
 
 
 def test_a_step_that_fails_fails_the_hash(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,4 +161,4 @@ def test_a_shard_that_is_closed_is_not_hashed_as_zeros(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, shard)
     writer.abandon()
     with pytest.raises(AssertionError, match="closed"):
-        writer.hash_range(hashlib.sha256(), 0, 64)
+        writer.hash_range(blake3(), 0, 64)

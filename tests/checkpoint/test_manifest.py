@@ -1,6 +1,5 @@
 """hlwq_manifest.json and config.json say what docs/format.md promises."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from hlwq_cli import __version__
 from hlwq_cli.checkpoint import load_recipe, quantize
@@ -46,21 +46,21 @@ def test_manifest_gets_the_sha256_of_every_file_and_keeps_their_order(coded: Fam
     assert (after.digest, after.coded, after.kept) == (before.digest, before.coded, before.kept)
 
 
-def test_manifest_has_bytes_and_sha256_of_codes_scales_and_base(coded: Family, family_name: str) -> None:
+def test_manifest_has_bytes_and_hash_of_codes_scales_and_base(coded: Family, family_name: str) -> None:
     tensors = read_tensors(coded(family_name))
     for record in manifest(coded(family_name))["coded"]:
         prefix, _, last = record["name"].rpartition(".")
         stack = len(record["shape"]) == 3
         names = [f"{prefix}.{k}_{last}" if stack else f"{record['name']}.{k}" for k in ("codes", "scales", "base")]
         data = b"".join(tensors[n].data for n in names)
-        assert (record["bytes"], record["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (record["bytes"], record["blake3"]) == (len(data), blake3(data).hexdigest())
 
 
-def test_manifest_has_sha256_of_every_kept_tensor(coded: Family, family_name: str) -> None:
+def test_manifest_has_hash_of_every_kept_tensor(coded: Family, family_name: str) -> None:
     tensors = read_tensors(coded(family_name))
     for record in manifest(coded(family_name))["kept"]:
         stored = tensors[record["name"]]
-        assert record["sha256"] == hashlib.sha256(stored.data).hexdigest()
+        assert record["blake3"] == blake3(stored.data).hexdigest()
         assert (record["dtype"], tuple(record["shape"])) == (stored.dtype, stored.shape)
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source, quantize
+from hlwq_cli.checkpoint import load_recipe, open_source, quantize
 from hlwq_cli.checkpoint import pipeline as pipeline_module
 from hlwq_cli.checkpoint.devices import Device, find_devices, lane_count
-from hlwq_cli.checkpoint.shards import divide, job_bytes
-from hlwq_cli.checkpoint.slices import slices
+from hlwq_cli.checkpoint.order import Work
 from hlwq_cli.checkpoint.source import Source
 from hlwq_cli.checkpoint.timeline import Timeline
 from hlwq_cli.errors import HlwqError, NonFiniteError, UsageError
@@ -47,7 +46,7 @@ def test_shards_that_take_turns_have_the_same_bytes_and_turns(
     taken: list[str] = []
     usual = pipeline_module.in_turns
 
-    def in_turns(source: Source, work: pipeline_module.Work, _: int) -> pipeline_module.Work:
+    def in_turns(source: Source, work: Work, _: int) -> Work:
         ordered = usual(source, work, at_once)
         assert sorted(map(id, (piece for _, piece in ordered))) == sorted(map(id, (piece for _, piece in work)))
         taken.extend(shard.file for shard, _ in ordered)
@@ -58,48 +57,6 @@ def test_shards_that_take_turns_have_the_same_bytes_and_turns(
     quantize(str(family("qwen3_moe")), tmp_path / "out", load_recipe(), max_shard_bytes=150_000)
     assert tree(tmp_path / "out") == tree(coded("qwen3_moe"))
     assert sum(a != b for a, b in pairwise(taken)) > len(set(taken))  # in turn, not one after the other
-
-
-@pytest.mark.parametrize(("at_once", "groups"), [(1, 10), (4, 3), (9, 2), (10, 1), (12, 1)])
-def test_shards_that_take_turns_are_divided_evenly(tmp_path: Path, at_once: int, groups: int) -> None:
-    source = open_source(str(save_tensors(tmp_path / "m", dense(10), LLAMA)))
-    shards = divide([j for j in make_plan(source, load_recipe()).jobs if isinstance(j, CodedTensor)], 1)
-    work = [(shard, piece) for shard in shards for piece in slices(shard, 3000)]
-    ordered = [shard.file for shard, _ in pipeline_module.in_turns(source, work, at_once)]
-    source.close()
-    together = [len({*ordered[first : first + at_once]}) for first in (0, len(ordered) - at_once)]
-    assert len(shards) == 10
-    assert len(ordered) == 10 * 6
-    assert min(together) == 10 // groups
-
-
-def test_shards_of_all_files_at_hand_take_turns(tmp_path: Path) -> None:
-    """Else a last file's one shard would be left to all writers, and to one thread that hashes it."""
-    tensors = dense(10)
-    names = sorted(tensors)
-    files = {"a.safetensors": names[:-2], "b.safetensors": names[-2:]}
-    model = save_shards(tmp_path / "m", {f: {n: tensors[n] for n in some} for f, some in files.items()}, LLAMA)
-    source = open_source(str(model))
-    shards = divide([j for j in make_plan(source, load_recipe()).jobs if isinstance(j, CodedTensor)], 1)
-    work = [(shard, piece) for shard in shards for piece in slices(shard, 3000)]
-    ordered = pipeline_module.in_turns(source, work, 100)
-    source.close()
-    assert len({piece.info.file for _, piece in ordered}) == 2
-    assert len({shard.file for shard, _ in ordered[: len(shards)]}) == len(shards)
-
-
-def test_of_a_shard_the_largest_tensors_come_first(tmp_path: Path) -> None:
-    """Else one thread would hash them when nothing else is left."""
-    source = open_source(str(save_tensors(tmp_path / "m", dense(3), LLAMA)))
-    shards = divide(make_plan(source, load_recipe()).jobs, 10**9)
-    work = [(shard, piece) for shard in shards for piece in slices(shard, 3000)]
-    usual, ordered = (pipeline_module.in_turns(source, work, at_once) for at_once in (1, 12))
-    source.close()
-    assert usual == work
-    sizes = [job_bytes(piece.job) for _, piece in ordered]
-    assert sizes == sorted(sizes, reverse=True) != [job_bytes(piece.job) for _, piece in work]
-    for job in shards[0].jobs:
-        assert [p for _, p in ordered if p.job is job] == [p for _, p in work if p.job is job]
 
 
 def test_threads_take_turns_quicker_while_gpus_code_and_as_before_afterwards(family: Family, tmp_path: Path) -> None:
@@ -123,7 +80,7 @@ def test_experts_spread_over_all_files_are_coded_file_by_file(family: Family, co
     spread = save_shards(tmp_path / "qwen3_moe", files, config)
     quantize(str(spread), tmp_path / "out", load_recipe())
     records = [json.loads((f / "hlwq_manifest.json").read_text()) for f in (tmp_path / "out", coded("qwen3_moe"))]
-    ours, theirs = ({t["name"]: t["sha256"] for t in r["coded"] + r["kept"]} for r in records)
+    ours, theirs = ({t["name"]: t["blake3"] for t in r["coded"] + r["kept"]} for r in records)
     assert ours == theirs
 
 
@@ -163,5 +120,5 @@ def test_timeline_holds_what_every_byte_went_through(family: Family, tmp_path: P
 
 def test_a_buffer_that_has_no_room_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(HlwqError, match=r"no 1152921\.50 TB for a thread's buffer") as caught:
-        Device(torch.device("cpu")).host_buffer(2**60)
+        Device(torch.device("cpu")).host_memory(2**60)
     assert "--threads" in str(caught.value.hint)

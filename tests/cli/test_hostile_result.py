@@ -195,8 +195,8 @@ HOSTILE: list[Any] = [None, -1, 0, 2**70, 1.5, "x", [], {}, [[]], True, float("n
 
 
 RECORD_FIELDS = [
-    *(("coded", f) for f in ("name", "role", "shape", "bits", "bytes", "sha256", "nmse", "sources")),
-    *(("kept", f) for f in ("name", "role", "dtype", "shape", "bytes", "sha256", "reason")),
+    *(("coded", f) for f in ("name", "role", "shape", "bits", "bytes", "blake3", "nmse", "sources")),
+    *(("kept", f) for f in ("name", "role", "dtype", "shape", "bytes", "blake3", "reason")),
     *(("files", f) for f in ("name", "size", "sha256")),
 ]
 FIELDS = ["tool", "source", "rule", "source_bytes", "files", "coded", "kept", "dropped", "fingerprint"]
