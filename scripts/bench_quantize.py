@@ -1,12 +1,14 @@
 """The headline command on its real workload, from Enter to prompt: makes it, times it, checks what it made.
 
     python scripts/bench_quantize.py /dev/shm/hlwq [--config tests/data/gemma4-26b.json] [--keep DIR] [--trace FILE]
+    python scripts/bench_quantize.py DISK/hlwq --layers 28 --no-checks --runs 1
 
-In the folder, best in memory: a checkpoint of the configuration's names and shapes with random weights
-(make_synthetic.py); reading it and writing as much as the result has, by some numbers of threads (copy_floor.py); then
-`hlwq quantize` twice as a user types it, `hlwq inspect --verify`, random expert matrices against their source, the
-command killed when a third of its shards are whole and given again, and one layer coded by the CPU and by the device.
-Needs room for the checkpoint and one result beside it. --keep moves the last result there.
+In the folder, in memory or on a disk: a checkpoint of the configuration's names and shapes with random weights
+(make_synthetic.py); reading it and writing as much as the result has, by some numbers of threads, before and after
+(copy_floor.py); between them `hlwq quantize` as a user types it, twice; then `hlwq inspect --verify`, random expert
+matrices against their source, the command killed when a third of its shards are whole and given again, and one layer
+coded by the CPU and by the device. Needs room for the checkpoint and one result beside it. --keep moves the last result
+there.
 
 Random weights prove speed and plumbing only: they say nothing of a model's quality.
 """
@@ -57,6 +59,15 @@ def stages(trace: dict[str, Any], started: float, ended: float) -> list[tuple[st
     return [*sorted(rows, key=lambda r: r[1]), ("end Python", last, ended - started, ended - started - last, 0.0)]
 
 
+def keep_layers(text: dict[str, Any], count: int) -> None:
+    """Cut a text configuration down to its last layers; of Gemma 4 the very last is of a kind of its own."""
+    gone = len(text["layer_types"]) - count
+    text["num_hidden_layers"] = count
+    text["layer_types"] = text["layer_types"][gone:]
+    of_layers = text.get("per_layer_config") or {}
+    text["per_layer_config"] = {f"{int(n) - gone:02}": of_layers[n] for n in of_layers if int(n) >= gone}
+
+
 def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str, Any]]:
     forget(source)
     started = time.time()
@@ -70,15 +81,14 @@ def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str,
 
 
 def show_speed(run: Run, trace: dict[str, Any], floors: list[Floor]) -> None:
-    best = min(floors, key=lambda f: f.seconds)
     work = [e for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "hash tensor", "write", "sync")]
     begin, end = min(e["ts"] for e in work) / 1e6, max(e["ts"] + e["dur"] for e in work) / 1e6
-    print(f"\n| | seconds | of copying, {best.threads} threads |\n|---|---|---|")
+    print(f"\n| read {format_size(floors[0].read)}, write {format_size(floors[0].written)} | seconds "
+          f"| first byte read to last shard renamed, {end - begin:.2f} s | Enter to prompt, {run.seconds:.2f} s |"
+          "\n|---|---|---|---|")  # fmt: skip
     for floor in floors:
-        print(f"| read {format_size(floor.read)}, write {format_size(floor.written)}, {floor.threads} threads "
-              f"| {floor.seconds:.2f} | {floor.seconds / best.seconds:.2f} |")  # fmt: skip
-    print(f"| first byte read to last shard renamed | {end - begin:.2f} | {(end - begin) / best.seconds:.2f} |")
-    print(f"| Enter to prompt | {run.seconds:.2f} | {run.seconds / best.seconds:.2f} |")
+        times = " | ".join(f"{seconds / floor.seconds:.2f} times" for seconds in (end - begin, run.seconds))
+        print(f"| {floor.threads} thread{'s'[: floor.threads > 1]}, {floor.when} | {floor.seconds:.2f} | {times} |")
     device = trace["otherData"].get("peak_device_bytes", 0)
     print(f"\nPeak memory: {format_size(run.peak_bytes)} of the host (pages of libraries and pinned ones included), "
           f"{format_size(device)} of the device (as torch holds it, its context aside).\n")  # fmt: skip
@@ -89,7 +99,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="must not exist; removed at the end")
     parser.add_argument("--config", type=Path, default=ROOT / "tests" / "data" / "gemma4-26b.json")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--threads", type=int, nargs="+", default=[4, 16], help="of copying")
+    parser.add_argument("--layers", type=int, help="the last so many only, where there is no room for all")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 16], help="of copying")
+    parser.add_argument("--runs", type=int, default=2, help="of the command; the last is shown against copying")
+    parser.add_argument("--no-checks", action="store_true", help="speed only")
     parser.add_argument("--max-shard-size", default="2GB")
     parser.add_argument("--experts", type=int, default=200)
     parser.add_argument("--keep", type=Path, help="where to move the result")
@@ -109,23 +122,32 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     """Everything, in order; prints as it goes."""
     source, out, trace = folder / "model", folder / "coded", args.trace or folder / "trace.json"
     config, checks = json.loads(args.config.read_text()), Checks()
+    if args.layers:
+        keep_layers(config["text_config"], args.layers)
     start = time.perf_counter()
     written = write_checkpoint(source, config)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
-    print(f"{args.config.stem}: {format_size(written)} of random weights, made in {time.perf_counter() - start:.1f} s. "
-          f"{name}, {os.cpu_count()} processors, torch {torch.__version__}.")  # fmt: skip
+    layers = f", {args.layers} layers" if args.layers else ""
+    print(f"{args.config.stem}{layers}: {format_size(written)} of random weights, made in "
+          f"{time.perf_counter() - start:.1f} s. {name}, {os.cpu_count()} processors, "
+          f"torch {torch.__version__}.")  # fmt: skip
     print("Random weights prove speed and plumbing only: they say nothing of a model's quality.", flush=True)
     opened = open_source(str(source))
     plan = make_plan(opened, load_recipe(bits=5))
     share = plan.output_bytes / plan.source_bytes
-    floors = [copy_floor(source, folder / "copied", share, n) for n in args.threads]
+    floors = [copy_floor(source, folder / "copied", share, n, "before") for n in args.threads]
     command = ["quantize", str(source), str(out), "--device", args.device, "--max-shard-size", args.max_shard_size]
-    timed([*command, "-q"], source, trace)
-    shutil.rmtree(out)
-    run, document = timed([*command, "-q"], source, trace)
+    for number in range(args.runs):
+        if number:
+            shutil.rmtree(out)
+        run, document = timed([*command, "-q"], source, trace)
+    floors.append(copy_floor(source, folder / "copied", share, args.threads[-1], "after"))
     show_speed(run, document, floors)
+    if args.no_checks:
+        opened.close()
+        return checks
     print("| check | found | holds |\n|---|---|---|")
-    check_result(checks, plan, out, args.config.name == "gemma4-26b.json")
+    check_result(checks, plan, out, args.config.name == "gemma4-26b.json" and not args.layers)
     opened.close()
     verify = hlwq("inspect", out, "--verify", "-q")
     checks.add("`hlwq inspect --verify`", f"{verify.out.strip()}, {verify.seconds:.1f} s", verify.out == "ok\n")
