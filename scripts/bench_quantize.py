@@ -4,11 +4,11 @@
     python scripts/bench_quantize.py DISK/hlwq --layers 28 --no-checks --runs 1
 
 In the folder, in memory or on a disk: a checkpoint of the configuration's names and shapes with random weights
-(make_synthetic.py); reading it and writing as much as the result has, by some numbers of threads, before and after
-(copy_floor.py); between them `hlwq quantize` as a user types it, twice; then `hlwq inspect --verify`, random expert
-matrices against their source, the command killed when a third of its shards are whole and given again, and one layer
-coded by the CPU and by the device. Needs room for the checkpoint and one result beside it. --keep moves the last result
-there.
+(make_synthetic.py); reading it and writing as much as the result has, by some numbers of threads, before and, where
+there is room, after (copy_floor.py); between them `hlwq quantize` as a user types it, twice; then `hlwq inspect
+--verify`, random expert matrices against their source, the command killed when a third of its shards are whole and
+given again, and one layer coded by the CPU and by the device. Needs room for the checkpoint and one result beside it.
+--keep moves the last result there.
 
 Random weights prove speed and plumbing only: they say nothing of a model's quality.
 """
@@ -66,6 +66,12 @@ def keep_layers(text: dict[str, Any], count: int) -> None:
     text["layer_types"] = text["layer_types"][gone:]
     of_layers = text.get("per_layer_config") or {}
     text["per_layer_config"] = {f"{int(n) - gone:02}": of_layers[n] for n in of_layers if int(n) >= gone}
+
+
+def shown(floor: Floor) -> Floor:
+    """Said at once, lest what fails later takes it along."""
+    print(f"Copying by {floor.threads}, {floor.when}: {floor.seconds:.2f} s.", flush=True)
+    return floor
 
 
 def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str, Any]]:
@@ -135,13 +141,14 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     opened = open_source(str(source))
     plan = make_plan(opened, load_recipe(bits=5))
     share = plan.output_bytes / plan.source_bytes
-    floors = [copy_floor(source, folder / "copied", share, n, "before") for n in args.threads]
+    floors = [shown(copy_floor(source, folder / "copied", share, n, "before")) for n in args.threads]
     command = ["quantize", str(source), str(out), "--device", args.device, "--max-shard-size", args.max_shard_size]
     for number in range(args.runs):
         if number:
             shutil.rmtree(out)
         run, document = timed([*command, "-q"], source, trace)
-    floors.append(copy_floor(source, folder / "copied", share, args.threads[-1], "after"))
+    if shutil.disk_usage(folder).free > 1.01 * plan.output_bytes:
+        floors.append(shown(copy_floor(source, folder / "copied", share, args.threads[-1], "after")))
     show_speed(run, document, floors)
     if args.no_checks:
         opened.close()

@@ -86,8 +86,12 @@ class CodedCheckpoint:
     def read_bytes(self, info: TensorInfo, start: int, length: int) -> bytearray:
         """`length` bytes of a stored tensor's data from `start`."""
         data = bytearray(length)
-        read_into(self._files.descriptor(info.file), memoryview(data), info.offset + start, info.file)
+        self.read_into(info, start, memoryview(data))
         return data
+
+    def read_into(self, info: TensorInfo, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with a stored tensor's data from byte `start`."""
+        read_into(self._files.descriptor(info.file), buffer, info.offset + start, info.file)
 
     def close(self) -> None:
         """Close the files."""
