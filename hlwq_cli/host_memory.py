@@ -1,6 +1,6 @@
 """Host memory that a GPU copies from and to at full speed: in large pages, pinned where it is.
 
-torch's own pinned memory comes in powers of two, and 1.5 GB of it take most of a second; a twelfth of that so.
+torch's own pinned memory comes in powers of two, and making it takes twelve times as long as registering such pages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for all devices
 
 
 class HostMemory:
-    """Memory of a mapping of its own, pinned for as long as this object is there.
+    """Memory of a mapping of its own, pinned for as long as this object is there: keep it with what views its bytes.
 
     Args:
         nbytes: how much, at least 1.
@@ -27,6 +27,7 @@ class HostMemory:
 
     Raises:
         OSError: there is too little memory.
+        RuntimeError: the GPU cannot be started.
     """
 
     def __init__(self, nbytes: int, pin: bool) -> None:
@@ -36,12 +37,12 @@ class HostMemory:
     def _register(self) -> bool:
         # The driver, which pins for one thread at a time, would make pages that are not there yet.
         self.bytes[:: mmap.PAGESIZE] = 0
-        runtime, address = torch.cuda.cudart(), self.bytes.data_ptr()
-        if int(runtime.cudaHostRegister(address, self.bytes.numel(), _PORTABLE)):
+        address, device = self.bytes.data_ptr(), torch.cuda.current_device()
+        if int(torch.cuda.cudart().cudaHostRegister(address, len(self.bytes), _PORTABLE)):
             with suppress(RuntimeError):
                 torch.zeros(1, device="cuda")  # meets the error that is still pending
             return False
-        weakref.finalize(self, runtime.cudaHostUnregister, address)
+        weakref.finalize(self, _unregister, address, device).atexit = False  # the system does it then
         return True
 
     def _ask_torch(self) -> bool:
@@ -57,3 +58,9 @@ def _in_large_pages(nbytes: int) -> torch.Tensor:
     with suppress(AttributeError, OSError):
         mapped.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def _unregister(address: int, device: int) -> None:
+    """By the device that registered it, lest the current one, which may be another, be started for it."""
+    with torch.cuda.device(device):
+        torch.cuda.cudart().cudaHostUnregister(address)

@@ -1,4 +1,4 @@
-"""The start and the end of a process, each of which is seconds beside what a GPU does in ten."""
+"""The start and the end of a process, each of which is a second or two beside what a GPU does in four."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _start_driver() -> None:
 def leave_gpu(status: SystemExit) -> None:
     """End the process now where it holds a GPU, without taking apart what ends with it; returns where it holds none.
 
-    Freeing pinned memory, the GPU's context and Python's modules takes a second or more. Only for a command whose
-    files are closed and threads are done, and which left nothing to be called at exit.
+    Freeing torch's pinned memory, the GPU's context and Python's modules takes a second or more. Only for a command
+    whose files are closed and threads are done, and which left nothing to be called at exit.
     """
     started = getattr(sys.modules.get("torch.cuda"), "is_initialized", bool)
     code = 0 if status.code is None else status.code

@@ -6,9 +6,8 @@
 In the folder, in memory or on a disk: a checkpoint of the configuration's names and shapes with random weights
 (make_synthetic.py); reading it and writing as much as the result has, by some numbers of threads, before and, where
 there is room, after (copy_floor.py); between them `hlwq quantize` as a user types it, twice; then `hlwq inspect
---verify`, random expert matrices against their source, the command killed when a third of its shards are whole and
-given again, and one layer coded by the CPU and by the device. Needs room for the checkpoint and one result beside it.
---keep moves the last result there.
+--verify`, random expert matrices against their source, the command killed and given again, and one layer coded by the
+CPU and by the device. Needs room for the checkpoint and one result beside it. --keep moves the last result there.
 
 Random weights prove speed and plumbing only: they say nothing of a model's quality.
 """
@@ -29,6 +28,8 @@ from make_synthetic import ROOT, write_checkpoint
 from quantize_checks import (
     Checks,
     Run,
+    a_third_is_written,
+    a_third_of_the_shards_is_whole,
     check_experts,
     check_one_layer,
     check_result,
@@ -37,7 +38,7 @@ from quantize_checks import (
     killed_and_resumed,
 )  # fmt: skip
 
-from hlwq_cli.checkpoint import load_recipe, make_plan, open_source
+from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
 from hlwq_cli.sizes import format_size
 
 
@@ -106,14 +107,16 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "tests" / "data" / "gemma4-26b.json")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--layers", type=int, help="the last so many only, where there is no room for all")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 16], help="of copying")
+    parser.add_argument("--threads", type=int, nargs="+", default=[16, 1, 16], help="of copying, one after the other")
     parser.add_argument("--runs", type=int, default=2, help="of the command; the last is shown against copying")
     parser.add_argument("--no-checks", action="store_true", help="speed only")
     parser.add_argument("--max-shard-size", default="2GB")
     parser.add_argument("--experts", type=int, default=200)
     parser.add_argument("--keep", type=Path, help="where to move the result")
-    parser.add_argument("--trace", type=Path, help="where to leave the second run's timeline")
+    parser.add_argument("--trace", type=Path, help="where to leave the last run's timeline")
     args = parser.parse_args()
+    if args.runs < 1:
+        parser.error("--runs: at least one")
     if args.folder.exists():
         sys.exit(f"{args.folder} is there already")
     args.folder.mkdir(parents=True)
@@ -150,23 +153,27 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     if shutil.disk_usage(folder).free > 1.01 * plan.output_bytes:
         floors.append(shown(copy_floor(source, folder / "copied", share, args.threads[-1], "after")))
     show_speed(run, document, floors)
-    if args.no_checks:
-        opened.close()
-        return checks
+    opened.close()
+    if not args.no_checks:
+        check(checks, plan, source, out, args, [*command, "-q"])
+    if args.keep:
+        shutil.move(out, args.keep)
+    return checks
+
+
+def check(checks: Checks, plan: Plan, source: Path, out: Path, args: argparse.Namespace, command: list[str]) -> None:
+    """Every promise about the result, which is made anew on the way."""
     print("| check | found | holds |\n|---|---|---|")
     check_result(checks, plan, out, args.config.name == "gemma4-26b.json" and not args.layers)
-    opened.close()
     verify = hlwq("inspect", out, "--verify", "-q")
     checks.add("`hlwq inspect --verify`", f"{verify.out.strip()}, {verify.seconds:.1f} s", verify.out == "ok\n")
     place = torch.device("cuda" if args.device.startswith("cuda") else "cpu")
     check_experts(checks, source, out, args.experts, place)
-    check_one_layer(checks, source, folder, args.device, out)
+    check_one_layer(checks, source, args.folder, args.device, out)
     wanted = hashed(out)
-    shutil.rmtree(out)
-    killed_and_resumed(checks, [*command, "-q"], out, wanted)
-    if args.keep:
-        shutil.move(out, args.keep)
-    return checks
+    for when in (a_third_is_written, a_third_of_the_shards_is_whole):
+        shutil.rmtree(out)
+        killed_and_resumed(checks, command, out, wanted, when)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -19,6 +21,7 @@ from ..host_memory import HostMemory
 from ..sizes import format_size
 from .timeline import Timeline
 
+logger = logging.getLogger("hlwq")
 MAX_GPU_LANES = 32
 """A lane holds 90 MB of pinned memory at 5 bits and 110 MB of its device: 3 and 3.5 GB for 32 lanes."""
 
@@ -45,18 +48,24 @@ class Device:
         return self.place.type == "cuda"
 
     def host_memory(self, nbytes: int) -> HostMemory:
-        """Memory of the host, at least a byte, pinned for a GPU.
+        """Memory of the host, at least a byte, pinned for a GPU where the system allows it.
 
         Raises:
-            HlwqError: there is too little.
+            HlwqError: there is too little, or the GPU cannot be used.
         """
         try:
             with torch.cuda.device(self.place) if self.is_gpu else nullcontext():
-                return HostMemory(max(nbytes, 1), pin=self.is_gpu)
+                memory = HostMemory(max(nbytes, 1), pin=self.is_gpu)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise HlwqError(f"{self.place} cannot be used: {reason}.", "Free it, or use --device cpu.") from error
         except OSError as error:
             raise HlwqError(
                 f"The host has no {format_size(nbytes)} for a thread's buffer.", "Lower --threads."
             ) from error
+        if self.is_gpu and not memory.pinned:
+            _warn_unpinned()
+        return memory
 
     def lane_stream(self) -> tuple[torch.cuda.Stream, Turn]:
         """The stream on which a lane of a GPU copies and codes, and what it enters to give it a slice.
@@ -70,6 +79,11 @@ class Device:
             if not self._shared:
                 self._shared.append(torch.cuda.Stream(self.place))
             return self._shared[0], self.lock
+
+
+@lru_cache(maxsize=None)
+def _warn_unpinned() -> None:
+    logger.warning("Host memory cannot be pinned: the GPU is given its slices slowly.")
 
 
 def find_devices(wanted: str = "auto") -> tuple[Device, ...]:
@@ -111,7 +125,7 @@ def warm_up(devices: Sequence[Device], scheme: Scheme, timeline: Timeline) -> li
     What fails here fails again, with a message, when the first slice is coded.
 
     Returns:
-        The threads that do it, to be joined before the program ends.
+        The threads that do it, to be joined before lanes begin, and before the program ends.
     """
     threads = [
         threading.Thread(target=_warm_up, args=(device, scheme, timeline), name=f"start {device.place}")

@@ -53,7 +53,7 @@ class GpuBuffers:
         with torch.cuda.stream(self.stream):
             self.remote = torch.empty(len(staged), dtype=torch.uint8, device=device.place)
             self.coded = torch.empty(coded_bytes, dtype=torch.uint8, device=device.place)
-        self._memory = device.host_memory(coded_bytes)
+        self._memory = device.host_memory(coded_bytes)  # pinned for as long as it is there
         self.returned = self._memory.bytes
         self._forms: dict[tuple[Shape, torch.dtype, Scheme], _Form] = {}
 

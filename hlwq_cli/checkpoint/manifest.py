@@ -94,6 +94,8 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise CorruptError(f"{path} has format version {version}, not {FORMAT_VERSION}.", "Update hlwq.")
+        if _is_earlier(document):
+            raise CorruptError(f"{path} was made before hlwq was first released.", "Make it again, with --overwrite.")
         document["files"] = tuple(read_file(f) for f in document["files"])
         document["coded"] = tuple(read_tensor(t) for t in document["coded"])
         document["kept"] = tuple(read_kept(t) for t in document["kept"])
@@ -102,6 +104,11 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
         return Manifest(**document)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError(f"{path} cannot be understood: {error}.", "Fetch the checkpoint again.") from error
+
+
+def _is_earlier(document: dict[str, Any]) -> bool:
+    """Whether tensors have the hash of before the first release."""
+    return any("sha256" in record for record in (*document["coded"], *document["kept"]))
 
 
 def _no_number(word: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__
 from ..codec import lloyd_max
-from ..errors import ConflictError
+from ..errors import ConflictError, CorruptError
 from .index import INDEX
 from .jobs import CodedTensor, KeptTensor
 from .journal import journal_differences
@@ -42,9 +42,9 @@ def _look(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Mani
     if out.exists() and not out.is_dir():
         raise ConflictError(f"{out} is a file.", "Choose another output folder.")
     if (out / MANIFEST).exists():
-        manifest = read_manifest(out)
         if overwrite:
-            return None, [*(f.name for f in manifest.files), JOURNAL, MANIFEST]
+            return None, [*_names(out), JOURNAL, MANIFEST]
+        manifest = read_manifest(out)
         different = describe_differences(fingerprint, manifest.fingerprint)
         if different:
             raise ConflictError(
@@ -60,12 +60,25 @@ def _look(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Mani
         return manifest, []
     if (out / JOURNAL).exists():
         if overwrite and journal_differences(out, fingerprint):
-            weights = [p.name for p in out.iterdir() if SHARD.fullmatch(p.name)]
-            return None, [*weights, INDEX, "config.json", "README.md", "README.source.md", JOURNAL]
+            return None, [*_usual_names(out), JOURNAL]
         return None, []
     if out.exists() and any(not _is_stray(p) for p in out.iterdir()):
         raise ConflictError(f"{out} is not empty and not made by hlwq.", "Choose another folder; it is left as it is.")
     return None, []
+
+
+def _names(out: Path) -> list[str]:
+    """Files of a result: those its manifest states, where that can be read."""
+    try:
+        return [f.name for f in read_manifest(out).files]
+    except CorruptError:
+        return _usual_names(out)
+
+
+def _usual_names(out: Path) -> list[str]:
+    """Files that every run writes."""
+    weights = [p.name for p in out.iterdir() if SHARD.fullmatch(p.name)]
+    return [*weights, INDEX, "config.json", "README.md", "README.source.md"]
 
 
 def make_folder(out: Path, replaced: list[str]) -> None:

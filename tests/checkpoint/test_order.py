@@ -1,13 +1,14 @@
 """In which order a run's slices are taken: shards in turns, the largest tensors first, small ones among them."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source
+from hlwq_cli.checkpoint.hub import HubRepo
 from hlwq_cli.checkpoint.order import Work, in_turns
 from hlwq_cli.checkpoint.shards import divide, job_bytes
 from hlwq_cli.checkpoint.slices import slices
@@ -44,6 +45,18 @@ def test_shards_of_all_files_at_hand_take_turns(tmp_path: Path) -> None:
     ordered = in_turns(source, work, 100)
     assert len({piece.info.file for _, piece in ordered}) == 2
     assert len({shard.file for shard, _ in ordered[:10]}) == 10
+
+
+def test_files_of_the_hub_are_needed_once_and_in_their_order(tmp_path: Path) -> None:
+    """They are fetched one ahead, and removed when they have been read."""
+    tensors = dense(10)
+    names = [*sorted(tensors)[::2], *sorted(tensors)[1::2]]
+    files = {f"{n}.safetensors": {name: tensors[name] for name in names[n * 8 :][:8]} for n in range(3)}
+    source, work = opened(save_shards(tmp_path / "m", files, LLAMA), 20_000)
+    source.repo = cast(HubRepo, object())
+    read = [piece.info.file for _, piece in in_turns(source, work, 12)]
+    assert [file for file, _ in groupby(read)] == list(files)
+    assert len(read) == len(work)
 
 
 def test_shards_of_many_slices_and_of_few_end_together(tmp_path: Path) -> None:

@@ -2,20 +2,22 @@
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import load_recipe, open_source, quantize
+from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source, quantize, stream
 from hlwq_cli.checkpoint import pipeline as pipeline_module
 from hlwq_cli.checkpoint.devices import Device, find_devices, lane_count
 from hlwq_cli.checkpoint.order import Work
 from hlwq_cli.checkpoint.source import Source
 from hlwq_cli.checkpoint.timeline import Timeline
-from hlwq_cli.errors import HlwqError, NonFiniteError, UsageError
+from hlwq_cli.errors import NonFiniteError, UsageError
 from tests.builders import LLAMA, dense, save_shards, save_tensors
 from tests.files import tree
 
@@ -118,7 +120,30 @@ def test_timeline_holds_what_every_byte_went_through(family: Family, tmp_path: P
     assert all(e["dur"] >= 0 and e["ts"] > 0 for e in events if e["ph"] == "X")
 
 
-def test_a_buffer_that_has_no_room_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(HlwqError, match=r"no 1152921\.50 TB for a thread's buffer") as caught:
-        Device(torch.device("cpu")).host_memory(2**60)
-    assert "--threads" in str(caught.value.hint)
+def test_lanes_begin_when_kernels_are_ready(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else those threads would take Python's lock from the one that starts the kernels."""
+    happened, go = [], threading.Event()
+
+    def start_kernels() -> None:
+        go.wait()
+        happened.append("kernels")
+
+    def warm_up(*_: object) -> list[threading.Thread]:
+        thread = threading.Thread(target=start_kernels)
+        thread.start()
+        return [thread]
+
+    def planned(*arguments: Any) -> Plan:
+        happened.append("plan")
+        go.set()
+        return make_plan(*arguments)
+
+    def taken(*arguments: Any, **settings: Any) -> pipeline_module.Pipeline:
+        happened.append("lanes")
+        return pipeline_module.Pipeline(*arguments, **settings)
+
+    monkeypatch.setattr(stream, "warm_up", warm_up)
+    monkeypatch.setattr(stream, "make_plan", planned)
+    monkeypatch.setattr(stream, "Pipeline", taken)
+    quantize(str(family("llama")), tmp_path / "out", load_recipe())
+    assert happened == ["plan", "kernels", "lanes"]

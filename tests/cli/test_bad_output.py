@@ -158,6 +158,27 @@ def test_journal_that_cannot_be_understood_is_no_surprise(model: Path, done: Pat
     assert hlwq("quantize", model, done, "--overwrite").code == 0
 
 
+def test_a_result_of_before_the_first_release_is_told_and_made_again(model: Path, done: Path) -> None:
+    path, before = done / "hlwq_manifest.json", tree(done)
+    path.write_text(path.read_text().replace('"blake3"', '"sha256"'))
+    for command in (["quantize", model, done], ["inspect", done]):
+        assert_refused(hlwq(*command), 1, "was made before hlwq was first released", "--overwrite")
+    assert hlwq("quantize", model, done, "--overwrite").code == 0
+    assert tree(done) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"format_version": 1}', "[]"])
+def test_overwrite_replaces_a_result_whose_manifest_cannot_be_read(model: Path, done: Path, text: str) -> None:
+    before = tree(done)
+    (done / "hlwq_manifest.json").write_text(text)
+    (done / "mine.txt").write_text("mine")
+    assert_refused(hlwq("quantize", model, done), 1, "hlwq_manifest.json cannot be understood")
+    assert hlwq("quantize", model, done, "--overwrite").code == 0
+    assert (done / "mine.txt").read_text() == "mine"
+    (done / "mine.txt").unlink()
+    assert tree(done) == before
+
+
 def test_overwrite_of_an_unfinished_run_leaves_nothing_of_it(model: Path, tmp_path: Path) -> None:
     add_companions(model)
     out = tmp_path / "out"

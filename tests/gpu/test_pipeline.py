@@ -9,6 +9,7 @@ import torch
 from hlwq_cli.checkpoint import devices, filling, load_recipe, pipeline, quantize
 from hlwq_cli.checkpoint.timeline import Timeline
 from hlwq_cli.errors import NonFiniteError
+from hlwq_cli.host_memory import HostMemory
 from hlwq_kernels import encode
 from tests.builders import LLAMA, dense, save_tensors
 from tests.cli.run import hlwq_process
@@ -116,3 +117,14 @@ def test_the_command_says_its_result_and_leaves_with_its_code(family: Family, co
     assert (ran.code, ran.out.splitlines()[-1]) == (0, f"Next: hlwq inspect {out} --verify")
     assert tree(out) == tree(coded("gemma4"))
     assert hlwq_process(*command, "--bits", "4").code == 5
+
+
+def test_memory_of_a_lane_is_registered_and_let_go() -> None:
+    allocated = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
+    for _ in range(3):  # the same addresses come again, which may be registered once at a time
+        memory = HostMemory(5_000_000, pin=True)
+        assert memory.pinned
+        assert memory.bytes.is_pinned()
+        assert torch.equal(memory.bytes.to(CUDA, non_blocking=True).cpu(), torch.zeros(5_000_000, dtype=torch.uint8))
+        del memory
+    assert torch.cuda.host_memory_stats().get("allocated_bytes.current", 0) == allocated
