@@ -42,6 +42,12 @@ class VerifyReport:
     bytes: int
     problems: tuple[str, ...]
 
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        count = len(self.problems)
+        return "all as the manifest states" if not count else f"{count} problem{'s' if count > 1 else ''}"
+
 
 def hash_file(path: Path, progress: Progress = _silent) -> str:
     """sha256 of a file; `progress` is told the bytes of every piece."""

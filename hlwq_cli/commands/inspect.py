@@ -71,4 +71,4 @@ def _verify(sink: Sink, path: str, revision: str | None) -> None:
     checkpoint.close()
     show_verified(sink, report)
     if report.problems:
-        raise GateMissedError(f"{len(report.problems)} problems: {report.problems[0]}.", "Fetch those files again.")
+        raise GateMissedError(f"{report.verdict}: {report.problems[0]}.", "Fetch those files again.")

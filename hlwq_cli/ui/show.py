@@ -115,8 +115,7 @@ def show_verified(sink: Sink, report: VerifyReport) -> None:
     def human(console: Console) -> None:
         for problem in report.problems:
             console.print(f"- {problem}")
-        verdict = "all as the manifest states" if not report.problems else f"{len(report.problems)} problems"
-        console.print(f"{report.files} files, {format_size(report.bytes)}: {verdict}.")
+        console.print(f"{report.files} files, {format_size(report.bytes)}: {report.verdict}.")
 
     sink.result("verify", report, human, "ok" if not report.problems else "broken")
 

@@ -26,7 +26,7 @@ Q = "model.layers.0.self_attn.q_proj"
 def problems(ran: Ran) -> list[str]:
     assert ran.code == 6, ran
     found: list[str] = json.loads(ran.out)["problems"]
-    assert f"Error: {len(found)} problem" in ran.err
+    assert f"Error: {len(found)} problem{'s' * (len(found) > 1)}: " in ran.err
     return found
 
 
