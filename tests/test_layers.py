@@ -17,9 +17,10 @@ MAY_IMPORT = {
     "sizes": {"errors"},
     "samples": {"errors"},
     "process": set(),
+    "host_memory": set(),
     "codec": {"hlwq_kernels", "errors"},
-    "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "hlwq_cli"},
-    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes"},
+    "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "host_memory", "hlwq_cli"},
+    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory"},
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples", "hlwq_cli"},
     "hub": {"checkpoint", "errors", "sizes"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "sizes"},
@@ -33,7 +34,7 @@ MAY_USE = {
     "codec": {"torch"},
     "runtime": {"torch", "transformers", "PIL"},
     "hub": {"huggingface_hub"},
-    "checkpoint": {"torch", "numpy", "safetensors", "huggingface_hub", "yaml", "transformers"},
+    "checkpoint": {"torch", "numpy", "blake3", "safetensors", "huggingface_hub", "yaml", "transformers"},
 }
 
 

@@ -77,6 +77,20 @@ def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
         raise
 
 
+def ask_once(repo: str, revision: str | None) -> None:
+    """Ask the Hub for a repository of which nothing is kept here; where there is no network transformers would ask on
+    for a minute.
+
+    Raises:
+        HlwqError: see `hub_errors`.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+        with hub_errors(repo):
+            HfApi(library_name="hlwq").model_info(repo, revision=revision)
+
+
 def _when(error: HfHubHTTPError) -> str:
     """When to ask again: as the answer says, where it does."""
     wait = error.response.headers.get("Retry-After", "") if error.response is not None else ""

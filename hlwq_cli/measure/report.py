@@ -132,9 +132,9 @@ def bench(
         run.task_manager = open_tasks(request.tasks, request.task_folder)
     failed, reference = "", None
     if request.ppl or request.kld:
-        text = load_text(request.data)
         tokenizer = load_processor(ref or paths[0])
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+        text = load_text(request.data)
         run.windows, run.note = (
             make_windows(text, tokenizer, request.protocol, request.window, request.windows),
             text.note,

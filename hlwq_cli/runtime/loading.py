@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..checkpoint.devices import find_devices
-from ..checkpoint.hub import hub_errors, is_repo_id
+from ..checkpoint.hub import ask_once, hub_errors, is_repo_id
 from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ..samples import resolve_model
 from .coded import Execution
@@ -114,6 +114,8 @@ def _reading(path: str) -> Iterator[None]:
 def _config(path: str, revision: str | None) -> Any:
     import transformers
 
+    if not Path(path).is_dir():
+        ask_once(path, revision)
     try:
         return transformers.AutoConfig.from_pretrained(path, revision=revision)
     except ValueError as error:

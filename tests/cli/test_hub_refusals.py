@@ -139,10 +139,14 @@ def test_connection_that_drops_in_the_middle_can_be_taken_up_again(hub: HubServe
 
 def test_no_network_is_a_sentence(tmp_path: Path) -> None:
     env = environment(HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN, HF_HOME=str(tmp_path / "home"))
-    for arguments in (["quantize", "owner/name", tmp_path / "out"], ["inspect", "owner/name"]):
+    commands: list[list[str | Path]] = [
+        ["quantize", "owner/name", tmp_path / "out"], ["inspect", "owner/name"], ["bench", "owner/name", "--ppl"],
+    ]  # fmt: skip
+    for arguments in commands:
         ran = hlwq_process(*arguments, env=env)
         assert_refused(ran, 1, "The Hub cannot be reached for owner/name.", "Check the network")
         assert TOKEN not in ran.err
+        assert "Retrying" not in ran.err
     assert not (tmp_path / "out").exists()
 
 
