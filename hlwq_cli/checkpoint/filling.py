@@ -62,6 +62,7 @@ class RunningHash:
         with self._timeline.span("hash tensor", sum(length for _, length in ranges)):
             for start, length in ranges:
                 self._writer.hash_range(self._digest, start, length)
+                self._writer.begin_writeback(start, length)
 
     def _finish(self, step: Future[None] | None, ranges: list[Range]) -> str:
         if step is not None:

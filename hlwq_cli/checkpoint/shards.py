@@ -8,7 +8,7 @@ import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,6 +172,16 @@ class ShardWriter:
             return
         with disk_errors(self.path), self._mapped(start, length) as pages, pages[-length:] as view:
             digest.update(view)
+
+    def begin_writeback(self, start: int, length: int) -> None:
+        """Let the system begin to bring a range to the disk, where it can; with much memory it would wait for `finish`.
+
+        To be called when the range has been hashed, as the system may keep it no longer. Says nothing of errors, which
+        `finish` meets.
+        """
+        if length and hasattr(os, "posix_fadvise"):  # a length of 0 is all that follows
+            with suppress(OSError):
+                os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
 
     @contextmanager
     def _mapped(self, start: int, length: int) -> Iterator[memoryview]:

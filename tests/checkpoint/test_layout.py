@@ -1,6 +1,7 @@
 """How tensors lie in a shard: job after job and aligned, whatever their types and shapes; hashes follow as it fills."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +133,41 @@ def test_hashes_of_slices_out_of_order_are_right(filled: Filled, monkeypatch: py
     parts = [data[filled.start + i * 4000 :][:4000] for i in range(3)]
     assert parts[1] == b"".join(bytes([n]) * 1000 for n in (4, 5, 6, 7))
     assert found == {name: blake3(part).hexdigest() for name, part in zip("abc", parts, strict=True)}
+
+
+def test_every_byte_that_is_hashed_is_given_to_the_disk_once(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "STEP_BYTES", 500)
+    given, advise = [], os.posix_fadvise
+
+    def noted(file: int, start: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        given.append((start, length))
+        advise(file, start, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", noted)
+    for number in (0, 1, 4, 2, 3, 5, 8, 7, 6, 11, 10, 9):
+        filled.land(number)
+    filled.pool.shutdown()
+    assert len(given) > 3
+    assert sorted(byte for start, length in given for byte in range(start, start + length)) == list(
+        range(filled.start, filled.start + 12_000)
+    )
+
+
+@pytest.mark.parametrize("system", ["without", "refusing"])
+def test_a_system_that_takes_no_advice_is_given_none(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    def refused(*_: int) -> None:
+        raise OSError(22, "no")
+
+    if system == "without":
+        monkeypatch.delattr(os, "posix_fadvise")
+    else:
+        monkeypatch.setattr(os, "posix_fadvise", refused)
+    for number in range(12):
+        filled.land(number)
+    assert {name: len(future.result()) for name, future in filled.filling.hashes.items()} == dict.fromkeys("abc", 64)
 
 
 def test_a_step_that_fails_fails_the_hash(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
