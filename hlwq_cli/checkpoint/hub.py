@@ -77,20 +77,6 @@ def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
         raise
 
 
-def ask_once(repo: str, revision: str | None) -> None:
-    """Ask the Hub for a repository of which nothing is kept here; where there is no network transformers would ask on
-    for a minute.
-
-    Raises:
-        HlwqError: see `hub_errors`.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
-        with hub_errors(repo):
-            HfApi(library_name="hlwq").model_info(repo, revision=revision)
-
-
 def _when(error: HfHubHTTPError) -> str:
     """When to ask again: as the answer says, where it does."""
     wait = error.response.headers.get("Retry-After", "") if error.response is not None else ""
@@ -179,3 +165,15 @@ class HubRepo:
             if 8 + length > len(start) and length < 100_000_000:
                 start += get(len(start), 8 + length - 1)[0]
         return parse_header(start[8 : 8 + length], file, size)[0]
+
+
+def ask_once(repo: str, revision: str | None) -> None:
+    """Find a repository of which nothing is kept here; where there is no network transformers would ask for a minute.
+
+    Raises:
+        HlwqError: see `hub_errors`.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+        HubRepo.find(repo, revision)

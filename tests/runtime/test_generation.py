@@ -14,10 +14,6 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 import hlwq_cli.runtime.step_attention as step_attention
 from hlwq_cli.runtime.decoder import Decoder
 from hlwq_cli.runtime.generation import Generation
-from hlwq_cli.runtime.model import HLWQModel
-from hlwq_cli.runtime.static_cache import StaticCache, bucket
-from hlwq_cli.runtime.static_place import NotStaticError
-from hlwq_cli.samples import resolve_model
 from tests.builders import TEXT
 
 from .loads import load, tokens
@@ -255,12 +251,6 @@ def test_a_model_whose_steps_ask_for_lengths_is_left_to_transformers(
     assert generation.decoding == "transformers"
 
 
-def test_models_of_other_kinds_are_refused() -> None:
-    linear = t.Qwen3NextConfig(**TEXT | {"layer_types": ["linear_attention", "full_attention"]}, num_experts=4)
-    with pytest.raises(NotStaticError, match="of another kind"):
-        StaticCache(linear, 1, 256, torch.float32, torch.device("cpu"))
-
-
 def test_a_step_uses_the_attention_that_copies_no_keys(
     models: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, family_name: str
 ) -> None:
@@ -281,48 +271,6 @@ def test_a_step_uses_the_attention_that_copies_no_keys(
     assert len(shapes) == (1 if apart else 2) * config.num_hidden_layers  # a trial and a step
     assert all(queries == keys < config.num_attention_heads for queries, keys in shapes)
     assert config._attn_implementation == "sdpa"
-
-
-def test_lengths_grow_by_a_half_at_most_and_are_few() -> None:
-    lengths = sorted({bucket(n) for n in range(1, 2**17 + 1)})
-    assert lengths[:9] == [256, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144]
-    assert len(lengths) == 18
-    assert all(bucket(n) == n for n in lengths)
-    assert all(bucket(n + 1) <= max(1.5 * n, n + 256) for n in lengths)
-
-
-@pytest.fixture(scope="module")
-def sample() -> HLWQModel:
-    return HLWQModel.from_pretrained(resolve_model("sample"), dtype="float32", device="cpu")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"stop": [","]}, {"stop": ["of the", "nowhere"]}, {"temperature": 1.2, "top_p": 0.9, "seed": 4}],
-)
-def test_text_is_that_of_transformers_whole_and_in_pieces(sample: HLWQModel, options: dict[str, Any]) -> None:
-    prompts = ["My fellow citizens,", "The state of our union is"]
-    shared = {"max_new_tokens": 16, "chat": False, **options}
-    expected = sample.generate(prompts, **shared), "".join(sample.stream(prompts[0], **shared))
-    sample.generation.decoder = Decoder(sample.model)
-    try:
-        found = sample.generate(prompts, **shared), "".join(sample.stream(prompts[0], **shared))
-    finally:
-        sample.generation.decoder = None
-    assert found == expected
-
-
-def test_closing_a_stream_frees_the_loop_for_the_next_answer(sample: HLWQModel) -> None:
-    expected = sample.generate("We", max_new_tokens=8, chat=False)
-    sample.generation.decoder = Decoder(sample.model)
-    try:
-        pieces = sample.stream("The state of our union is", max_new_tokens=400, chat=False)
-        next(pieces)
-        pieces.close()  # type: ignore[attr-defined]
-        assert not sample.generation.decoder.lock.locked()
-        assert sample.generate("We", max_new_tokens=8, chat=False) == expected
-    finally:
-        sample.generation.decoder = None
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft asks for the old name
