@@ -1,6 +1,6 @@
 """Host memory that a GPU copies from and to at full speed: in large pages, pinned where it is.
 
-torch's own pinned memory comes in powers of two, and making it takes twelve times as long as registering such pages.
+torch's own pinned memory comes in powers of two, and making it takes eleven times as long as registering such pages.
 """
 
 from __future__ import annotations
