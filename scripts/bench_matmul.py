@@ -15,12 +15,13 @@ from functools import partial
 
 import torch
 from bench_kernels import copy_bandwidth
+from experts_bf16 import fastest, launch
 
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import encode_rows
+from hlwq_kernels.coded_weight import CodedWeight
 from hlwq_kernels.experts import coded_experts
 from hlwq_kernels.linear import coded_linear
-from hlwq_kernels.matmul import CodedWeight
 
 SHAPES = [(262144, 2816), (16384, 2816), (8192, 2816), (4096, 2816), (2816, 8192), (2112, 2816), (2816, 2112)]
 linear = torch.nn.functional.linear
@@ -116,20 +117,43 @@ def grouped(
     return back.view(tokens, k, -1).sum(1)
 
 
+def same_order_in_bf16(
+    x: torch.Tensor, routed: torch.Tensor, choices: list[torch.Tensor], layers: list[tuple[torch.Tensor, torch.Tensor]]
+) -> float:
+    """Seconds of the product kernels' order of work fed bf16, in its fastest layouts, its result looked at."""
+    hidden = made(8, layers[0][0].shape[1]).float()
+    tuned = [fastest(kind, given, [layer[kind - 1] for layer in layers], choices, routed, seconds)
+             for kind, given in ((1, x), (2, hidden))]  # fmt: skip
+    calls = []
+    for i, chosen in enumerate(choices):
+        up, down = layers[i % len(layers)]
+        first, inner = launch(1, tuned[0], x, up, chosen, routed)
+        second, y = launch(2, tuned[1], inner, down, chosen, routed)
+        calls += [first, second]
+    found = seconds([lambda pair=pair: (pair[0](), pair[1]()) for pair in zip(calls[::2], calls[1::2], strict=True)])
+    torch.testing.assert_close(
+        y[0], batched(x, routed.bfloat16(), chosen, up, down), rtol=0.05, atol=0.05 * y.abs().max().item()
+    )
+    print(f"layouts: {tuned[0]}, {tuned[1]}\n")
+    return found
+
+
 def expert_lines(bandwidth: float, tokens: int, layers: int) -> None:
     print(f"\nA layer of 128 experts, 2 x 704 x 2816 and 2816 x 704, 8 chosen a token, {tokens} tokens\n")
-    print("| what | us | times the best in bf16 | bytes read at, of copy |\n|---|---|---|---|")
     weights = [(made(128, 1408, 2816), made(128, 2816, 704)) for _ in range(layers)]
     x, routed = made(tokens, 2816), torch.rand(tokens, 8, device="cuda")
-    choices = [torch.stack([torch.randperm(128)[:8] for _ in range(tokens)]).cuda() for _ in range(2 * layers)]
+    choices = [torch.stack([torch.randperm(128)[:8] for _ in range(tokens)]).cuda() for _ in range(4 * layers)]
     pairs = [(c, *weights[i % layers]) for i, c in enumerate(choices)]
     rounded = routed.bfloat16()
     plain = {"grouped_mm, bf16": seconds([partial(grouped, x, rounded, *p) for p in pairs])}
     if tokens == 1:
         plain["batched_mm, bf16"] = seconds([partial(batched, x, rounded, *p) for p in pairs])
+        plain["the kernels for codes, fed bf16"] = same_order_in_bf16(x, routed, choices, weights)
     best = min(plain.values())
+    share = min(1.0, 8 * tokens / 128)
+    print("| what | us | times the best in bf16 | bytes read at, of copy |\n|---|---|---|---|")
     for name, time in plain.items():
-        print(f"| {name} | {time * 1e6:.1f} | {best / time:.2f} | |")
+        line(name, time, best, share * sum(w.nbytes for w in weights[0]), bandwidth)
     for bits in (4, 5, 8) if tokens <= 8 else (5,):
         both = [(coded(up, bits), coded(down, bits)) for up, down in weights]
         calls = [
@@ -137,10 +161,11 @@ def expert_lines(bandwidth: float, tokens: int, layers: int) -> None:
             for i, c in enumerate(choices)
         ]
         time = seconds(calls) if tokens <= 64 else eager_seconds(calls)
-        read = min(1.0, 8 * tokens / 128) * sum(nbytes(w) for w in both[0])
-        print(
-            f"| codes, {bits} bits | {time * 1e6:.1f} | {best / time:.2f} | {read / time / bandwidth:.0%} |", flush=True
-        )
+        line(f"codes, {bits} bits", time, best, share * sum(nbytes(w) for w in both[0]), bandwidth)
+
+
+def line(name: str, time: float, best: float, read: float, bandwidth: float) -> None:
+    print(f"| {name} | {time * 1e6:.1f} | {best / time:.2f} | {read / time / bandwidth:.0%} |", flush=True)
 
 
 def eager_seconds(calls: Sequence[Call], runs: int = 7) -> float:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from hlwq_kernels.coded_weight import CodedWeight
 from hlwq_kernels.experts import coded_experts
-from hlwq_kernels.matmul import CodedWeight
 from hlwq_kernels.offloaded import OffloadedLayer
 from hlwq_kernels.records import RecordLayout
 

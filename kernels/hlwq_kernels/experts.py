@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import torch
 
+from .coded_weight import CodedWeight
 from .decode import decode_rows
 from .linear import coded_linear
-from .matmul import GATES, CodedWeight, multiply_and_sum, multiply_each, runs_matmul
+from .matmul import runs_matmul
+from .matvec import GATES, multiply_and_sum, multiply_each, takes_sum
 from .ops import op_where_traced
 from .weigh import weigh_rows
 from .whole_experts import fits_whole, whole_experts
@@ -64,6 +66,9 @@ def few_experts(
 ) -> torch.Tensor:  # fmt: skip
     """`coded_experts` of few pairs, from codes as they are; what a token gets does not depend on the others."""
     chosen, routed = chosen.to(torch.int64).contiguous(), routed.to(torch.float32).contiguous()
+    if not takes_sum(down, chosen.shape[1]):
+        rows = _each(gate(_each(x, chosen, *gate_up, x.dtype)), chosen.view(-1, 1), *down, x.dtype)
+        return weigh_rows(rows, torch.arange(len(rows), device=x.device).view_as(chosen), routed)
     if gate_name is not None and gate_name in GATES:
         inner = _each(x, chosen, *gate_up, torch.float32)
     else:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .coded_weight import CodedWeight
 from .decode import block_scales, decode_rows
 from .hadamard import hadamard
-from .matmul import FEW, CodedWeight, multiply_codes, runs_matmul
+from .matmul import FEW, multiply_codes, runs_matmul
 from .ops import op_where_traced
 from .planes import unpack_codes
 

@@ -15,8 +15,9 @@ from typing import Protocol
 
 import torch
 
+from .coded_weight import CodedWeight
 from .experts import FEW_PAIRS, Gate, Wave, each_in_turn, few_experts, grouped_experts
-from .matmul import CodedWeight, runs_matmul
+from .matmul import runs_matmul
 from .records import RecordLayout
 from .slots import (
     AHEAD,

@@ -6,6 +6,9 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
+// What a launch is given of shared memory, beside the arrays that a kernel declares.
+extern __shared__ uint4 arena[];
+
 __device__ inline u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
 // Not volatile, so that loads may be moved: from tables only, which are written once, before the first barrier.
@@ -67,6 +70,12 @@ __device__ __forceinline__ u32 times(u32 a, u32 b) {
     u32 product;
     asm("mul.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
     return product;
+}
+
+// c + a b of two float16 each, rounded once.
+__device__ __forceinline__ u32 plus_times(u32 a, u32 b, u32 c) {
+    asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(c) : "r"(a), "r"(b));
+    return c;
 }
 
 // c += a b on the tensor cores, a of 16 x 16 and b of 16 x 8 float16, sums in float32.

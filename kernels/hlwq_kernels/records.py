@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from .matmul import CodedWeight
+from .coded_weight import CodedWeight
 
 ALIGNMENT = 128
 """Bytes that every part begins at a multiple of: what a GPU reads at once."""

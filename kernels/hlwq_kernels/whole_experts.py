@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import grouped_mm
 
+from .coded_weight import CodedWeight
 from .device import runs_triton
-from .matmul import CodedWeight
 from .weigh import weigh_rows
 
 _MOST_WEIGHTS = 2**29

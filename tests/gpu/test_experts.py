@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from hlwq_kernels.coded_weight import CodedWeight
 from hlwq_kernels.experts import FEW_PAIRS, coded_experts
-from hlwq_kernels.matmul import CodedWeight
+from hlwq_kernels.matvec import takes_sum
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_matmul import activations, decoded, error, random_weight
 
@@ -76,6 +77,17 @@ def test_layer_of_gemma4_26b_in_other_widths(bits: int) -> None:
     routed = torch.rand(2, 4, device=CUDA, dtype=torch.float16)
     y = coded_experts(x, chosen, routed, gate_up, down, gate, "gelu_pytorch_tanh")
     assert error(y, expected(x, chosen, routed, gate_up, down, 704)) < 2e-3
+
+
+@pytest.mark.parametrize(("k", "in_one"), [(2, True), (3, False)])
+def test_wide_experts_are_summed_by_one_kernel_while_a_row_of_each_fits_a_cta(k: int, in_one: bool) -> None:
+    gate_up, down = stacked(5, 4, 2 * 14336, 128), stacked(5, 4, 128, 14336)
+    assert takes_sum(down, k) == in_one
+    x, chosen = activations(2, 128, torch.bfloat16) / 100, torch.tensor([[3, 0, 4], [1, 2, 3]], device=CUDA)[:, :k]
+    routed = torch.rand(2, k, device=CUDA)
+    true = expected(x, chosen, routed, gate_up, down, 14336)
+    for name in (None, "gelu_pytorch_tanh"):
+        assert error(coded_experts(x, chosen, routed, gate_up, down, gate, name), true) < 8e-3
 
 
 def test_a_cuda_graph_follows_another_choice() -> None:

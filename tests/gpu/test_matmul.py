@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from hlwq_kernels.coded_weight import CodedWeight
 from hlwq_kernels.decode import decode_rows_torch
 from hlwq_kernels.linear import coded_linear
-from hlwq_kernels.matmul import FEW, CodedWeight
+from hlwq_kernels.matmul import FEW
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.weights import BITS, tables
 
@@ -53,9 +54,10 @@ def error_of_product(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> 
 
 
 def shapes(n: int) -> list[tuple[int, int, int]]:
-    """Rows, columns and tokens: odd ones, gemma4-26b's, and rows too long for one token's kernel."""
-    few = [(15, 3 * n, 2), (50, 5 * n - 3, 9), (40, 16384, 1), (33, 704, 8)]
-    return [(16, n, 1), (17, 7 * n - 5, 1), (33, 704, 1), (1408, 2816, 1), (300, 8192, 1), *few]
+    """Rows, columns and tokens: odd ones, gemma4-26b's, many short rows, and rows too long for one token's kernel."""
+    few = [(15, 3 * n, 2), (50, 5 * n - 3, 9), (40, 24576, 1), (33, 704, 8)]
+    short = [(20000, n, 1), (20000, 2 * n, 1), (20000, 3 * n, 1)]
+    return [(1, n, 1), (17, 7 * n - 5, 1), (33, 704, 1), (1408, 2816, 1), (300, 8192, 1), (40, 16384, 1), *short, *few]
 
 
 @pytest.mark.parametrize(
@@ -64,14 +66,7 @@ def shapes(n: int) -> list[tuple[int, int, int]]:
     + [(5, 32, "log8"), (5, 128, "log8"), (4, 256, "log8"), (5, 128, "fp16"), (3, 64, "fp16"), (8, 32, "fp16")],
 )
 def test_product_is_that_of_the_decoded_weight(bits: int, n: int, scale: str) -> None:
-    for rows, columns, tokens in (
-        (1, n, 1),
-        (15, 3 * n, 2),
-        (33, 704, 1),
-        (1408, 2816, 1),
-        (50, 5 * n - 3, 9),
-        (40, 16384, 1),
-    ):
+    for rows, columns, tokens in shapes(n):
         weight = random_weight(bits, n, scale, rows, columns)
         x = activations(tokens, columns, torch.bfloat16)
         y = coded_linear(x, *weight)

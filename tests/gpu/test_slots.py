@@ -13,8 +13,8 @@ from hlwq_cli.runtime.expert_cache import ExpertRoom, expert_cache_of
 from hlwq_cli.runtime.expert_files import HostRecords
 from hlwq_cli.runtime.generation import Generation
 from hlwq_cli.runtime.loading import load_model
+from hlwq_kernels.coded_weight import CodedWeight
 from hlwq_kernels.experts import FEW_PAIRS, coded_experts
-from hlwq_kernels.matmul import CodedWeight
 from hlwq_kernels.nvrtc import reads_pinned_memory
 from hlwq_kernels.offloaded import OffloadedLayer, Slots
 from hlwq_kernels.records import RecordLayout, view

@@ -185,6 +185,10 @@ static u32 times(u32 a, u32 b) {
     const float low = half_to_float(a) * half_to_float(b), high = half_to_float(a >> 16) * half_to_float(b >> 16);
     return two_halves(low, high);
 }
+static u32 plus_times(u32 a, u32 b, u32 c) {
+    const float low = fmaf(half_to_float(a), half_to_float(b), half_to_float(c));
+    return two_halves(low, fmaf(half_to_float(a >> 16), half_to_float(b >> 16), half_to_float(c >> 16)));
+}
 static float exp2_of(float x) { return exp2f(x); }
 #define __expf expf
 static float __fdividef(float a, float b) { return a / b; }

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hlwq_kernels import encode_rows, offloaded, slots
+from hlwq_kernels.coded_weight import CodedWeight
 from hlwq_kernels.experts import FEW_PAIRS, coded_experts_torch
-from hlwq_kernels.matmul import CodedWeight
 from hlwq_kernels.offloaded import OffloadedLayer, Slots
 from hlwq_kernels.records import RecordLayout, view
 from hlwq_kernels.slots import AHEAD

@@ -10,7 +10,7 @@ import pytest
 
 from hlwq_cli.runtime.expert_cache import ExpertRoom
 from hlwq_cli.runtime.loading import load_model
-from hlwq_kernels import matmul, slots, step
+from hlwq_kernels import matmul, matvec, slots, step
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from time_by_cause import _CAUSES, Event, a_token, by_cause, by_kernel, bytes_read, rows
@@ -44,7 +44,7 @@ def test_models_whose_layers_run_otherwise_are_told_apart_by_name_alone() -> Non
 
 
 def test_every_kernel_of_a_step_has_a_cause() -> None:
-    ours = [*matmul._ONE, matmul._FEW, matmul._ROTATE, slots._PLAN, slots._PLAN_AHEAD, slots._FETCH]
+    ours = [*matvec._KERNELS, matmul._FEW, matmul._ROTATE, slots._PLAN, slots._PLAN_AHEAD, slots._FETCH]
     ours += [slots._FETCH_AHEAD, step._BETWEEN, step._AFTER, step._HEADS, step._ROUTE, step._ATTEND, step._JOIN]
     assert {kernel.name for kernel in ours} == set(_CAUSES)
 

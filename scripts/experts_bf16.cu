@@ -1,0 +1,80 @@
+// One token times the experts it chose, in bf16: what matvec.cu would be if it were fed bf16, to be timed beside it.
+//
+// Its order of work: a thread keeps the activations of its columns and goes through rows, the next of which are on their
+// way; a CTA takes TEAMS rows at a time, BATCH of them to a barrier; the same two launches overlap. Without what only
+// codes need: no table, no rotation, no scales. Products and sums are float32. A thread's columns are LANE / 8 runs of
+// eight, its neighbours' runs beside them. Joined behind lookup.cu and rotation.cu for their types and gates.
+//
+// Macros, beside those: COLUMNS; LANE, columns a thread, AHEAD, rows on their way, and BATCH; TEAMS; THREADS; CTAS a multiprocessor;
+// SHARE, experts a token; EXPERTS and NAME as in matvec.cu.
+
+constexpr int RUNS = LANE / 8, PER_EXPERT = COLUMNS / LANE, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
+constexpr int WARPS = THREADS / 32;
+
+struct Piece {
+  uint4 run[RUNS];
+};
+
+__device__ __forceinline__ float of_two(u32 pair, const float* x) {
+  return __uint_as_float(pair << 16) * x[0] + __uint_as_float(pair & 0xffff0000u) * x[1];
+}
+
+__device__ __forceinline__ float of_eight(const uint4& w, const float* x) {
+  return of_two(w.x, x) + of_two(w.y, x + 2) + of_two(w.z, x + 4) + of_two(w.w, x + 6);
+}
+
+// x: with EXPERTS 1 a row of COLUMNS a token, with EXPERTS 2 SHARE rows, of gates and values; weights bf16 (experts, rows,
+// COLUMNS); chosen, routed (tokens, SHARE); y with EXPERTS 1 (tokens, SHARE, rows), else (tokens, rows).
+extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
+    const void* x, const u16* weights, i64 rows, const i64* chosen, const float* routed, void* y) {
+  __shared__ float parts[2][BATCH][THREADS];
+  const int t = threadIdx.x, warp = t / 32, lane = t % 32, team = t / SLICES, slice = t % SLICES;
+  const i64 token = EXPERTS == 1 ? blockIdx.z : blockIdx.y, slot = EXPERTS == 1 ? blockIdx.y : slice / PER_EXPERT;
+  if (EXPERTS == 1) wait_for_the_kernel_before();
+  let_the_next_kernel_start();
+  const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, within = slice % PER_EXPERT;
+  const i64 first_row = chosen[token * SHARE + slot] * rows + start + team % TEAMS;
+  const uint4* at = (const uint4*)(weights + first_row * COLUMNS) + within;
+  Piece ring[AHEAD];
+  auto fetch = [&](Piece& p, int row) {
+    if (row < end) {
+#pragma unroll
+      for (int r = 0; r < RUNS; r++) p.run[r] = __ldcs(at + r * PER_EXPERT);
+    }
+    at += (i64)stride * COLUMNS / 8;
+  };
+#pragma unroll
+  for (int d = 0; d < AHEAD; d++) fetch(ring[d], start + team % TEAMS + d * stride);
+  const float share = EXPERTS == 2 ? routed[token * SHARE + slot] : 1.0f;
+  if (EXPERTS == 2) wait_for_the_kernel_before();
+  float values[LANE];
+#pragma unroll
+  for (int r = 0; r < RUNS; r++)
+    load_eight(values + 8 * r, x, EXPERTS == 2 ? token * SHARE + slot : token, COLUMNS, (r * PER_EXPERT + within) * 8);
+  int buffer = 0, turn = 0;
+  for (int group = start; group < end; group += BATCH * stride, buffer ^= 1) {
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+      const int row = group + i * stride;
+      if (row < end) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int r = 0; r < RUNS; r++) sum += of_eight(ring[i % AHEAD].run[r], values + 8 * r);
+        parts[buffer][i][t] = sum * share;
+        fetch(ring[i % AHEAD], row + team % TEAMS + AHEAD * stride);
+      }
+    }
+    __syncthreads();
+    for (int four_rows = (warp + turn) % WARPS; four_rows * 4 < BATCH * TEAMS; four_rows += WARPS) {
+      const int r = four_rows * 4 + lane / 8, row = group + r / TEAMS * stride + r % TEAMS;
+      float sum = 0.0f;
+      if (r < BATCH * TEAMS && row < end)
+        for (int s = lane % 8; s < SLICES; s += 8) sum += parts[buffer][r / TEAMS][r % TEAMS * SLICES + s];
+#pragma unroll
+      for (int h = 4; h; h /= 2) sum += __shfl_xor_sync(0xffffffff, sum, h);
+      if (r < BATCH * TEAMS && row < end && lane % 8 == 0)
+        store(y, (EXPERTS == 1 ? token * SHARE + slot : token) * rows + row, sum);
+    }
+    turn += WARPS - (BATCH * TEAMS + 3) / 4 % WARPS;
+  }
+}

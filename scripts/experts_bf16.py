@@ -1,0 +1,104 @@
+"""A layer of experts for one token in bf16 by the product kernels' own order of work: the peer of those for codes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from hlwq_kernels.coded_weight import processors
+from hlwq_kernels.matvec import Shape, lay_out
+from hlwq_kernels.nvrtc import CudaKernel, Launch, Macros
+from hlwq_kernels.step import UNUSED
+
+SOURCES = ("ptx.cu", "lookup.cu", "rotation.cu", str(Path(__file__).with_suffix(".cu")))
+_NAMES = {1: "each_in_bf16", 2: "sum_in_bf16"}
+_KERNELS = {kind: CudaKernel(*SOURCES, name=name) for kind, name in _NAMES.items()}
+_BF16, _FLOAT32 = 1, 0
+
+
+class Layout(NamedTuple):
+    """How a launch is arranged.
+
+    Attributes:
+        lane: columns of a thread.
+        ahead: see `Shape`.
+        batch: likewise.
+        threads: of a CTA at most.
+        resident: of a multiprocessor.
+    """
+
+    lane: int
+    ahead: int
+    batch: int
+    threads: int
+    resident: int
+
+
+LAYOUTS = [
+    Layout(lane, *rhythm, threads, resident)
+    for lane, rhythm, threads, resident in itertools.product(
+        (8, 16, 32), ((2, 4), (2, 6), (4, 4)), (448, 704), (896, 1408)
+    )
+]
+"""Those that `fastest` tries. What needs more registers than there are spills, and is slow."""
+
+
+def macros(kind: int, layout: Layout, shape: Shape, columns: int, share: int) -> Macros:
+    """Of kind 1, each expert times the token, or 2, their gated sum."""
+    given, found = (_FLOAT32, _BF16) if kind == 2 else (_BF16, _FLOAT32)
+    return (
+        *UNUSED, ("N", 64), ("INPUT", given), ("OUTPUT", found), ("GATE", 2 if kind == 2 else 0),
+        ("COLUMNS", columns), ("LANE", layout.lane), ("AHEAD", layout.ahead), ("BATCH", layout.batch),
+        ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas), ("SHARE", share),
+        ("EXPERTS", kind), ("NAME", _NAMES[kind]),
+    )  # fmt: skip
+
+
+def launch(
+    kind: int, layout: Layout, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor
+) -> tuple[Launch, torch.Tensor]:
+    """A launch ready to be queued, and what it writes to.
+
+    Args:
+        kind: see `macros`.
+        layout: one whose `lane` divides the columns.
+        x: bfloat16 (1, columns), or of kind 2 float32 (k, 2 * columns), gelu by tanh of its first half to be taken.
+        weights: bfloat16 (experts, rows, columns).
+        chosen: int64 (1, k), each an expert's number.
+        routed: float32 (1, k).
+
+    Returns:
+        The launch, and float32 (k, rows) or of kind 2 bfloat16 (1, rows).
+    """
+    (_, rows, columns), share = weights.shape, chosen.shape[1]
+    slices = columns // layout.lane * (share if kind == 2 else 1)
+    at_once = share if kind == 1 else 1
+    shape = lay_out(rows, slices, at_once, processors(x.device), layout.threads, layout.resident)
+    y = x.new_empty(at_once, rows, dtype=torch.float32 if kind == 1 else torch.bfloat16)
+    grid = (shape.grid, share, 1) if kind == 1 else (shape.grid, 1)
+    defined = macros(kind, layout, shape, columns, share)
+    return _KERNELS[kind].prepare(
+        x.device, defined, grid, shape.threads, x, weights, rows, chosen, routed, y, overlap=True
+    ), y  # fmt: skip
+
+
+Timer = Callable[[list[Callable[[], object]]], float]
+
+
+def fastest(
+    kind: int, x: torch.Tensor, layers: list[torch.Tensor], choices: list[torch.Tensor], routed: torch.Tensor,
+    seconds: Timer,
+) -> Layout:  # fmt: skip
+    """The layout of those there are that takes the shortest time, by trying them all."""
+
+    def time(layout: Layout) -> float:
+        if layers[0].shape[2] % layout.lane:
+            return float("inf")
+        pairs = [(layers[i % len(layers)], chosen) for i, chosen in enumerate(choices)]
+        return seconds([launch(kind, layout, x, weights, chosen, routed)[0] for weights, chosen in pairs])
+
+    return min(LAYOUTS, key=time)
