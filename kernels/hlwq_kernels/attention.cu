@@ -25,6 +25,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void attend(
     const u8* mask, const i64* lengths, i64 coded, i64 exact, i64 ring, i64 capacity, i64 heads, i64 k_stride,
     i64 v_stride, i64 mask_stride, i64 exact_parts, float scaling, float softcap, float* sums, float* highests,
     float* weights_out) {
+  extern __shared__ uint4 arena[];
   u8* shared = (u8*)arena;
   const i64 head = blockIdx.y, parts = gridDim.x, part = blockIdx.x, row = head * GROUP + blockIdx.z * ROWS;
   const int rows = min(ROWS, GROUP - (int)blockIdx.z * ROWS);

@@ -8,6 +8,7 @@ constexpr float LOWEST = -1e30f;
 // (rows, V_DIM).
 extern "C" __global__ __launch_bounds__(32 * WARPS) void merge(
     const float* sums, const float* highests, const float* weights, i64 exact_parts, i64 parts, void* out) {
+  extern __shared__ uint4 arena[];
   float *totals = (float*)arena, *shares = totals + 2 * WARPS * V_STORED;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const i64 row = blockIdx.x;

@@ -12,6 +12,8 @@ from .tables import scale_steps_on
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Numbers of types in INPUT and OUTPUT."""
+SHARED_BYTES, TABLE_BYTES = 48 * 2**10, 32 * 2**10
+"""Of shared memory: what a CTA may declare, and at most for the table of centroids."""
 
 
 class CodedWeight(NamedTuple):

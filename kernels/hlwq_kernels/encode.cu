@@ -227,6 +227,7 @@ __device__ inline Tables load_tables(u32* to, const u32* from, int cells) {
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     encode(const uint4* weight, i64 all_rows, i64 all_blocks, i64 rows_held, const u32* table, i64 cells, u8* codes,
            i64 row_bytes, void* scales, u16* bases, double* errors, double* energies) {
+    extern __shared__ uint4 arena[];
     uint4* scratch = arena + (STAGED ? blockDim.x * (QUADS + 1) : 0);
     const Tables tables = load_tables((u32*)(scratch + 2 * blockDim.x), table, (int)cells);
     const int rows = (int)all_rows, blocks = (int)all_blocks;  // below 2^31; their products need not be

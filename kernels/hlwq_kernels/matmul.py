@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from .coded_weight import TYPES, CodedWeight, coding, copies_within, processors, readable, stored, table_bytes
+from .coded_weight import (
+    SHARED_BYTES,
+    TABLE_BYTES,
+    TYPES,
+    CodedWeight,
+    coding,
+    copies_within,
+    processors,
+    readable,
+    stored,
+    table_bytes,
+)
 from .matvec import multiply_one, takes_one
 from .nvrtc import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
 
@@ -15,7 +26,6 @@ FEW = 16
 _FEW = CudaKernel("ptx.cu", "lookup.cu", "matmul.cu", name="multiply_few")
 _ROTATE = CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "rotate.cu", name="rotate_rows")
 _WARPS, _ROWS, _CHUNK = 8, 16, 128
-_SHARED_BYTES, _TABLE_BYTES = 48 * 2**10, 32 * 2**10
 
 
 def runs_matmul(x: torch.Tensor) -> bool:
@@ -54,7 +64,7 @@ def _multiply_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: t
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups, tiles = -(-y.shape[1] // _ROWS), -(-tokens // 8)
     beside = 1024 + 4096 * tiles
-    copies = copies_within(weight.bits, min(_SHARED_BYTES - beside, _TABLE_BYTES))
+    copies = copies_within(weight.bits, min(SHARED_BYTES - beside, TABLE_BYTES))
     fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + beside)
     resident = processors(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)

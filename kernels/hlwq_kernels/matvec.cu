@@ -6,14 +6,13 @@
 // (lookup.cu); products are added four at a time in fp16, those sums in float32, under the block's scale.
 //
 // Macros, beside those of lookup.cu and rotation.cu: LOG8, whether scales are steps below a row's base, else fp16 norms;
-// COLUMNS, padded; TEAMS; THREADS, TEAMS * SLICES rounded up to warps; CTAS a multiprocessor; AHEAD, rows of a
-// thread on their way; BATCH, rows of a thread to a barrier, a multiple of that; EXPERTS, 0 none, 1 the token
+// COLUMNS, padded; TEAMS; THREADS, TEAMS * SLICES rounded up to warps; CTAS a multiprocessor; EXPERTS, 0 none, 1 the token
 // goes to each of SHARE experts, 2 the token's SHARE rows of x go to their experts and the results are summed; NAME, by which
 // a profile tells the three apart.
 
 constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
 constexpr int ROW_BYTES = COLUMNS / 8 * BITS, BLOCKS = COLUMNS / N, SCALE_BYTES = BLOCKS * (LOG8 ? 1 : 2);
-constexpr int X_BLOCKS = SLICES * LANE_CODES / N, WARPS = THREADS / 32;
+constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AHEAD = 2, BATCH = 4, WARPS = THREADS / 32;
 
 struct Piece {
   Planes codes;
@@ -32,20 +31,22 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
 // x: a row of in_columns a token, with EXPERTS 2 SHARE rows, with a gate twice as wide. codes, scales, base of (experts,)
 // rows, those of an expert *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,);
 // bias of y's type or null; chosen, routed (tokens, SHARE); y (tokens, rows), with EXPERTS 1 (tokens, SHARE, rows). An expert
-// that is not there counts as zeros. With EXPERTS 2 chosen and routed were there before the kernel before was launched.
+// that is not there counts as zeros.
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     const void* x, i64 in_columns, const u8* codes, const u8* scales, const u16* base, const float* centroids,
     const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts,
     i64 codes_stride, i64 scales_stride, i64 base_stride, void* y) {
-  u32* table = (u32*)arena;  // then activations, which make room for sums
-  u16* turned = (u16*)(table + ENTRIES * COPIES);
-  float(*parts)[BATCH][THREADS] = (float(*)[BATCH][THREADS])turned;
+  __shared__ __align__(16) u32 table[ENTRIES * COPIES];
   __shared__ float step_table[256], units[X_BLOCKS];
   __shared__ float sizes[2][BATCH * TEAMS], offsets[2][BATCH * TEAMS];
+  __shared__ __align__(16) union {
+    u16 x[SLICES * LANE_CODES];
+    float parts[2][BATCH][THREADS];
+  } shared;
   const int t = threadIdx.x, warp = t / 32, lane = t % 32, team = t / SLICES, slice = t % SLICES;
   const i64 token = EXPERTS == 1 ? blockIdx.z : blockIdx.y, slot = EXPERTS == 1 ? blockIdx.y : slice / PER_EXPERT;
   const u32 first = slice % PER_EXPERT * LANE_CODES;
-  if (EXPERTS != 1) let_the_next_kernel_start();
+  let_the_next_kernel_start();
   const float own = own_centroid(centroids), own_step = LOG8 && t < 256 ? steps[t] : 0.0f;
   auto make_tables = [&]() {
     make_table(table, centroids, own);
@@ -53,11 +54,8 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     if (LOG8)
       for (int k = t + THREADS; k < 256; k += THREADS) step_table[k] = steps[k];
   };
-  if (EXPERTS == 1) {
-    make_tables();
-    wait_for_the_kernel_before();
-    let_the_next_kernel_start();  // not before, so that what follows finds the choice made
-  }
+  if (EXPERTS) make_tables();
+  if (EXPERTS) wait_for_the_kernel_before();
   const i64 expert = EXPERTS ? chosen[token * SHARE + slot] : 0;
   const bool known = expert >= 0 && expert < experts;
   // A thread beyond the last team reads what the first does, and nobody reads its sums.
@@ -91,10 +89,8 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // on their way while the rest is made ready
-  if (EXPERTS != 1) {
-    make_tables();
-    wait_for_the_kernel_before();
-  }
+  if (!EXPERTS) make_tables();
+  if (!EXPERTS) wait_for_the_kernel_before();
   for (int some = warp; some * TOGETHER < X_BLOCKS; some += WARPS) {
     const int block = some * TOGETHER + lane / LANES, within = lane % LANES * 8;
     float v[8];
@@ -106,7 +102,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     if (block >= X_BLOCKS) continue;
     if (lane % LANES == 0) units[block] = power_of_two(exponent) * ROOT * (LOG8 ? 1.0f : ROOT);
     const float unit = power_of_two(-exponent);
-    ((uint4*)turned)[(block * N + within) / 8] =
+    ((uint4*)shared.x)[(block * N + within) / 8] =
         make_uint4(two_halves(v[0] * unit, v[1] * unit), two_halves(v[2] * unit, v[3] * unit),
                    two_halves(v[4] * unit, v[5] * unit), two_halves(v[6] * unit, v[7] * unit));
   }
@@ -114,7 +110,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   u32 values[16];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
-    const uint4 v = ((const uint4*)(turned + slice * LANE_CODES))[i];
+    const uint4 v = ((const uint4*)(shared.x + slice * LANE_CODES))[i];
     values[4 * i] = v.x, values[4 * i + 1] = v.y, values[4 * i + 2] = v.z, values[4 * i + 3] = v.w;
   }
   const float unit = units[slice * LANE_CODES / N] * (!known ? 0.0f : EXPERTS == 2 ? routed[token * SHARE + slot] : 1.0f);
@@ -139,7 +135,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
                     four<8>(p.codes, values, table_at, copy) + four<12>(p.codes, values, table_at, copy);
         sum *= (LOG8 ? step_table[p.scale] : from_half((u16)p.scale)) * unit;
         if (EXPERTS == 2 && LOG8) sum *= from_bf16((u16)p.base);
-        parts[buffer][i][t] = sum;
+        shared.parts[buffer][i][t] = sum;
         fetch(p, row + team % TEAMS + AHEAD * stride);
       }
     }
@@ -150,7 +146,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
       const int r = four_rows * 4 + lane / 8, row = group + r / TEAMS * stride + r % TEAMS;
       float sum = 0.0f;
       if (r < BATCH * TEAMS && row < end)
-        for (int s = lane % 8; s < SLICES; s += 8) sum += parts[buffer][r / TEAMS][r % TEAMS * SLICES + s];
+        for (int s = lane % 8; s < SLICES; s += 8) sum += shared.parts[buffer][r / TEAMS][r % TEAMS * SLICES + s];
 #pragma unroll
       for (int h = 4; h; h /= 2) sum += __shfl_xor_sync(0xffffffff, sum, h);
       if (r < BATCH * TEAMS && row < end && lane % 8 == 0)

@@ -7,17 +7,27 @@ from typing import NamedTuple
 
 import torch
 
-from .coded_weight import TYPES, CodedWeight, coding, copies_within, processors, readable, stored, table_bytes
-from .nvrtc import CudaKernel, Macros, shared_per_multiprocessor
+from .coded_weight import (
+    SHARED_BYTES,
+    TABLE_BYTES,
+    TYPES,
+    CodedWeight,
+    coding,
+    copies_within,
+    processors,
+    readable,
+    stored,
+    table_bytes,
+)
+from .nvrtc import CudaKernel, Macros
 
 _NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
 _KERNELS = [CudaKernel("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu", name=name) for name in _NAMES]
 _GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
 _SLICE = 32
-_THREADS, _FEWER_THREADS, _MOST_THREADS, _RESIDENT = 704, 448, 1024, 896
-_TABLE_BYTES = 64 * 2**10
-_MANY_ROUNDS, _FEW_THREADS = 12, 640
-"""With as many rounds, or so few threads, rows further ahead pay on an H100 (docs/log.md)."""
+_BATCH = 4
+"""Rows of a thread to a barrier: BATCH in matvec.cu."""
+_THREADS, _MOST_THREADS, _RESIDENT = 448, 1024, 896
 
 GATES = frozenset(name for name in _GATES if name)
 """Gates that the kernels apply themselves."""
@@ -29,8 +39,10 @@ def takes_one(weight: CodedWeight) -> bool:
 
 
 def takes_sum(experts: CodedWeight, k: int) -> bool:
-    """Whether `multiply_and_sum` takes experts of which k are chosen: a row of each fits a CTA."""
-    return k * experts.padded // _SLICE <= _MOST_THREADS
+    """Whether `multiply_and_sum` takes experts of which k are chosen: a row of each, and its activations, fit a CTA."""
+    slices = k * experts.padded // _SLICE
+    beside = _beside(experts, slices, Shape(1, -(-slices // 32) * 32, 1, 1))
+    return slices <= _MOST_THREADS and beside + table_bytes(experts.bits, 1) <= SHARED_BYTES
 
 
 def multiply_one(
@@ -90,16 +102,12 @@ class Shape(NamedTuple):
         threads: of a CTA.
         ctas: on a multiprocessor.
         grid: CTAs along the rows.
-        ahead: rows of a thread that are on their way.
-        batch: rows of a thread from one barrier to the next, a multiple of `ahead`.
     """
 
     teams: int
     threads: int
     ctas: int
     grid: int
-    ahead: int
-    batch: int
 
 
 def _launch(
@@ -114,31 +122,25 @@ def _launch(
     tokens = 1 if chosen is None else len(chosen)
     slices = weight.padded // _SLICE * (share if kind == 2 else 1)
     at_once = tokens * (share if kind == 1 else 1)
-    wide = kind == 0 and weight.bits > 6 and 2 * slices <= _FEWER_THREADS
-    most = _FEWER_THREADS if kind == 1 or wide else _THREADS
-    deep = 4 if kind == 0 and weight.bits <= 6 else 2
-    shape = lay_out(y.shape[1], slices, at_once, processors(y.device), most, deep=deep)
-    copies, shared = _shared(weight, slices, shape, y.device)
+    shape = lay_out(y.shape[1], slices, at_once, processors(y.device))
+    copies = copies_within(weight.bits, min(SHARED_BYTES - _beside(weight, slices, shape), TABLE_BYTES))
     macros: Macros = (
         *coding(weight, y, shape.threads, copies), ("INPUT", TYPES[x.dtype]), ("GATE", _GATES[gate]),
-        ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("AHEAD", shape.ahead),
-        ("BATCH", shape.batch), ("EXPERTS", kind), ("SHARE", share), ("NAME", _NAMES[kind]),
+        ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
+        ("NAME", _NAMES[kind]),
     )  # fmt: skip
     grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
     _KERNELS[kind].launch(
         y.device, macros, grid, shape.threads, x, x.shape[1] // (2 if gate else 1), *stored(weight, y), bias,
-        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, *_strides(weight, kind), y, shared=shared,
-        overlap=True,
+        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, *_strides(weight, kind), y, overlap=True,
     )  # fmt: skip
 
 
-def _shared(weight: CodedWeight, slices: int, shape: Shape, device: torch.device) -> tuple[int, int]:
-    """Copies of the table, and bytes of shared memory: they, and activations that make room for sums."""
-    own = 4 * (256 + slices * _SLICE // weight.block_size) + 16 * shape.batch * shape.teams
-    rest = max(2 * _SLICE * slices, 8 * shape.batch * shape.threads)
-    room = shared_per_multiprocessor(device) // shape.ctas - 1024 - own - rest
-    copies = copies_within(weight.bits, min(room, _TABLE_BYTES))
-    return copies, table_bytes(weight.bits, copies) + rest
+def _beside(weight: CodedWeight, slices: int, shape: Shape) -> int:
+    """Bytes of shared memory beside the table, most of them activations that make room for sums."""
+    x_blocks = slices * _SLICE // weight.block_size
+    rest = max(2 * _SLICE * slices, 8 * _BATCH * shape.threads)
+    return 4 * (256 + x_blocks) + 16 * _BATCH * shape.teams + rest
 
 
 def _strides(weight: CodedWeight, kind: int) -> tuple[int, int, int]:
@@ -150,10 +152,10 @@ def _strides(weight: CodedWeight, kind: int) -> tuple[int, int, int]:
 
 
 @lru_cache(maxsize=None)
-def lay_out(
-    rows: int, slices: int, at_once: int, count: int, most: int = _THREADS, resident: int = _RESIDENT, deep: int = 2
-) -> Shape:
+def lay_out(rows: int, slices: int, at_once: int, count: int, most: int = _THREADS, resident: int = _RESIDENT) -> Shape:
     """The layout that leaves the fewest threads idle: beyond the last slice, and in the last round.
+
+    A thread for each of a CTA's rows between barriers looks after what belongs to the row, so there are as many.
 
     Args:
         rows: of the result.
@@ -162,7 +164,6 @@ def lay_out(
         count: multiprocessors of the device.
         most: threads of a CTA, unless one row needs more.
         resident: threads of a multiprocessor.
-        deep: rows ahead, where there are many.
     """
 
     def laid_out(teams: int) -> tuple[float, Shape]:
@@ -171,20 +172,7 @@ def lay_out(
         grid = max(1, min(-(-rows // teams), count * ctas // at_once))
         rounds = -(-rows // (teams * grid))
         used = rows * slices / (rounds * grid * threads) * min(1.0, grid * at_once / (count * ctas))
-        many = rounds >= _MANY_ROUNDS or (rounds > 4 and threads * ctas < _FEW_THREADS)
-        return used, Shape(teams, threads, ctas, grid, *_rhythm(rounds, slices, deep if many else 2))
+        return used, Shape(teams, threads, ctas, grid)
 
-    return max(laid_out(teams) for teams in range(1, max(1, most // slices) + 1))[1]
-
-
-def _rhythm(rounds: int, slices: int, ahead: int) -> tuple[int, int]:
-    """Rows ahead, and rows to a barrier.
-
-    As many to a barrier as make for few barriers, each as long as half a row, and few rows beyond the last; not more
-    than slices, since a thread for each of a CTA's rows between barriers looks after what belongs to the row.
-    """
-    if slices == 1:
-        return 1, 1
-    ahead = ahead if ahead <= slices else 2
-    batches = [batch for batch in (2, 4, 6) if batch <= slices and batch % ahead == 0]
-    return ahead, min(batches, key=lambda batch: -(-rounds // batch) * (batch + 0.5))
+    every = (laid_out(teams) for teams in range(1, max(1, most // slices) + 1))
+    return max(each for each in every if _BATCH * each[1].teams <= each[1].threads)[1]

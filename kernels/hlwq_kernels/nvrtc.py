@@ -122,48 +122,27 @@ def _properties(device: torch.device) -> Any:
     return cuda_core().Device(_number(device)).properties
 
 
+@lru_cache(maxsize=None)
 def _allow_shared(kernel: Any, device: torch.device) -> None:
-    """Let a kernel use all shared memory: by default it gets 48 KB, its own arrays included, and a cache the rest."""
-    names = _driver().CUfunction_attribute
-    most = _properties(device).max_shared_memory_per_block_optin - _own_shared(kernel, device)
-    _set_attribute(kernel, device, names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
-    _set_attribute(kernel, device, names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)
-
-
-def _driver() -> Any:
+    """Let a kernel use all dynamic shared memory there is: by default 48 KB, and a cache gets the rest."""
     cuda_core()
     from cuda.bindings import driver
 
-    return driver
-
-
-def _set_attribute(kernel: Any, device: torch.device, name: Any, value: int) -> None:
-    driver = _driver()
-    (error,) = driver.cuKernelSetAttribute(name, value, kernel.handle, driver.CUdevice(_number(device)))
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"{device} refuses a kernel {value} of {name.name}: {error.name}")
-
-
-def _own_shared(kernel: Any, device: torch.device) -> int:
-    """Bytes of the arrays that a kernel declares in shared memory."""
-    driver = _driver()
-    name = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES
-    error, count = driver.cuKernelGetAttribute(name, kernel.handle, driver.CUdevice(_number(device)))
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"{device} does not tell {name.name} of a kernel: {error.name}")
-    return int(count)
-
-
-@lru_cache(maxsize=None)
-def _share(kernel: Any, device: torch.device, shared: int) -> None:
-    """See that a kernel can be launched with so many bytes of dynamic shared memory."""
-    if shared + _own_shared(kernel, device) > _FREE_SHARED:
-        _allow_shared(kernel, device)
+    names = driver.CUfunction_attribute
+    limits = {
+        names.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: _properties(device).max_shared_memory_per_block_optin,
+        names.CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: 100,
+    }
+    for name, value in limits.items():
+        (error,) = driver.cuKernelSetAttribute(name, value, kernel.handle, driver.CUdevice(_number(device)))
+        if error != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{device} refuses a kernel {value} of {name.name}: {error.name}")
 
 
 @lru_cache(maxsize=256)
 def _resident(kernel: Any, device: torch.device, block: int, shared: int) -> int:
-    _share(kernel, device, shared)
+    if shared > _FREE_SHARED:
+        _allow_shared(kernel, device)
     on_each = int(kernel.occupancy.max_active_blocks_per_multiprocessor(block, shared))
     return on_each * int(_properties(device).multiprocessor_count)
 
@@ -266,8 +245,8 @@ class CudaKernel:
         """
         with _current(device):
             kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
-            if shared:
-                _share(kernel, device, shared)
+            if shared > _FREE_SHARED:
+                _allow_shared(kernel, device)
             config = _config(grid, block, shared, overlap and torch.cuda.get_device_capability(device) >= (9, 0))
         held = tuple(a for a in args if isinstance(a, torch.Tensor))
         return Launch(device, kernel, config, tuple(_argument(a) for a in args), held)

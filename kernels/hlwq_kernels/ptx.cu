@@ -6,9 +6,6 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
 
-// What a launch is given of shared memory, beside the arrays that a kernel declares.
-extern __shared__ uint4 arena[];
-
 __device__ inline u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
 // Not volatile, so that loads may be moved: from tables only, which are written once, before the first barrier.

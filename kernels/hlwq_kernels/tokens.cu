@@ -62,6 +62,7 @@ __device__ __forceinline__ void store_plane(u32* row, const u8* codes, int lane)
 extern "C" __global__ __launch_bounds__(THREADS) void encode_tokens(
     const void* tokens, i64 count, const float* boundaries, const float* centroids, const float* steps, u32* codes,
     u8* scales) {
+  extern __shared__ uint4 arena[];
   float *limits = (float*)arena, *values = limits + CODES, *sizes = values + CODES;
   for (int i = threadIdx.x; i < CODES; i += THREADS) {
     limits[i] = i < CODES - 1 ? boundaries[i] : 0.0f;

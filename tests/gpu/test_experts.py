@@ -79,7 +79,7 @@ def test_layer_of_gemma4_26b_in_other_widths(bits: int) -> None:
     assert error(y, expected(x, chosen, routed, gate_up, down, 704)) < 2e-3
 
 
-@pytest.mark.parametrize(("k", "in_one"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("k", "in_one"), [(1, True), (2, False)])
 def test_wide_experts_are_summed_by_one_kernel_while_a_row_of_each_fits_a_cta(k: int, in_one: bool) -> None:
     gate_up, down = stacked(5, 4, 2 * 14336, 128), stacked(5, 4, 128, 14336)
     assert takes_sum(down, k) == in_one

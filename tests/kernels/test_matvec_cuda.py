@@ -46,7 +46,7 @@ def product(
     macros = (
         ("BITS", bits), ("N", 64), ("LOG8", int(log8)), ("ALIGN", 4), ("COPIES", 2), ("INPUT", 0), ("OUTPUT", 0),
         ("GATE", 0), ("COLUMNS", columns), ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas),
-        ("AHEAD", shape.ahead), ("BATCH", shape.batch), ("EXPERTS", kind), ("SHARE", k), ("NAME", "multiply"),
+        ("EXPERTS", kind), ("SHARE", k), ("NAME", "multiply"),
         ("__shared__", "static"),
     )  # fmt: skip
     grid = (shape.grid, k, tokens) if kind == 1 else (shape.grid, tokens, 1)
@@ -61,13 +61,13 @@ def product(
 
 @pytest.mark.parametrize("kind", [0, 1, 2])
 @pytest.mark.parametrize(
-    ("bits", "log8", "rows", "columns", "count", "deep"),
-    [(5, True, 100, 704, 2, 4), (5, False, 33, 704, 16, 2), (3, True, 500, 64, 1, 4), (8, True, 70, 192, 1, 4)],
+    ("bits", "log8", "rows", "columns", "count"),
+    [(5, True, 100, 704, 2), (5, False, 33, 704, 16), (3, True, 500, 64, 1), (8, True, 70, 192, 1)],
 )
 def test_every_row_is_that_of_the_decoded_weight(
-    kind: int, bits: int, log8: bool, rows: int, columns: int, count: int, deep: int
+    kind: int, bits: int, log8: bool, rows: int, columns: int, count: int
 ) -> None:
-    shape = lay_out(rows, columns // 32 * (2 if kind == 2 else 1), 4 if kind == 1 else 2, count, 128, 256, deep)
+    shape = lay_out(rows, columns // 32 * (2 if kind == 2 else 1), 4 if kind == 1 else 2, count, 128, 256)
     found, expected = product(kind, bits, log8, rows, columns, shape)
     assert (found - expected).norm() < 1e-3 * expected.norm()
 
@@ -76,9 +76,8 @@ def test_every_row_is_that_of_the_decoded_weight(
 @pytest.mark.parametrize("at_once", [1, 8, 500])
 def test_a_layout_has_threads_for_its_rows_and_for_what_belongs_to_them(slices: int, at_once: int) -> None:
     for rows in (1, 7, 100, 3000, 300_000):
-        for most, deep in ((448, 2), (704, 4)):
-            shape = lay_out(rows, slices, at_once, 132, most, deep=deep)
+        for most in (448, 704):
+            shape = lay_out(rows, slices, at_once, 132, most)
             assert shape.teams * slices <= shape.threads <= 1024
-            assert shape.batch * shape.teams <= shape.threads
-            assert shape.batch % shape.ahead == 0
+            assert 4 * shape.teams <= shape.threads
             assert shape.grid * shape.teams < rows + shape.teams
