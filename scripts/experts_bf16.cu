@@ -2,7 +2,8 @@
 //
 // Its order of work: a thread keeps the activations of its columns and goes through rows, the next of which are on their
 // way; a CTA takes TEAMS rows at a time, BATCH of them to a barrier; the same two launches overlap. Without what only
-// codes need: no table, no rotation, no scales. Products and sums are float32. A thread's columns are LANE / 8 runs of
+// codes need: no table, no rotation, no scales. The second launch reads its choice and first rows while the first one ends,
+// which those for codes do not. Products and sums are float32. A thread's columns are LANE / 8 runs of
 // eight, its neighbours' runs beside them. Joined behind lookup.cu and rotation.cu for their types and gates.
 //
 // Macros, beside those: COLUMNS; LANE, columns a thread, AHEAD, rows on their way, and BATCH; TEAMS; THREADS; CTAS a multiprocessor;

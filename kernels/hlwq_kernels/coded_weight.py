@@ -12,8 +12,9 @@ from .tables import scale_steps_on
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Numbers of types in INPUT and OUTPUT."""
-SHARED_BYTES, TABLE_BYTES = 48 * 2**10, 32 * 2**10
-"""Of shared memory: what a CTA may declare, and at most for the table of centroids."""
+SHARED_BYTES = 48 * 2**10
+"""Of shared memory that a CTA may declare."""
+_TABLE_BYTES = 32 * 2**10
 
 
 class CodedWeight(NamedTuple):
@@ -46,8 +47,9 @@ def coding(weight: CodedWeight, y: torch.Tensor, threads: int, copies: int) -> M
     )  # fmt: skip
 
 
-def copies_within(bits: int, room: int) -> int:
-    """How often the table of centroids lies in shared memory: as so many bytes hold it, at most once a bank."""
+def copies_beside(bits: int, beside: int) -> int:
+    """How often the table of centroids lies in shared memory, where that holds so much else: at most once a bank."""
+    room = min(SHARED_BYTES - beside, _TABLE_BYTES)
     return 1 << min(5, max(1, room // table_bytes(bits, 1)).bit_length() - 1)
 
 

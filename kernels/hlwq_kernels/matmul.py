@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 
 from .coded_weight import (
-    SHARED_BYTES,
-    TABLE_BYTES,
     TYPES,
     CodedWeight,
     coding,
-    copies_within,
+    copies_beside,
     processors,
     readable,
     stored,
@@ -64,7 +62,7 @@ def _multiply_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: t
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups, tiles = -(-y.shape[1] // _ROWS), -(-tokens // 8)
     beside = 1024 + 4096 * tiles
-    copies = copies_within(weight.bits, min(SHARED_BYTES - beside, TABLE_BYTES))
+    copies = copies_beside(weight.bits, beside)
     fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + beside)
     resident = processors(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)

@@ -9,11 +9,10 @@ import torch
 
 from .coded_weight import (
     SHARED_BYTES,
-    TABLE_BYTES,
     TYPES,
     CodedWeight,
     coding,
-    copies_within,
+    copies_beside,
     processors,
     readable,
     stored,
@@ -75,9 +74,6 @@ def multiply_and_sum(
 ) -> torch.Tensor:  # fmt: skip
     """For each token the sum of rows of x, gated, times the experts that it chose, weighed.
 
-    To be queued behind `multiply_each` of the same choice, or behind kernels that overlap with none: the choice is read
-    while the kernel before still runs.
-
     Args:
         x: (tokens * k, in); with a gate (tokens * k, 2 * in), of which gate(first half) * second half counts.
         experts: coded (experts, out, in).
@@ -123,7 +119,7 @@ def _launch(
     slices = weight.padded // _SLICE * (share if kind == 2 else 1)
     at_once = tokens * (share if kind == 1 else 1)
     shape = lay_out(y.shape[1], slices, at_once, processors(y.device))
-    copies = copies_within(weight.bits, min(SHARED_BYTES - _beside(weight, slices, shape), TABLE_BYTES))
+    copies = copies_beside(weight.bits, _beside(weight, slices, shape))
     macros: Macros = (
         *coding(weight, y, shape.threads, copies), ("INPUT", TYPES[x.dtype]), ("GATE", _GATES[gate]),
         ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
