@@ -18,9 +18,9 @@ from bench_matmul import seconds
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from hlwq_cli.codec import lloyd_max
-from hlwq_kernels.attention import CachedTokens, Rule, attend
-from hlwq_kernels.attention_torch import attend_torch
-from hlwq_kernels.tokens import TokenTables, encode_tokens
+from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
+from hlwq_kernels.attention.kv_encode import TokenTables, encode_tokens
+from hlwq_kernels.attention.reference import attend_torch
 
 LAYOUTS = {"gemma4-26b full layer, 16 x 512 on 2": (16, 2, 512), "llama-like, 32 x 128 on 8": (32, 8, 128)}
 LENGTHS = (4096, 32768, 131072)

@@ -19,9 +19,9 @@ from experts_bf16 import fastest, launch
 
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import encode_rows
-from hlwq_kernels.coded_weight import CodedWeight
-from hlwq_kernels.experts import coded_experts
-from hlwq_kernels.linear import coded_linear
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.moe.experts import coded_experts
 
 SHAPES = [(262144, 2816), (16384, 2816), (8192, 2816), (4096, 2816), (2816, 8192), (2112, 2816), (2816, 2112)]
 linear = torch.nn.functional.linear

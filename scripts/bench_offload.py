@@ -39,7 +39,7 @@ Figures = dict[str, Any]
 
 def fetch_ahead_at_most(experts: int) -> None:
     """Of a layer, in models that are loaded from now on."""
-    from hlwq_kernels import offloaded
+    from hlwq_kernels.offload import layer as offloaded
 
     setattr(offloaded, "AHEAD", experts)  # noqa: B010 - it is no name of that module's own
     if not experts:

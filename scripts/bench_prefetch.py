@@ -22,7 +22,7 @@ from bench_eviction import Routing, synthetic
 
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.runtime.loading import load_model, load_processor
-from hlwq_kernels.slots import SHIFT, UNIT
+from hlwq_kernels.offload.slots import SHIFT, UNIT
 
 COPY, LAYERS = 3.81e6 / 50e9, 30
 """Seconds of a record's copy, layers of the 26B."""

@@ -1,13 +1,13 @@
-// One token times the experts it chose, in bf16: what matvec.cu would be if it were fed bf16, to be timed beside it.
+// One token times the experts it chose, in bf16: what linear/gemv.cu would be if it were fed bf16, to be timed beside it.
 //
 // Its order of work: a thread keeps the activations of its columns and goes through rows, the next of which are on their
 // way; a CTA takes TEAMS rows at a time, BATCH of them to a barrier; the same two launches overlap. Without what only
 // codes need: no table, no rotation, no scales. The second launch reads its choice and first rows while the first one ends,
 // which those for codes do not. Products and sums are float32. A thread's columns are LANE / 8 runs of
-// eight, its neighbours' runs beside them. Joined behind lookup.cu and rotation.cu for their types and gates.
+// eight, its neighbours' runs beside them. Joined behind common/dequant.cuh and common/hadamard.cuh for their types and gates.
 //
 // Macros, beside those: COLUMNS; LANE, columns a thread, AHEAD, rows on their way, and BATCH; TEAMS; THREADS; CTAS a multiprocessor;
-// SHARE, experts a token; EXPERTS and NAME as in matvec.cu.
+// SHARE, experts a token; EXPERTS and NAME as in linear/gemv.cu.
 
 constexpr int RUNS = LANE / 8, PER_EXPERT = COLUMNS / LANE, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
 constexpr int WARPS = THREADS / 32;

@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_packages_types_configs_and_licence(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for name in ("hlwq_cli/py.typed", "hlwq_kernels/py.typed", "hlwq_cli/main.py", "hlwq_kernels/encode.cu"):
+    for name in ("hlwq_cli/py.typed", "hlwq_kernels/py.typed", "hlwq_cli/main.py", "hlwq_kernels/encode/encode.cu"):
         assert name in names
     configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.yaml")}
     assert {f"hlwq_cli/{c}" for c in configs} <= names

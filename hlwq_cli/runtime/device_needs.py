@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hlwq_kernels.offloaded import WAVE
+from hlwq_kernels.offload.layer import WAVE
 
 from ..errors import UsageError
 from ..sizes import format_size

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from hlwq_kernels.nvrtc import reads_pinned_memory
-from hlwq_kernels.offloaded import OffloadedLayer, Slots
-from hlwq_kernels.records import RecordLayout
+from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
+from hlwq_kernels.offload.expert_layout import RecordLayout
+from hlwq_kernels.offload.layer import OffloadedLayer, Slots
 
 from ..errors import UnsupportedError, UsageError
 from ..sizes import format_size, parse_size

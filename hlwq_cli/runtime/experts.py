@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hlwq_kernels.coded_weight import CodedWeight
-from hlwq_kernels.experts import coded_experts
-from hlwq_kernels.offloaded import OffloadedLayer
-from hlwq_kernels.records import RecordLayout
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.moe.experts import coded_experts
+from hlwq_kernels.offload.expert_layout import RecordLayout
+from hlwq_kernels.offload.layer import OffloadedLayer
 
 from .coded import CodedModule, Coding
 

@@ -15,11 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from hlwq_kernels.coded_weight import CodedWeight
-from hlwq_kernels.linear import coded_linear
-from hlwq_kernels.matmul import multiply_codes, takes_gate
-from hlwq_kernels.offloaded import OffloadedLayer
-from hlwq_kernels.step import Cache, Norm, Scratch, attend_dense, choose_experts, norms_after, norms_between, turn_heads
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.decode_step.step import (
+    Cache,
+    Norm,
+    Scratch,
+    attend_dense,
+    choose_experts,
+    norms_after,
+    norms_between,
+    turn_heads,
+)
+from hlwq_kernels.linear.gemm_small_m import multiply_codes, takes_gate
+from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.offload.layer import OffloadedLayer
 
 from .experts import gate_name_of
 from .linear import HLWQLinear

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
-from hlwq_kernels.attention import CachedTokens, Rule, attend
+from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
 
 from ..errors import UnsupportedError
 from .kv_bits import KVBits

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from hlwq_kernels.attention import CachedTokens
-from hlwq_kernels.tokens import TokenTables, encode_tokens, padded_dim
+from hlwq_kernels.attention.dispatch import CachedTokens
+from hlwq_kernels.attention.kv_encode import TokenTables, encode_tokens, padded_dim
 
 from ..codec.codebook import lloyd_max
 from ..errors import UnsupportedError

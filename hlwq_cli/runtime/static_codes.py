@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from hlwq_kernels.attention import CachedTokens
-from hlwq_kernels.tokens import encode_tokens, padded_dim
+from hlwq_kernels.attention.dispatch import CachedTokens
+from hlwq_kernels.attention.kv_encode import encode_tokens, padded_dim
 
 from .kv_bits import KVBits
 from .kv_cache import GROUP, WINDOW, CodedStates, coded_tokens, seen_in_codes, token_tables

@@ -4,11 +4,11 @@ Every operation exists as a plain torch function (the twin: the definition, and 
 and as compiled code with the same bytes as its result. `encode_rows` and `decode_rows` pick one by device.
 """
 
-from .decode import decode_rows
-from .encode import EncodedRows, encode_rows, prepare_encode
-from .hadamard import hadamard
-from .planes import pack_codes, plane_widths, unpack_codes
-from .tables import SCALE_STEPS, CodeTables
+from .codes.hadamard import hadamard
+from .codes.planes import pack_codes, plane_widths, unpack_codes
+from .codes.tables import SCALE_STEPS, CodeTables
+from .decode.dispatch import decode_rows
+from .encode.dispatch import EncodedRows, encode_rows, prepare_encode
 
 __all__ = [
     "SCALE_STEPS",

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hlwq_kernels import EncodedRows, encode_rows
-from hlwq_kernels.encode import ScaleKind
-from hlwq_kernels.encode_torch import encode_rows_torch
-from hlwq_kernels.nvrtc import runs_nvrtc
+from hlwq_kernels.common.cuda_kernel import runs_nvrtc
+from hlwq_kernels.encode.dispatch import ScaleKind
+from hlwq_kernels.encode.reference import encode_rows_torch
 from tests.gpu.device import CUDA, made_rows, needs_cuda
 from tests.kernels.weights import hostile_rows, lcg_rows, tables
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hlwq_kernels.coded_weight import CodedWeight
-from hlwq_kernels.experts import FEW_PAIRS, coded_experts
-from hlwq_kernels.matvec import takes_sum
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.linear.gemv import takes_sum
+from hlwq_kernels.moe.experts import FEW_PAIRS, coded_experts
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_matmul import activations, decoded, error, random_weight
 

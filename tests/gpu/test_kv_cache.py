@@ -7,9 +7,9 @@ from hlwq_cli.runtime.kv_attention import cache_argument, code_kv_cache
 from hlwq_cli.runtime.kv_bits import KVBits
 from hlwq_cli.runtime.kv_cache import coded_cache
 from hlwq_cli.runtime.model import HLWQModel
-from hlwq_kernels.attention import CachedTokens, Rule, attend
-from hlwq_kernels.attention_torch import attend_torch
-from hlwq_kernels.tokens import encode_tokens, encode_tokens_torch
+from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
+from hlwq_kernels.attention.kv_encode import encode_tokens, encode_tokens_torch
+from hlwq_kernels.attention.reference import attend_torch
 from tests.builders import TEXT
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.cached_cases import Case, Layout, expected, make_case, tables

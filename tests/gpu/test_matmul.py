@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hlwq_kernels.coded_weight import CodedWeight
-from hlwq_kernels.decode import decode_rows_torch
-from hlwq_kernels.linear import coded_linear
-from hlwq_kernels.matmul import FEW
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.linear.gemm_small_m import FEW
+from hlwq_kernels.linear.linear import coded_linear
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.weights import BITS, tables
 

@@ -14,9 +14,9 @@ import torch
 from hlwq_cli.runtime.expert_cache import ExpertRoom
 from hlwq_cli.runtime.generation import Generation
 from hlwq_cli.runtime.loading import load_model
-from hlwq_kernels import device
-from hlwq_kernels.device import runs_triton
-from hlwq_kernels.nvrtc import runs_nvrtc
+from hlwq_kernels.common import device
+from hlwq_kernels.common.cuda_kernel import runs_nvrtc
+from hlwq_kernels.common.device import runs_triton
 from tests.gpu.device import CUDA, needs_cuda
 from tests.runtime.loads import logits, tokens
 

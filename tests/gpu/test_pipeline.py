@@ -10,7 +10,7 @@ from hlwq_cli.checkpoint import devices, filling, load_recipe, pipeline, quantiz
 from hlwq_cli.checkpoint.timeline import Timeline
 from hlwq_cli.errors import NonFiniteError
 from hlwq_cli.host_memory import HostMemory
-from hlwq_kernels import encode
+from hlwq_kernels.encode import dispatch as encode
 from tests.builders import LLAMA, dense, save_tensors
 from tests.cli.run import hlwq_process
 from tests.files import tree

@@ -13,12 +13,12 @@ from hlwq_cli.runtime.expert_cache import ExpertRoom, expert_cache_of
 from hlwq_cli.runtime.expert_files import HostRecords
 from hlwq_cli.runtime.generation import Generation
 from hlwq_cli.runtime.loading import load_model
-from hlwq_kernels.coded_weight import CodedWeight
-from hlwq_kernels.experts import FEW_PAIRS, coded_experts
-from hlwq_kernels.nvrtc import reads_pinned_memory
-from hlwq_kernels.offloaded import OffloadedLayer, Slots
-from hlwq_kernels.records import RecordLayout, view
-from hlwq_kernels.slots import AHEAD
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
+from hlwq_kernels.moe.experts import FEW_PAIRS, coded_experts
+from hlwq_kernels.offload.expert_layout import RecordLayout, view
+from hlwq_kernels.offload.layer import OffloadedLayer, Slots
+from hlwq_kernels.offload.slots import AHEAD
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_experts import gate, stacked
 from tests.gpu.test_matmul import activations

@@ -9,9 +9,9 @@ from hlwq_cli.runtime import decoder as decoders
 from hlwq_cli.runtime.decoder import Decoder
 from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.samples import resolve_model
-from hlwq_kernels import step
-from hlwq_kernels.step import Cache, Norm, Scratch
-from hlwq_kernels.weigh import weigh_rows, weigh_rows_torch
+from hlwq_kernels.decode_step import step
+from hlwq_kernels.decode_step.step import Cache, Norm, Scratch
+from hlwq_kernels.moe.combine import weigh_rows, weigh_rows_torch
 from tests.gpu.device import CUDA, needs_cuda
 
 pytestmark = needs_cuda

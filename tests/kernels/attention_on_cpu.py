@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from hlwq_kernels.attention import Rule
-from hlwq_kernels.attention_cuda import (
+from hlwq_kernels.attention.cuda_gpu import (
     MERGE_SOURCES,
     MERGE_WARPS,
     SOURCES,
@@ -16,6 +15,7 @@ from hlwq_kernels.attention_cuda import (
     attend_arguments,
     merge_shared_bytes,
 )
+from hlwq_kernels.attention.dispatch import Rule
 from tests.kernels.cached_cases import Case
 from tests.kernels.cuda_on_cpu import library
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from hlwq_cli.codec.codebook import lloyd_max
-from hlwq_kernels.attention import CachedTokens, Rule
-from hlwq_kernels.tokens import TokenTables, encode_tokens_torch
+from hlwq_kernels.attention.dispatch import CachedTokens, Rule
+from hlwq_kernels.attention.kv_encode import TokenTables, encode_tokens_torch
 
 Layout = tuple[int, int, int, int]
 """KV heads, query heads to each, dims of keys and of values."""

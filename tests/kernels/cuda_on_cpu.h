@@ -1,4 +1,4 @@
-// Lets a kernel's source be compiled for the CPU: stands in for ptx.cu and for what the CUDA compiler declares.
+// Lets a kernel's source be compiled for the CPU: stands in for common/ptx.cuh and for what the CUDA compiler declares.
 // The threads of a CTA are fibers that take turns and wait for each other at barriers.
 // C's headers alone: those of C++ take g++ longer than a kernel does.
 
@@ -128,7 +128,7 @@ static bool __any_sync(u32 all, bool x) {
     return x;
 }
 
-// The tensor cores' product: see `multiply` in ptx.cu and PTX's mma.m16n8k16.
+// The tensor cores' product: see `multiply` in common/ptx.cuh and PTX's mma.m16n8k16.
 static void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 mine[6] = {a0, a1, a2, a3, b0, b1};

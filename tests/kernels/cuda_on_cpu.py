@@ -1,4 +1,4 @@
-"""CUDA kernels on the CPU: their very sources, compiled by g++ with cuda_on_cpu.h in the place of ptx.cu."""
+"""CUDA kernels on the CPU: their very sources, compiled by g++ with cuda_on_cpu.h in the place of common/ptx.cuh."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 import hlwq_kernels
 from hlwq_kernels import CodeTables, EncodedRows
-from hlwq_kernels.encode import ScaleKind
-from hlwq_kernels.encode_cuda import arrangement, empty, kernel_arguments, whole_blocks
-from hlwq_kernels.encode_variant import SOURCES, Variant, kernel_table, searched_values
-from hlwq_kernels.nvrtc import Macros
+from hlwq_kernels.common.cuda_kernel import Macros
+from hlwq_kernels.encode.cuda_config import SOURCES, Variant, kernel_table, searched_values
+from hlwq_kernels.encode.cuda_gpu import arrangement, empty, kernel_arguments, whole_blocks
+from hlwq_kernels.encode.dispatch import ScaleKind
 
 _FOLDER = Path(hlwq_kernels.__file__).parent
 _LAUNCH = """
@@ -36,7 +36,7 @@ _built = tempfile.TemporaryDirectory(prefix="hlwq-cuda-on-cpu-")
 def library(sources: tuple[str, ...], macros: Macros, launch: str) -> ctypes.CDLL:
     """Sources specialized by macros, with a function `launch` that runs a kernel of theirs."""
     parts = [Path(__file__).with_suffix(".h").read_text()]
-    parts += [(_FOLDER / source).read_text() for source in sources if source != "ptx.cu"]
+    parts += [(_FOLDER / source).read_text() for source in sources if source != "common/ptx.cuh"]
     at = Path(_built.name) / f"{abs(hash((sources, macros, launch)))}.so"
     defined = [f"-D{name}={value}" for name, value in macros]
     options = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hlwq_kernels.slots import SHIFT, UNIT
+from hlwq_kernels.offload.slots import SHIFT, UNIT
 
 
 class SlotRules:

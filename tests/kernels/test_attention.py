@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hlwq_kernels.attention import Rule, attend
+from hlwq_kernels.attention.dispatch import Rule, attend
 from tests.kernels.cached_cases import Case, Layout, expected, make_case
 from tests.kernels.weights import BITS
 

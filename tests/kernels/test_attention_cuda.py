@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hlwq_kernels.attention import CachedTokens, Rule
-from hlwq_kernels.attention_cuda import MERGE_SOURCES, SOURCES, Variant
-from hlwq_kernels.nvrtc import compile_kernel
+from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCES, SOURCES, Variant
+from hlwq_kernels.attention.dispatch import CachedTokens, Rule
+from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.attention_on_cpu import attend_emulated
 from tests.kernels.cached_cases import Case, Layout, expected, make_case
 from tests.kernels.test_encode_compiles import local_bytes

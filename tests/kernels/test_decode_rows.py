@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from hlwq_kernels import pack_codes
-from hlwq_kernels.decode import block_scales, decode_rows_torch
-from hlwq_kernels.decode_numba import decode_rows_numba
+from hlwq_kernels.decode.dispatch import block_scales, decode_rows_torch
+from hlwq_kernels.decode.numba_cpu import decode_rows_numba
 from tests.kernels.weights import BITS, BLOCK_SIZES, sylvester, tables
 
 Stored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]

@@ -7,8 +7,8 @@ import struct
 import pytest
 import torch
 
-from hlwq_kernels.encode_variant import SOURCES, Variant
-from hlwq_kernels.nvrtc import compile_kernel
+from hlwq_kernels.common.cuda_kernel import compile_kernel
+from hlwq_kernels.encode.cuda_config import SOURCES, Variant
 
 _FRAME_SIZE = 0x11  # of a .nv.info attribute: bytes of local memory a thread
 

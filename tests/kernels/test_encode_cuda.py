@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hlwq_kernels import EncodedRows
-from hlwq_kernels.encode import ScaleKind
-from hlwq_kernels.encode_torch import encode_rows_torch
+from hlwq_kernels.encode.dispatch import ScaleKind
+from hlwq_kernels.encode.reference import encode_rows_torch
 from tests.kernels.cuda_on_cpu import encode_rows_emulated
 from tests.kernels.weights import hostile_rows, lcg_rows, tables
 

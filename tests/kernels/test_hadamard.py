@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hlwq_kernels import hadamard
-from hlwq_kernels.hadamard import tree_sum
+from hlwq_kernels.codes.hadamard import tree_sum
 from tests.kernels.weights import sylvester
 
 SIZES = (1, 2, 8, 32, 64, 128, 256)

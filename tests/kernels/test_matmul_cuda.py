@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hlwq_kernels import CodeTables
-from hlwq_kernels.decode import decode_rows_torch
-from hlwq_kernels.hadamard import hadamard
-from hlwq_kernels.tables import SCALE_STEPS
+from hlwq_kernels.codes.hadamard import hadamard
+from hlwq_kernels.codes.tables import SCALE_STEPS
+from hlwq_kernels.decode.dispatch import decode_rows_torch
 from tests.kernels.cuda_on_cpu import addresses, library
 from tests.kernels.weights import tables
 
@@ -61,7 +61,7 @@ def test_rows_are_those_of_the_decoded_weight_whichever_cta_takes_them(
         ("BITS", bits), ("N", n), ("LOG8", int(log8)), ("SPLIT", split), ("TILES", -(-tokens // 8)), ("ALIGN", 4),
         ("COPIES", 2), ("INPUT", 2), ("OUTPUT", 0), ("THREADS", 256), ("__shared__", "static"),
     )  # fmt: skip
-    built = library(("ptx.cu", "lookup.cu", "matmul.cu"), macros, _LAUNCH)
+    built = library(("common/ptx.cuh", "common/dequant.cuh", "linear/gemm_small_m.cu"), macros, _LAUNCH)
     found = []
     for grid in grids:
         y = torch.full((tokens + 1, rows), UNTOUCHED)

@@ -7,9 +7,9 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_kernels.decode import decode_rows_torch
-from hlwq_kernels.matvec import Shape, lay_out
-from hlwq_kernels.tables import SCALE_STEPS
+from hlwq_kernels.codes.tables import SCALE_STEPS
+from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.linear.gemv import Shape, lay_out
 from tests.kernels.cuda_on_cpu import addresses, library
 from tests.kernels.test_matmul_cuda import UNTOUCHED, coded
 from tests.kernels.weights import tables
@@ -52,7 +52,7 @@ def product(
     grid = (shape.grid, k, tokens) if kind == 1 else (shape.grid, tokens, 1)
     strides = [t.nbytes // EXPERTS if t is not None else 0 for t in (codes, scales, base)]
     given = [x, columns, codes, scales, 0 if base is None else base, centroids, steps, 0, rows, chosen, routed, EXPERTS]
-    built = library(("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu"), macros, _LAUNCH)
+    built = library(("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/gemv.cu"), macros, _LAUNCH)
     built.launch(ctypes.c_uint(shape.threads), addresses([*given, *strides, y, *grid]))
     assert (y[-1] == UNTOUCHED).all()
     expected = (each * routed.double()[..., None]).sum(1) if kind == 2 else each.flatten(0, 1)

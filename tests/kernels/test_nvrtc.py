@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from hlwq_kernels.nvrtc import compile_kernel, missing_packages
+from hlwq_kernels.common.cuda_kernel import compile_kernel, missing_packages
 from tests.kernels.weights import BITS
 
 COPIES = {2: 32, 3: 32, 4: 32, 5: 8, 6: 2, 7: 32, 8: 32}
 OLDER = [("sm_75", 1), ("sm_75", 2), ("sm_80", 2)]
-"""Generations differ in ptx.cu alone, by the same lines for every width and type: older ones with some of these."""
+"""Generations differ in ptx.cuh alone, by the same lines for every width and type: older ones with some of these."""
 
 
 def lookup(bits: int, threads: int) -> list[tuple[str, str | int]]:
@@ -22,20 +22,29 @@ def lookup(bits: int, threads: int) -> list[tuple[str, str | int]]:
 )
 def test_products_compile(bits: int, arch: str) -> None:
     few = (*lookup(bits, 256), ("N", 64), ("LOG8", 1), ("SPLIT", 4), ("TILES", 2))
-    assert compile_kernel(("ptx.cu", "lookup.cu", "matmul.cu"), "multiply_few", few, arch).code
+    assert compile_kernel(
+        ("common/ptx.cuh", "common/dequant.cuh", "linear/gemm_small_m.cu"), "multiply_few", few, arch
+    ).code
     for experts, gate, log8, name in (
         (0, 0, 1, "multiply_one"), (1, 0, 1, "multiply_each"), (2, 2, 0, "multiply_and_sum"),
     ):  # fmt: skip
         one = (*lookup(bits, 352), ("N", 64), ("LOG8", log8), ("COLUMNS", 704), ("TEAMS", 2), ("CTAS", 2),
                ("EXPERTS", experts), ("SHARE", 8), ("GATE", gate), ("NAME", name))  # fmt: skip
-        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "matvec.cu"), name, one, arch).code
+        assert compile_kernel(
+            ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/gemv.cu"), name, one, arch
+        ).code
 
 
 @pytest.mark.parametrize("n", [32, 64, 128, 256])
 def test_rotation_compiles(n: int) -> None:
     for gate in (0, 1, 2):
         macros = (*lookup(5, 32), ("N", n), ("GATE", gate))
-        assert compile_kernel(("ptx.cu", "lookup.cu", "rotation.cu", "rotate.cu"), "rotate_rows", macros, "sm_90").code
+        assert compile_kernel(
+            ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/rotate.cu"),
+            "rotate_rows",
+            macros,
+            "sm_90",
+        ).code
 
 
 def test_what_kernels_need_is_named_where_it_is_not_there() -> None:
@@ -48,17 +57,30 @@ def test_what_a_step_does_between_products_compiles(arch: str, kind: int) -> Non
     types = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind))
     for name in ("norms_between", "norms_after"):
         macros = (*types, ("THREADS", 352), ("COLUMNS", 2816))
-        assert compile_kernel(("ptx.cu", "lookup.cu", "rounded.cu", "norms.cu"), name, macros, arch).code
+        assert compile_kernel(
+            ("common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "decode_step/norms.cu"), name, macros, arch
+        ).code
     heads = (*types, ("THREADS", 32), ("SIZE", 512), ("QUERIES", 16), ("KEYS", 2))
-    assert compile_kernel(("ptx.cu", "lookup.cu", "rounded.cu", "heads.cu"), "turn_heads", heads, arch).code
+    assert compile_kernel(
+        ("common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "decode_step/qk_norm_rope.cu"),
+        "turn_heads",
+        heads,
+        arch,
+    ).code
     routes = (*types, ("THREADS", 128), ("EXPERTS", 128), ("CHOSEN", 8))
-    assert compile_kernel(("ptx.cu", "lookup.cu", "rounded.cu", "route.cu"), "choose_experts", routes, arch).code
+    assert compile_kernel(
+        ("common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "moe/router.cu"), "choose_experts", routes, arch
+    ).code
     if kind:
         attends = (*types, ("THREADS", 128), ("SIZE", 256), ("GROUP", 2))
         for name in ("attend_dense", "join_parts"):
-            assert compile_kernel(("ptx.cu", "lookup.cu", "dense_attention.cu"), name, attends, arch).code
+            assert compile_kernel(
+                ("common/ptx.cuh", "common/dequant.cuh", "decode_step/decode_attention.cu"), name, attends, arch
+            ).code
         weighs = (*types, ("THREADS", 352))
-        assert compile_kernel(("ptx.cu", "lookup.cu", "weigh.cu"), "weigh_rows", weighs, arch).code
+        assert compile_kernel(
+            ("common/ptx.cuh", "common/dequant.cuh", "moe/combine.cu"), "weigh_rows", weighs, arch
+        ).code
 
 
 AT_ONCE = """

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_kernels import encode_rows, offloaded, slots
-from hlwq_kernels.coded_weight import CodedWeight
-from hlwq_kernels.experts import FEW_PAIRS, coded_experts_torch
-from hlwq_kernels.offloaded import OffloadedLayer, Slots
-from hlwq_kernels.records import RecordLayout, view
-from hlwq_kernels.slots import AHEAD
+from hlwq_kernels import encode_rows
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.moe.experts import FEW_PAIRS, coded_experts_torch
+from hlwq_kernels.offload import layer as offloaded
+from hlwq_kernels.offload import slots
+from hlwq_kernels.offload.expert_layout import RecordLayout, view
+from hlwq_kernels.offload.layer import OffloadedLayer, Slots
+from hlwq_kernels.offload.slots import AHEAD
 from tests.kernels.cuda_on_cpu import addresses, library
 from tests.kernels.slot_rules import SlotRules
 from tests.kernels.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARED
@@ -52,7 +54,7 @@ def launched(source: str) -> Callable[..., None]:
     """A kernel's launch, on the CPU."""
 
     def launch(device: Any, macros: Any, grid: tuple[int, ...], block: int, *arguments: Any) -> None:
-        library(("slots.cu",), (*macros, *SHARED), source).launch(min(grid[0], 3), block, addresses(arguments))
+        library(("offload/slots.cu",), (*macros, *SHARED), source).launch(min(grid[0], 3), block, addresses(arguments))
 
     return launch
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hlwq_kernels import SCALE_STEPS
-from hlwq_kernels.tables import HALF_STEP, OCTAVE, SEARCH_FACTORS
+from hlwq_kernels.codes.tables import HALF_STEP, OCTAVE, SEARCH_FACTORS
 from tests.kernels.weights import BITS, tables
 
 

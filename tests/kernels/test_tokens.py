@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from hlwq_kernels.tokens import TOKEN_SCALES, decode_tokens, encode_tokens, padded_dim, rotate_heads, rotation_block
+from hlwq_kernels.attention.kv_encode import (
+    TOKEN_SCALES,
+    decode_tokens,
+    encode_tokens,
+    padded_dim,
+    rotate_heads,
+    rotation_block,
+)
 from tests.kernels.cached_cases import tables
 from tests.kernels.weights import BITS
 

@@ -7,9 +7,9 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_kernels.nvrtc import compile_kernel
-from hlwq_kernels.tokens import encode_tokens_torch, padded_dim
-from hlwq_kernels.tokens_cuda import SOURCES, THREADS, token_macros
+from hlwq_kernels.attention.kv_encode import encode_tokens_torch, padded_dim
+from hlwq_kernels.attention.kv_encode_cuda import SOURCES, THREADS, token_macros
+from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.cached_cases import tables
 from tests.kernels.cuda_on_cpu import library
 from tests.kernels.test_encode_compiles import local_bytes

@@ -12,8 +12,8 @@ import pytest
 
 DECODE = """
 import sys, torch, traceback
-from hlwq_kernels.decode import decode_rows_torch
-from hlwq_kernels.decode_triton import decode_rows_triton
+from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.decode.triton_gpu import decode_rows_triton
 from tests.kernels.test_decode_rows import random_stored
 from tests.kernels.weights import digest, tables
 def compare(bits, n, scale):

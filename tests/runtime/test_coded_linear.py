@@ -7,7 +7,7 @@ from torch import nn
 from hlwq_cli.codec import Coded, Scheme, decode, encode, lloyd_max
 from hlwq_cli.runtime.coded import Coding
 from hlwq_cli.runtime.linear import HLWQLinear
-from hlwq_kernels.linear import coded_linear
+from hlwq_kernels.linear.linear import coded_linear
 
 SCHEMES = [Scheme(b, 64, "log8", False) for b in range(2, 9)] + [Scheme.classic(5)]
 
@@ -44,7 +44,7 @@ def test_any_width_and_any_leading_shape(columns: int, lead: tuple[int, ...]) ->
 
 
 def test_rows_beyond_a_tile_are_all_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hlwq_kernels.linear._TILE_WEIGHTS", 64 * 4)
+    monkeypatch.setattr("hlwq_kernels.linear.linear._TILE_WEIGHTS", 64 * 4)
     scheme = Scheme(4, 64, "log8", False)
     coded, weight = coded_weight(11, 64, scheme)
     x = torch.randn(2, 64)

@@ -16,8 +16,8 @@ from hlwq_cli.runtime.expert_cache import ExpertRoom, Traffic, expert_cache_of
 from hlwq_cli.runtime.expert_files import HostRecords
 from hlwq_cli.runtime.experts import HLWQExperts
 from hlwq_cli.runtime.loading import load_model
-from hlwq_kernels import slots
-from hlwq_kernels.offloaded import OffloadedLayer
+from hlwq_kernels.offload import slots
+from hlwq_kernels.offload.layer import OffloadedLayer
 from tests.kernels.slot_rules import SlotRules
 from tests.kernels.test_offloaded import launched
 from tests.kernels.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hlwq_kernels.matvec import lay_out
+from hlwq_kernels.linear.gemv import lay_out
 from tests.kernels.cuda_on_cpu import addresses, library
 
 ROOT = Path(__file__).parents[2]

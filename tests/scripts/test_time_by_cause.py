@@ -10,7 +10,10 @@ import pytest
 
 from hlwq_cli.runtime.expert_cache import ExpertRoom
 from hlwq_cli.runtime.loading import load_model
-from hlwq_kernels import matmul, matvec, slots, step
+from hlwq_kernels.decode_step import step
+from hlwq_kernels.linear import gemm_small_m as matmul
+from hlwq_kernels.linear import gemv as matvec
+from hlwq_kernels.offload import slots
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 from time_by_cause import _CAUSES, Event, a_token, by_cause, by_kernel, bytes_read, rows

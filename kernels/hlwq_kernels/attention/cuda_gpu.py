@@ -1,0 +1,238 @@
+"""Attention of one token a sequence over its coded cache, on CUDA devices: launches of attention/attention.cu and its merge."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+
+from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
+from .kv_encode import padded_dim, rotation_block
+from .kv_states import CachedTokens
+
+SOURCES = (
+    "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_slices.cuh", "attention/shape.cuh", "attention/worker.cuh",
+    "attention/codes.cuh", "attention/exact.cuh", "attention/attention.cu",
+)  # fmt: skip
+MERGE_SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/combine.cu")
+MERGE_WARPS = 4
+
+_ATTEND = CudaKernel(*SOURCES, name="attend")
+_MERGE = CudaKernel(*MERGE_SOURCES, name="merge")
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_LARGEST_DIM = 512
+_WARPS = 8
+_ROOMY_BYTES = 160 * 1024
+
+
+def runs_attention(query: torch.Tensor, keys: CachedTokens, values: CachedTokens) -> bool:
+    """Whether the kernel takes these heads, on this device."""
+    fits = max(keys.dim, values.dim) <= _LARGEST_DIM and query.dtype in _TYPES
+    return fits and runs_nvrtc(query.device)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the kernel is compiled for.
+
+    Attributes:
+        bits: of keys and of values.
+        dims: values of a head, of keys and of values.
+        group: query heads to a key/value head.
+        dtype: of queries, exact tokens and results.
+        masked: whether there is a mask.
+        capped: whether logits are capped.
+        one_table: whether keys and values have the same codebook.
+        roomy: whether a multiprocessor has shared memory for tables of 32 KB.
+    """
+
+    bits: tuple[int, int]
+    dims: tuple[int, int]
+    group: int
+    dtype: torch.dtype
+    masked: bool = False
+    capped: bool = False
+    one_table: bool = True
+    roomy: bool = True
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Values of a head as stored."""
+        return padded_dim(self.dims[0]), padded_dim(self.dims[1])
+
+    @property
+    def rows(self) -> int:
+        """Queries that a CTA takes."""
+        return 8 if self.group <= 8 else 16
+
+    @property
+    def team(self) -> int:
+        """Warps that take the same tokens."""
+        return -(-self.stored[1] // (64 if self.stored[1] <= 64 else 128))
+
+    @property
+    def warps(self) -> int:
+        """Of a CTA: whole teams."""
+        return _WARPS // self.team * self.team
+
+    @property
+    def exact(self) -> int:
+        """Exact tokens that a CTA takes."""
+        return 16 if max(self.dims) > 256 else 32
+
+    @property
+    def step(self) -> int:
+        """Coded tokens that a CTA takes at once."""
+        return 16 * self.warps
+
+    def copies(self, bits: int) -> int:
+        """How often a table lies in shared memory: as often as half of it has room, at most once a bank."""
+        entries = 1 << (2 * bits if bits <= 6 else bits)
+        return max(1, min(32, (8192 if self.roomy else 4096) // entries))
+
+    @cached_property
+    def shared_bytes(self) -> int:
+        """Bytes of shared memory: see attention/shape.cuh, which checks them."""
+        tables = [4 * self.copies(b) * (1 << (2 * b if b <= 6 else b)) for b in self.bits]
+        part = 64 if self.stored[1] <= 64 else 128
+        first = max(max(tables) + (tables[0] if self.one_table else sum(tables)), 4 * self.warps * 8 * (part + 4))
+        small = 1024 + 64 + 8 * self.warps * self.rows + 16 * self.warps
+        shares = self.warps * self.rows * 32 if self.team > 1 else 0
+        lane = 16 if self.stored[0] % 128 == 64 else 32
+        queries = -(-self.stored[0] // (4 * lane)) * 4 * lane * self.rows * 2
+        return max(first + small + shares + queries, 4 * self.rows * (self.dims[0] + self.exact))
+
+    @cached_property
+    def macros(self) -> Macros:
+        """Of attention/attention.cu and the files before it."""
+        (k_bits, v_bits), (k_stored, v_stored) = self.bits, self.stored
+        row_bytes = k_stored * k_bits // 8 | v_stored * v_bits // 8
+        kind, wide = _TYPES[self.dtype], self.rows > 8 or max(self.bits) == 8
+        return (
+            ("BITS", k_bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", self.copies(k_bits)),
+            ("INPUT", kind), ("OUTPUT", kind), ("THREADS", 32 * self.warps), ("N", rotation_block(self.dims[0])),
+            ("GATE", 0), ("V_BITS", v_bits), ("V_COPIES", self.copies(v_bits)), ("ONE_TABLE", int(self.one_table)),
+            ("K_DIM", self.dims[0]), ("V_DIM", self.dims[1]), ("K_STORED", k_stored), ("V_STORED", v_stored),
+            ("GROUP", self.group), ("MASKED", int(self.masked)), ("CAPPED", int(self.capped)),
+            ("CTAS", 1 if wide and max(self.stored) > 128 else 2), ("SHARED", self.shared_bytes),
+        )  # fmt: skip
+
+    @cached_property
+    def merge_macros(self) -> Macros:
+        """Of attention/combine.cu and the files before it."""
+        kind = _TYPES[self.dtype]
+        return (
+            ("BITS", 4), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind), ("THREADS", 32 * MERGE_WARPS),
+            ("N", rotation_block(self.dims[1])), ("GATE", 0), ("V_DIM", self.dims[1]), ("V_STORED", self.stored[1]),
+            ("WARPS", MERGE_WARPS),
+        )  # fmt: skip
+
+
+def attend_cuda(
+    query: torch.Tensor,
+    keys: CachedTokens,
+    values: CachedTokens,
+    mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention of one query a sequence; see `attend`.
+
+    Args:
+        query: (batch, query heads, dim).
+        keys: with `first` = `coded`.
+        values: likewise.
+        mask: boolean (batch or 1, tokens), true where allowed; or None.
+        scaling: of logits.
+        softcap: of logits; 0 is none.
+
+    Returns:
+        (batch, query heads, dim of values), of the query's dtype.
+    """
+    device, (batch, query_heads, _), heads = query.device, query.shape, keys.codes.shape[1]
+    variant = _variant(query, keys, values, mask is not None, softcap != 0.0)
+    chunks, exact = -(-variant.group // variant.rows), -(-keys.exact.shape[2] // variant.exact)
+    resident = _ATTEND.resident(device, variant.macros, 32 * variant.warps, variant.shared_bytes)
+    ctas, steps = batch * heads * chunks, -(-keys.coded // variant.step)
+    splits = _splits(resident // ctas, _processors(device) // ctas, exact, steps)
+    parts, rows, stored = exact + splits, batch * query_heads, variant.stored[1]
+    sums = query.new_empty(rows, parts, stored, dtype=torch.float32)
+    highests, weights = query.new_empty(2, rows, parts, dtype=torch.float32)
+    out = query.new_empty(batch, query_heads, values.dim)
+    arguments = attend_arguments(query, keys, values, mask, scaling, softcap, exact)
+    _ATTEND.launch(
+        device, variant.macros, (parts, batch * heads, chunks), 32 * variant.warps, *arguments, sums, highests, weights,
+        shared=variant.shared_bytes, overlap=True,
+    )  # fmt: skip
+    _MERGE.launch(
+        device, variant.merge_macros, (rows,), 32 * MERGE_WARPS, sums, highests, weights, exact, parts, out,
+        shared=merge_shared_bytes(variant, parts), overlap=True,
+    )  # fmt: skip
+    return out
+
+
+def _splits(at_once: int, few: int, exact: int, steps: int) -> int:
+    """Into how many stretches to cut the coded tokens of a head.
+
+    Args:
+        at_once: CTAs a head that the device runs at once.
+        few: those, with one on each multiprocessor.
+        exact: those that exact tokens take: short ones, so room for them is left only where there is plenty.
+        steps: how often a CTA would go through its loop if it took all. With `few` or more CTAs, each takes two: the
+            start of a CTA costs more than one.
+    """
+    room = max(1, at_once - exact if at_once > 4 * exact else at_once)
+    return min(room, steps if steps <= few else max(few, -(-steps // 2)))
+
+
+def merge_shared_bytes(variant: Variant, parts: int) -> int:
+    """Bytes of shared memory that the merge takes."""
+    return 4 * (2 * MERGE_WARPS * variant.stored[1] + parts)
+
+
+def attend_arguments(
+    query: torch.Tensor, keys: CachedTokens, values: CachedTokens, mask: torch.Tensor | None, scaling: float,
+    softcap: float, exact_parts: int,
+) -> tuple[Any, ...]:  # fmt: skip
+    """What `attend` in attention/attention.cu takes, less where its results go."""
+    k_exact, v_exact = _by_head(keys.exact), _by_head(values.exact)
+    exact, ring = k_exact.shape[2], 0 if keys.lengths is None else k_exact.shape[2]
+    mask_stride = 0 if mask is None or mask.shape[0] == 1 else mask.stride(0)
+    return (
+        query.contiguous(), keys.codes.contiguous(), keys.scales.contiguous(), values.codes.contiguous(),
+        values.scales.contiguous(), keys.tables.centroids, values.tables.centroids, keys.tables.scales, k_exact,
+        v_exact, mask, keys.lengths, keys.coded, exact, ring, keys.scales.shape[-1], keys.codes.shape[1],
+        k_exact.stride(1), v_exact.stride(1), mask_stride, exact_parts, ctypes.c_float(scaling),
+        ctypes.c_float(softcap),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=None)
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=None)
+def _roomy(device: torch.device) -> bool:
+    return shared_per_multiprocessor(device) >= _ROOMY_BYTES
+
+
+def _variant(query: torch.Tensor, keys: CachedTokens, values: CachedTokens, masked: bool, capped: bool) -> Variant:
+    return _cached_variant(
+        (keys.tables.bits, values.tables.bits), (keys.dim, values.dim), query.shape[1] // keys.codes.shape[1],
+        query.dtype, masked, capped, keys.tables.centroids.data_ptr() == values.tables.centroids.data_ptr(),
+        _roomy(query.device),
+    )  # fmt: skip
+
+
+_cached_variant = lru_cache(maxsize=None)(Variant)
+
+
+def _by_head(exact: torch.Tensor) -> torch.Tensor:
+    """(batch, heads, tokens, dim) whose heads lie evenly apart, each of them without gaps."""
+    _, heads, _, dim = exact.shape
+    even = exact.stride()[2:] == (dim, 1) and exact.stride(0) == heads * exact.stride(1)
+    return exact if even else exact.contiguous()

@@ -1,0 +1,77 @@
+"""Attention over a cache of codes: the CUDA kernel for one token a sequence on a fitting device, else torch."""
+
+from __future__ import annotations
+
+import torch
+
+from .cuda_gpu import attend_cuda, runs_attention
+from .kv_encode import TokenTables
+from .kv_states import CachedTokens
+from .reference import Rule, attend_torch
+
+__all__ = ["CachedTokens", "Rule", "attend"]
+
+
+def attend(
+    query: torch.Tensor, keys: CachedTokens, values: CachedTokens, seen: torch.Tensor, rule: Rule
+) -> torch.Tensor:
+    """Attention of the newest tokens over coded and exact ones; see `attend_torch`.
+
+    One token a sequence is a `torch.library` custom op, so that torch.compile takes it whole.
+    """
+    mask = rule.mask
+    shared = mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
+    if query.shape[2] != 1 or not shared or keys.first != keys.coded:
+        return attend_torch(query, keys.settled(), values.settled(), seen, rule)
+    found: torch.Tensor = _attend_one_op(
+        query[:, :, 0], keys.codes, keys.scales, keys.exact, list(keys.tables),
+        values.codes, values.scales, values.exact, list(values.tables),
+        keys.coded, keys.lengths, None if mask is None else mask[:, 0, 0], rule.scaling, rule.softcap,
+    )  # fmt: skip
+    return found[:, :, None]
+
+
+@torch.library.custom_op("hlwq::attend_one", mutates_args=())
+def _attend_one_op(
+    query: torch.Tensor,
+    k_codes: torch.Tensor,
+    k_scales: torch.Tensor,
+    k_exact: torch.Tensor,
+    k_tables: list[torch.Tensor],
+    v_codes: torch.Tensor,
+    v_scales: torch.Tensor,
+    v_exact: torch.Tensor,
+    v_tables: list[torch.Tensor],
+    coded: int,
+    lengths: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float,
+) -> torch.Tensor:
+    keys = CachedTokens(k_codes, k_scales, coded, k_exact, coded, TokenTables(*k_tables), lengths)
+    values = CachedTokens(v_codes, v_scales, coded, v_exact, coded, TokenTables(*v_tables), lengths)
+    if runs_attention(query, keys, values):
+        return attend_cuda(query, keys, values, mask, scaling, softcap)
+    keys, values = keys.settled(), values.settled()
+    rule = Rule(scaling, softcap, None if mask is None else mask[:, None, None, : keys.length])
+    return attend_torch(query[:, :, None], keys, values, torch.tensor([keys.coded]), rule)[:, :, 0].contiguous()
+
+
+@_attend_one_op.register_fake
+def _(
+    query: torch.Tensor,
+    k_codes: torch.Tensor,
+    k_scales: torch.Tensor,
+    k_exact: torch.Tensor,
+    k_tables: list[torch.Tensor],
+    v_codes: torch.Tensor,
+    v_scales: torch.Tensor,
+    v_exact: torch.Tensor,
+    v_tables: list[torch.Tensor],
+    coded: int,
+    lengths: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float,
+) -> torch.Tensor:
+    return query.new_empty(query.shape[0], query.shape[1], v_exact.shape[-1])

@@ -1,0 +1,70 @@
+"""One side, keys or values, of what a layer has cached: old tokens in codes, the newest exact."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .kv_encode import TokenTables, decode_rotated, rotate_heads
+
+
+class CachedTokens(NamedTuple):
+    """Keys or values of a layer.
+
+    Attributes:
+        codes: uint8 (batch, heads, capacity, padded * bits / 8).
+        scales: uint8 (batch, heads, capacity).
+        coded: how many tokens lie in codes, from position 0 on.
+        exact: (batch, heads, tokens, dim), the newest as they came.
+        first: position of the first exact token, at most `coded`.
+        tables: the codebook, on the device of the codes.
+        lengths: None; or int64 (2,) on that device, where only it knows how many tokens are coded and how many exact.
+            Then `coded` and `first` are the most there can be, and `exact` is a ring: the token at position p lies in
+            place p mod its size.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    coded: int
+    exact: torch.Tensor
+    first: int
+    tables: TokenTables
+    lengths: torch.Tensor | None = None
+
+    @classmethod
+    def dense(cls, states: torch.Tensor) -> CachedTokens:
+        """Tokens (batch, heads, tokens, dim) none of which is coded."""
+        none = torch.empty(*states.shape[:2], 0, dtype=torch.uint8, device=states.device)
+        return cls(none[..., None], none, 0, states, 0, TokenTables.of((-1.0, 1.0), states.device))
+
+    @property
+    def dim(self) -> int:
+        """Values of a head."""
+        return self.exact.shape[-1]
+
+    @property
+    def length(self) -> int:
+        """Tokens cached."""
+        return self.first + self.exact.shape[-2]
+
+    def settled(self) -> CachedTokens:
+        """The same with `lengths` asked for, which waits for the device, and the exact tokens in order."""
+        if self.lengths is None:
+            return self
+        coded, exact = self.lengths.tolist()
+        places = torch.arange(coded, coded + exact, device=self.exact.device) % self.exact.shape[2]
+        return self._replace(coded=coded, first=coded, exact=self.exact.index_select(2, places), lengths=None)
+
+    def rotated(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """Coded tokens `start` .. `stop` - 1, still rotated: (batch, heads, tokens, padded)."""
+        return decode_rotated(self.codes[:, :, start:stop], self.scales[:, :, start:stop], self.tables, dtype)
+
+    def newest(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+        """Exact tokens `start` .. `stop` - 1: (batch, heads, tokens, dim)."""
+        return self.exact[:, :, start - self.first : stop - self.first].to(dtype)
+
+    def decoded(self) -> torch.Tensor:
+        """All tokens as a dense cache would hold them, the newest exact: float32 (batch, heads, length, dim)."""
+        old = rotate_heads(self.rotated(0, self.coded, torch.float32), self.dim)[..., : self.dim]
+        return torch.cat([old, self.newest(self.coded, self.length, torch.float32)], dim=-2)

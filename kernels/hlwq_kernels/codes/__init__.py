@@ -1,0 +1,1 @@
+"""How weights lie in codes: bit planes, tables, scales, and the rotation."""

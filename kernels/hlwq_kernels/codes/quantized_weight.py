@@ -1,0 +1,81 @@
+"""A coded weight as the kernels that multiply by codes take it, and the macros of common/dequant.cuh for it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from ..common.cuda_kernel import Macros
+from .tables import scale_steps_on
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Numbers of types in INPUT and OUTPUT."""
+SHARED_BYTES = 48 * 2**10
+"""Of shared memory that a CTA may declare."""
+_TABLE_BYTES = 32 * 2**10
+
+
+class CodedWeight(NamedTuple):
+    """A coded weight of (..., out, in): see `decode_rows` for its tensors, each with those leading dimensions."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    base: torch.Tensor | None
+    centroids: torch.Tensor
+    block_size: int
+
+    @property
+    def padded(self) -> int:
+        """Columns, padding included."""
+        return self.scales.shape[-1] * self.block_size
+
+    @property
+    def bits(self) -> int:
+        """Width of a code."""
+        return self.centroids.numel().bit_length() - 1
+
+
+def coding(weight: CodedWeight, y: torch.Tensor, threads: int, copies: int) -> Macros:
+    """The macros of common/dequant.cuh but INPUT, with so many copies of the table, and those of blocks and scales."""
+    row_bytes = weight.codes.shape[-1]
+    return (
+        ("BITS", weight.bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", copies),
+        ("OUTPUT", TYPES[y.dtype]), ("THREADS", threads), ("N", weight.block_size),
+        ("LOG8", int(weight.base is not None)),
+    )  # fmt: skip
+
+
+def copies_beside(bits: int, beside: int) -> int:
+    """How often the table of centroids lies in shared memory, where that holds so much else: at most once a bank."""
+    room = min(SHARED_BYTES - beside, _TABLE_BYTES)
+    return 1 << min(5, max(1, room // table_bytes(bits, 1)).bit_length() - 1)
+
+
+def table_bytes(bits: int, copies: int) -> int:
+    """Of the table of common/dequant.cuh."""
+    return 4 * copies << (2 * bits if bits <= 6 else bits)
+
+
+def stored(weight: CodedWeight, y: torch.Tensor) -> tuple[Any, ...]:
+    """What kernels are given of a weight, for a result on the device of `y`."""
+    return *weight[:3], weight.centroids.to(y.device), scale_steps_on(y.device)
+
+
+def readable(weight: CodedWeight, experts: bool) -> CodedWeight:
+    """As kernels read it: parts that are runs of bytes, or one run for each expert, and codes at a multiple of 16."""
+    codes, scales, base = (None if t is None else _in_runs(t, experts) for t in weight[:3])
+    assert codes is not None
+    assert scales is not None
+    return weight._replace(codes=codes if codes.data_ptr() % 16 == 0 else codes.clone(), scales=scales, base=base)
+
+
+def _in_runs(part: torch.Tensor, experts: bool) -> torch.Tensor:
+    return part if part.is_contiguous() or (experts and part[0].is_contiguous()) else part.contiguous()
+
+
+@lru_cache(maxsize=None)
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,1 @@
+"""What every kernel builds on: compiled CUDA C++, custom ops, devices, and the shared CUDA headers."""

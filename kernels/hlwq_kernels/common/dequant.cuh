@@ -1,0 +1,165 @@
+// What the kernels that multiply by codes share: planes in, pairs of weights out.
+//
+// Two codes are looked up at once in a table of pairs in shared memory, of which several copies lie side by side, so that
+// few lanes meet at a bank; from 7 bits on pairs are too many, and codes are looked up one by one.
+//
+// Macros: BITS; ALIGN, what the bytes of a row are a multiple of, 4, 8 or 16; COPIES of the table; INPUT and OUTPUT, the
+// types of activations and results, 0 float32, 1 bfloat16, 2 float16; THREADS of a CTA.
+
+constexpr int LANE_CODES = 32;
+
+// Of codes of B bits.
+template <int B>
+struct Width {
+  static constexpr bool PAIRS = B <= 6;
+  static constexpr int ENTRIES = 1 << (PAIRS ? 2 * B : B);  // of a table
+  static constexpr int PLANE_A = B >= 4 ? 4 : 2;            // widths of the planes, low bits first
+  static constexpr int PLANE_B = B == 8 ? 4 : B == 6 || B == 7 ? 2 : B == 5 || B == 3 ? 1 : 0;
+  static constexpr int PLANE_C = B == 7 ? 1 : 0;
+};
+
+constexpr bool PAIRS = Width<BITS>::PAIRS;
+constexpr int ENTRIES = Width<BITS>::ENTRIES, STRIDE = 4 * COPIES;
+constexpr int PLANE_A = Width<BITS>::PLANE_A, PLANE_B = Width<BITS>::PLANE_B, PLANE_C = Width<BITS>::PLANE_C;
+
+// 32 codes.
+template <int B>
+struct PlanesOf {
+  u32 a[Width<B>::PLANE_A], b[Width<B>::PLANE_B ? Width<B>::PLANE_B : 1], c[1];
+};
+
+using Planes = PlanesOf<BITS>;
+
+template <int WORDS>
+__device__ __forceinline__ void load_words(u32* out, const u8* at) {
+  if constexpr (ALIGN >= 16 && WORDS == 4) {
+    uint4 v = __ldcs((const uint4*)at);
+    out[0] = v.x, out[1] = v.y, out[2] = v.z, out[3] = v.w;
+  } else if constexpr (ALIGN >= 8 && WORDS >= 2) {
+#pragma unroll
+    for (int w = 0; w < WORDS; w += 2) {
+      uint2 v = __ldcs((const uint2*)(at + 4 * w));
+      out[w] = v.x, out[w + 1] = v.y;
+    }
+  } else {
+#pragma unroll
+    for (int w = 0; w < WORDS; w++) out[w] = __ldcs((const u32*)(at + 4 * w));
+  }
+}
+
+// The field pair (2p, 2p + 1) of a plane, p = 0 .. 15 within a lane's 32 codes, moved to bit TO. In a word the codes with
+// bit 2 of their index clear fill the low half: see codes/planes.py.
+template <int WIDTH, int P, int TO>
+__device__ __forceinline__ u32 fields(const u32* words) {
+  constexpr int code = 2 * P, per_word = 32 / WIDTH, word = code / per_word, i = code % per_word;
+  constexpr int from = (i & 4 ? 16 : 0) + (i / 8 * 4 + i % 4) * WIDTH;
+  constexpr u32 mask = ((1u << 2 * WIDTH) - 1) << TO;
+  return (from > TO ? words[word] >> (from > TO ? from - TO : 0) : words[word] << (from > TO ? 0 : TO - from)) & mask;
+}
+
+// As fields, one code of the pair.
+template <int WIDTH, int CODE, int TO>
+__device__ __forceinline__ u32 field(const u32* words) {
+  constexpr int per_word = 32 / WIDTH, word = CODE / per_word, i = CODE % per_word;
+  constexpr int from = (i & 4 ? 16 : 0) + (i / 8 * 4 + i % 4) * WIDTH;
+  constexpr u32 mask = ((1u << WIDTH) - 1) << TO;
+  return (from > TO ? words[word] >> (from > TO ? from - TO : 0) : words[word] << (from > TO ? 0 : TO - from)) & mask;
+}
+
+// The bits of an address below a table's index, when its entries are so many copies of 4 bytes.
+template <int C>
+constexpr int LOW = C == 1 ? 2 : C == 2 ? 3 : C == 4 ? 4 : C == 8 ? 5 : C == 16 ? 6 : 7;
+
+// A weight as fp16, from a table that is not of pairs, twice over.
+template <int CODE, int C, int B>
+__device__ __forceinline__ u32 weight(const PlanesOf<B>& w, u32 table, u32 copy) {
+  u32 at = copy | field<4, CODE, LOW<C>>(w.a) | field<Width<B>::PLANE_B, CODE, LOW<C> + 4>(w.b);
+  if constexpr (Width<B>::PLANE_C != 0) at |= field<1, CODE, LOW<C> + 6>(w.c);
+  return looked_up(table, at);
+}
+
+// Two weights as fp16, from the table.
+template <int P, int C = COPIES, int B>
+__device__ __forceinline__ u32 weights(const PlanesOf<B>& w, u32 table, u32 copy) {
+  if constexpr (Width<B>::PAIRS) {
+    u32 at = copy | fields<Width<B>::PLANE_A, P, LOW<C>>(w.a);
+    if constexpr (Width<B>::PLANE_B != 0) at |= fields<Width<B>::PLANE_B, P, LOW<C> + 2 * Width<B>::PLANE_A>(w.b);
+    return looked_up(table, at);
+  } else {
+    return __byte_perm(weight<2 * P, C>(w, table, copy), weight<2 * P + 1, C>(w, table, copy), 0x5410);
+  }
+}
+
+// Which code stands at which place of a table's index: the bits of `fields` in their order.
+template <int B = BITS>
+__device__ __forceinline__ void codes_of(const u32 index, u32& low, u32& high) {
+  constexpr int FIRST = Width<B>::PLANE_A, SECOND = Width<B>::PLANE_B;
+  low = index & ((1 << FIRST) - 1);
+  high = index >> FIRST & ((1 << FIRST) - 1);
+  if (SECOND) {
+    u32 rest = index >> 2 * FIRST;
+    low |= (rest & ((1 << SECOND) - 1)) << FIRST;
+    high |= (rest >> SECOND & ((1 << SECOND) - 1)) << FIRST;
+  }
+}
+
+__device__ __forceinline__ u32 as_half(float x) { return float_to_half(x); }
+
+__device__ __forceinline__ float from_bf16(u16 x) { return __uint_as_float((u32)x << 16); }
+
+__device__ __forceinline__ float from_half(u16 x) { return half_to_float(x); }
+
+__device__ __forceinline__ float load_input(const void* x, i64 at) {
+#if INPUT == 0
+  return ((const float*)x)[at];
+#elif INPUT == 1
+  return from_bf16(((const u16*)x)[at]);
+#else
+  return from_half(((const u16*)x)[at]);
+#endif
+}
+
+__device__ __forceinline__ void store(void* y, i64 at, float value) {
+#if OUTPUT == 0
+  ((float*)y)[at] = value;
+#elif OUTPUT == 1
+  u32 bits = __float_as_uint(value);
+  ((u16*)y)[at] = value != value ? 0x7fff : (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+#else
+  ((u16*)y)[at] = (u16)as_half(value);
+#endif
+}
+
+__device__ __forceinline__ float load_bias(const void* bias, i64 at) {
+#if OUTPUT == 0
+  return ((const float*)bias)[at];
+#elif OUTPUT == 1
+  return from_bf16(((const u16*)bias)[at]);
+#else
+  return from_half(((const u16*)bias)[at]);
+#endif
+}
+
+// A lane's own centroid, to be asked for early.
+template <int B = BITS>
+__device__ __forceinline__ float own_centroid(const float* centroids) {
+  return __ldg(centroids + threadIdx.x % 32 % (1 << B));
+}
+
+// Whole warps call this. Neighbouring threads write neighbouring words, so that no two meet at a bank.
+template <int B = BITS, int C = COPIES>
+__device__ __forceinline__ void make_table(u32* table, const float* centroids, float own) {
+  constexpr int WIDE = C >= 4 ? 4 : 1;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < Width<B>::ENTRIES * C / WIDE; i += THREADS) {
+    u32 low = i * WIDE / C, high = low;
+    if (Width<B>::PAIRS) codes_of<B>(low, low, high);
+    const float a = B <= 5 ? __shfl_sync(0xffffffff, own, low) : __ldg(centroids + low);
+    const float b = B <= 5 ? __shfl_sync(0xffffffff, own, high) : __ldg(centroids + high);
+    const u32 value = as_half(a) | as_half(b) << 16;
+    if constexpr (WIDE == 4)
+      ((uint4*)table)[i] = make_uint4(value, value, value, value);
+    else
+      table[i] = value;
+  }
+}

@@ -1,0 +1,1 @@
+"""Codes to weights: the reference and the backends that give its values."""

@@ -1,0 +1,1 @@
+"""What a step of one new token does between products of weights."""

@@ -1,0 +1,1 @@
+"""Weights to codes: the reference and the backends that give its bytes."""

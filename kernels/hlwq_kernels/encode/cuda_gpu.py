@@ -1,0 +1,137 @@
+"""The encoder for CUDA devices, in CUDA C++: the bytes of the torch twin. The kernel is in encode/encode.cu."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from ..codes.tables import CodeTables
+from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
+from ..common.custom_op import op_where_traced
+from .cuda_config import INPUTS, QUAD, SOURCES, Variant, kernel_table, searched_values
+from .dispatch import EncodedRows, ScaleKind
+
+_KERNEL = CudaKernel(*SOURCES, name="encode", fma=False)
+_ROOMY_BYTES = 210 * 1024
+
+
+@lru_cache(maxsize=64)
+def _table_on(centroids: bytes, variant: Variant, device: torch.device) -> tuple[torch.Tensor, int]:
+    """`kernel_table` on a device, and how many values it ends with."""
+    tables = CodeTables.from_centroids(np.frombuffer(centroids, dtype=np.float32).copy())
+    return torch.from_numpy(kernel_table(tables, variant)).to(device), len(searched_values(tables))
+
+
+def encode_rows_cuda(
+    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
+) -> EncodedRows:
+    """See `encode_rows`."""
+    centroids, log8 = torch.from_numpy(tables.centroids), scale == "log8"
+    codes, scales, base, error, energy = _encode(weight, centroids, block_size, log8, search)
+    return EncodedRows(codes, scales, base if log8 else None, error, energy)
+
+
+def prepare_encode_cuda(
+    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, out: EncodedRows
+) -> Launch | None:
+    """See `prepare_encode`; None where the kernel cannot read `weight` as it is."""
+    if not len(weight) or not _is_whole(weight, block_size):
+        return None
+    base = weight.new_empty((0,), dtype=torch.bfloat16) if out.base is None else out.base
+    made = [out.codes, out.scales, base, out.error, out.energy]
+    return _prepare(weight, torch.from_numpy(tables.centroids), block_size, scale == "log8", search, made)
+
+
+def _encode_on_its_device(
+    weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The fields of EncodedRows; `centroids` is on the CPU, and only `log8` fills the base."""
+    if weight.shape[1] == 0:
+        raise ValueError("a row to encode has no columns")
+    whole = whole_blocks(weight, block_size)
+    out = empty(whole, centroids.numel().bit_length() - 1, block_size, log8)
+    if len(weight):
+        _prepare(whole, centroids, block_size, log8, search, out)()
+    return tuple(out)  # type: ignore[return-value]
+
+
+_encode_op = torch.library.custom_op("hlwq::encode_rows", _encode_on_its_device, mutates_args=())
+_encode = op_where_traced(_encode_op, _encode_on_its_device)
+
+
+@_encode_op.register_fake
+def _(
+    weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows, columns = weight.shape
+    whole = weight.new_empty((rows, -(-columns // block_size) * block_size))
+    return tuple(empty(whole, centroids.shape[0].bit_length() - 1, block_size, log8))  # type: ignore[return-value]
+
+
+def empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> list[torch.Tensor]:
+    """Room for codes, scales, base, error and energy."""
+    rows, padded = whole.shape
+    return [
+        whole.new_empty((rows, padded * bits // 8), dtype=torch.uint8),
+        whole.new_empty((rows, padded // block_size), dtype=torch.uint8 if log8 else torch.float16),
+        whole.new_empty((rows,), dtype=torch.bfloat16),
+        whole.new_empty((rows,), dtype=torch.float64),
+        whole.new_empty((rows,), dtype=torch.float64),
+    ]
+
+
+def _prepare(
+    whole: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool, out: list[torch.Tensor]
+) -> Launch:
+    variant = Variant(
+        bits=centroids.numel().bit_length() - 1,
+        block_size=block_size,
+        log8=log8,
+        search=search,
+        dtype=whole.dtype,
+        roomy=shared_per_multiprocessor(whole.device) >= _ROOMY_BYTES,
+    )
+    variant, held, threads = arrangement(variant, *out[1].shape)
+    table, cells = _table_on(centroids.numpy().tobytes(), variant, whole.device)
+    shared = variant.shared_bytes(threads, cells)
+    resident = _KERNEL.resident(whole.device, variant.macros, threads, shared)
+    arguments = kernel_arguments(whole, held, table, cells, out)
+    groups = -(-len(whole) // held)
+    return _KERNEL.prepare(whole.device, variant.macros, (min(groups, resident),), threads, *arguments, shared=shared)
+
+
+def arrangement(variant: Variant, rows: int, blocks: int) -> tuple[Variant, int, int]:
+    """The variant for a matrix of so many rows and blocks in each, rows that a CTA holds, and its threads."""
+    if blocks > variant.most_threads:
+        return replace(variant, loop=True), 1, variant.most_threads
+    held = min(variant.most_threads // blocks, rows)
+    return variant, held, -(-held * blocks // 32) * 32
+
+
+def kernel_arguments(
+    whole: torch.Tensor, held: int, table: torch.Tensor, cells: int, out: list[torch.Tensor]
+) -> list[torch.Tensor | int]:
+    """What the kernel takes, in order; ints as 64 bits."""
+    codes, scales, base, error, energy = out
+    rows, blocks = scales.shape
+    return [whole, rows, blocks, held, table, cells, codes, codes.shape[1], scales, base, error, energy]
+
+
+def _is_whole(weight: torch.Tensor, block_size: int) -> bool:
+    """Whether `whole_blocks` would give the weight itself."""
+    aligned = weight.data_ptr() % QUAD == 0 and weight.shape[1] % block_size == 0
+    return weight.dtype in INPUTS and weight.is_contiguous() and aligned
+
+
+def whole_blocks(weight: torch.Tensor, block_size: int) -> torch.Tensor:
+    """The weight in a type and layout that is loaded 16 bytes at a time; a copy only where it must be."""
+    if weight.dtype not in INPUTS:
+        weight = weight.to(torch.float32)
+    padding = -weight.shape[1] % block_size
+    if padding:
+        weight = torch.nn.functional.pad(weight, (0, padding))
+    weight = weight.contiguous()
+    return weight if weight.data_ptr() % QUAD == 0 else weight.clone()

@@ -1,0 +1,134 @@
+// A block of N weights in the registers of one thread: rotate, search a scale, code, pack. The definition of every
+// rounding is encode/reference.py; multiplications and additions must not be fused but where __fmaf_rn says so.
+//
+// Macros: N, BITS, SPAN, PAIR_COPIES, VALUE_COPIES (see encode/cuda_gpu.py).
+
+#define WORDS (N * BITS / 32)
+#define PER_UNIT ((float)(2 << BITS))    // cells of the search in a unit
+#define COARSE ((float)(1 << (BITS - 1)))  // cells of the coding in a unit
+
+// 2^23: added to a float of [0, 2^23), it leaves the integer in the low bits of the sum.
+#define MAGIC 8388608.0f
+#define MAGIC_BITS 0x4B000000u
+#define INFINITY_ __uint_as_float(0x7F800000u)
+
+__device__ inline float power_of_two(int exponent) { return __uint_as_float((u32)(exponent + 127) << 23); }
+
+// Butterflies from neighbours outward.
+template <int H = 1>
+__device__ inline void rotate(float (&z)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        if (!(i & H)) {
+            const float a = z[i], b = z[i + H];
+            z[i] = a + b;
+            z[i + H] = a - b;
+        }
+    if constexpr (2 * H < N) rotate<2 * H>(z);
+}
+
+// The sum of term(0 .. N - 1) by folding the upper half onto the lower, depth first, so that few sums are alive.
+template <int I = 0, int H = 1, class Term>
+__device__ inline float tree_sum(const Term& term) {
+    if constexpr (H == N)
+        return term(I);
+    else
+        return tree_sum<I, 2 * H>(term) + tree_sum<I + H, 2 * H>(term);
+}
+
+__device__ inline float magnitude(const float (&z)[N]) {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < N; i++) largest = fmaxf(largest, fabsf(z[i]));
+    return largest;
+}
+
+__device__ inline void multiply(float (&z)[N], float factor) {
+#pragma unroll
+    for (int i = 0; i < N; i++) z[i] *= factor;
+}
+
+// The error of coding with boundaries rounded to cells, in squared cells. `inverse` turns z into cells, `values` is the
+// address of this lane's copy of the table; without CLAMP no cell may lie beyond the table's end.
+template <bool CLAMP>
+__device__ inline float error_by_cells(const float (&z)[N], float inverse, float top, u32 values) {
+    return tree_sum([&](int i) {
+        const float v = fabsf(z[i]) * inverse;
+        const float cell = __fadd_rd(CLAMP ? fminf(v, top) : v, MAGIC);
+        const float d = v - load_shared(__float_as_uint(cell) * (4 * VALUE_COPIES) + values);
+        return d * d;
+    });
+}
+
+// One plane's bits of the 8 codes of group g: even codes lie in the bytes of one word, odd ones in those of another.
+template <int BELOW, int WIDTH>
+__device__ inline void put(u32 (&words)[WORDS], int g, u32 even, u32 odd) {
+    constexpr u32 fields = 0x01010101u * ((1 << WIDTH) - 1), halves = 0x00010001u * ((1 << 4 * WIDTH) - 1);
+    u32 x = ((even >> BELOW) & fields) | (((odd >> BELOW) & fields) << WIDTH);
+    if (WIDTH < 4) x = (x | x >> (8 - 2 * WIDTH)) & halves;
+    const int word = N * BELOW / 32 + g * WIDTH / 4, shift = 4 * WIDTH * (g % (4 / WIDTH));
+    words[word] = shift ? words[word] | x << shift : x;
+}
+
+__device__ inline void pack(u32 (&words)[WORDS], int g, const u32 (&c)[8]) {
+    const u32 even = c[0] + (c[2] << 8) + (c[4] << 16) + (c[6] << 24);
+    const u32 odd = c[1] + (c[3] << 8) + (c[5] << 16) + (c[7] << 24);
+    if (BITS >= 4) put<0, 4>(words, g, even, odd);
+    if (BITS == 8) put<BITS == 8 ? 4 : 0, 4>(words, g, even, odd);
+    if (BITS == 6 || BITS == 7) put<BITS == 6 || BITS == 7 ? 4 : 0, 2>(words, g, even, odd);
+    if (BITS < 4) put<0, 2>(words, g, even, odd);
+    if (BITS % 2) put<BITS % 2 ? BITS - 1 : 0, 1>(words, g, even, odd);
+}
+
+// Codes a block; returns the error in squared coarse cells, and leaves squares in z. `inverse` turns z into coarse
+// cells. A cell's pair is the boundary in it, or the next, and the code below that; `place` may err by far less than
+// cells overlap (see encode/cuda_gpu.py), and the comparison with the boundary is exact.
+__device__ inline float code(float (&z)[N], float inverse, u32 pairs, u32 centroids, u32 (&words)[WORDS]) {
+    const float share = inverse * (1.0f / SPAN);
+#pragma unroll
+    for (int g = 0; g < N / 8; g++) {
+        u32 c[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float x = z[8 * g + i], u = x * inverse;
+            const float place = __saturatef(__fmaf_rn(x, share, 0.5f));
+            const u32 cell = __float_as_uint(__fmaf_rn(place, (float)SPAN, MAGIC));
+            float boundary;
+            load_shared_pair(cell * (8 * PAIR_COPIES) + pairs, boundary, c[i]);
+            c[i] += __float_as_uint(boundary - u) >> 31;  // one more where the boundary is below u
+            const float d = u - load_shared(c[i] * 4 + centroids);
+            z[8 * g + i] = d * d;
+        }
+        pack(words, g, c);
+    }
+    return tree_sum([&](int i) { return z[i]; });
+}
+
+// Stores the words of one plane of a block, in the largest pieces that its place allows.
+template <int BELOW, int WIDTH>
+__device__ inline void store_plane(u8* row, i64 blocks, i64 inner, const u32 (&words)[WORDS]) {
+    constexpr int count = N * WIDTH / 32, first = N * BELOW / 32;
+    u8* at = row + blocks * (N * BELOW / 8) + inner * (N * WIDTH / 8);
+    if (count % 4 == 0 && ((u64)at & 15) == 0) {
+#pragma unroll
+        for (int i = 0; i < count; i += 4)
+            *(uint4*)(at + 4 * i) = make_uint4(
+                words[first + i], words[first + (i + 1) % count], words[first + (i + 2) % count],
+                words[first + (i + 3) % count]);
+    } else if (count % 2 == 0 && ((u64)at & 7) == 0) {
+#pragma unroll
+        for (int i = 0; i < count; i += 2)
+            *(uint2*)(at + 4 * i) = make_uint2(words[first + i], words[first + (i + 1) % count]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < count; i++) *(u32*)(at + 4 * i) = words[first + i];
+    }
+}
+
+__device__ inline void store_codes(u8* row, i64 blocks, i64 inner, const u32 (&words)[WORDS]) {
+    if (BITS >= 4) store_plane<0, 4>(row, blocks, inner, words);
+    if (BITS == 8) store_plane<BITS == 8 ? 4 : 0, 4>(row, blocks, inner, words);
+    if (BITS == 6 || BITS == 7) store_plane<BITS == 6 || BITS == 7 ? 4 : 0, 2>(row, blocks, inner, words);
+    if (BITS < 4) store_plane<0, 2>(row, blocks, inner, words);
+    if (BITS % 2) store_plane<BITS % 2 ? BITS - 1 : 0, 1>(row, blocks, inner, words);
+}

@@ -1,0 +1,90 @@
+"""Products of one or a few rows of activations with coded weights on a CUDA device: by linear/gemv.py or gemm_small_m.cu."""
+
+from __future__ import annotations
+
+import torch
+
+from ..codes.quantized_weight import (
+    TYPES,
+    CodedWeight,
+    coding,
+    copies_beside,
+    processors,
+    readable,
+    stored,
+    table_bytes,
+)
+from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
+from .gemv import multiply_one, takes_one
+
+FEW = 16
+"""Rows of activations that `multiply_few` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for
+17 as this for 16, and about as long for 32 as this twice (docs/benchmarks.md)."""
+
+_FEW = CudaKernel("common/ptx.cuh", "common/dequant.cuh", "linear/gemm_small_m.cu", name="multiply_few")
+_ROTATE = CudaKernel(
+    "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/rotate.cu", name="rotate_rows"
+)
+_WARPS, _ROWS, _CHUNK = 8, 16, 128
+
+
+def runs_matmul(x: torch.Tensor) -> bool:
+    """Whether these kernels take activations like `x`: float16 or bfloat16, on a CUDA device that can."""
+    return x.dtype in (torch.bfloat16, torch.float16) and runs_nvrtc(x.device)
+
+
+def takes_gate(x: torch.Tensor, weight: CodedWeight) -> bool:
+    """Whether `multiply_codes` can gate `x` itself."""
+    return len(x) == 1 and takes_one(weight) and runs_matmul(x)
+
+
+def multiply_codes(
+    x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, gate: str | None = None
+) -> torch.Tensor:
+    """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32.
+
+    With one of GATES, where `takes_gate`, x is (1, 2 * in), and gate(first half) * second half is multiplied.
+    """
+    y = x.new_empty(len(x), weight.codes.shape[0])
+    if len(x) == 1 and takes_one(weight):
+        multiply_one(x, weight, bias, gate, y)
+    else:
+        _multiply_few(x, weight, y, bias)
+    return y
+
+
+def _multiply_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
+    x, weight = x.contiguous(), readable(weight, False)
+    tokens, n = len(x), weight.block_size
+    blocks = weight.padded // n
+    values, units = x.new_empty(tokens, weight.padded, dtype=torch.float16), x.new_empty(tokens, dtype=torch.float32)
+    rotating = (("BITS", 5), ("N", n), ("ALIGN", 4), ("COPIES", 1), ("OUTPUT", 0), ("INPUT", TYPES[x.dtype]),
+                ("GATE", 0), ("THREADS", 32))  # fmt: skip
+    threads = 32 * min(32, max(1, -(-blocks // 2)))
+    _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
+    groups, tiles = -(-y.shape[1] // _ROWS), -(-tokens // 8)
+    beside = 1024 + 4096 * tiles
+    copies = copies_beside(weight.bits, beside)
+    fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + beside)
+    resident = processors(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
+    split = _split(groups, weight.padded, resident)
+    macros: Macros = (
+        *coding(weight, y, 32 * _WARPS, copies), ("INPUT", TYPES[x.dtype]), ("SPLIT", split), ("TILES", tiles),
+    )  # fmt: skip
+    _FEW.launch(
+        y.device, macros, (min(resident, -(-groups * split // _WARPS)),), 32 * _WARPS, values, units, tokens,
+        *stored(weight, y), bias, y.shape[1], weight.padded, y, overlap=True,
+    )  # fmt: skip
+
+
+def _split(groups: int, columns: int, resident: int) -> int:
+    """How many warps share a group of rows: so many that the CTAs are soonest through.
+
+    Each takes so many rounds, and in each its share of the columns, and the time of half a chunk to sum up.
+    """
+
+    def time(split: int) -> float:
+        rounds = -(-groups * split // (_WARPS * resident))
+        return rounds * (-(-columns // (_CHUNK * split)) + 0.5)
+
+    return min((1, 2, 4, 8), key=time)

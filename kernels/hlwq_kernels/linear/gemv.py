@@ -1,0 +1,177 @@
+"""Products of one token, or of few with each of their experts, with coded weights on a CUDA device: linear/gemv.cu."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from ..codes.quantized_weight import (
+    SHARED_BYTES,
+    TYPES,
+    CodedWeight,
+    coding,
+    copies_beside,
+    processors,
+    readable,
+    stored,
+    table_bytes,
+)
+from ..common.cuda_kernel import CudaKernel, Macros
+
+_NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
+_KERNELS = [
+    CudaKernel("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/gemv.cu", name=name)
+    for name in _NAMES
+]
+_GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
+_SLICE = 32
+_BATCH = 4
+"""Rows of a thread to a barrier: BATCH in linear/gemv.cu."""
+_THREADS, _MOST_THREADS, _RESIDENT = 448, 1024, 896
+
+GATES = frozenset(name for name in _GATES if name)
+"""Gates that the kernels apply themselves."""
+
+
+def takes_one(weight: CodedWeight) -> bool:
+    """Whether `multiply_one` takes a weight: rows that are not too long."""
+    return weight.padded // _SLICE <= _THREADS
+
+
+def takes_sum(experts: CodedWeight, k: int) -> bool:
+    """Whether `multiply_and_sum` takes experts of which k are chosen: a row of each, and its activations, fit a CTA."""
+    slices = k * experts.padded // _SLICE
+    beside = _beside(experts, slices, Shape(1, -(-slices // 32) * 32, 1, 1))
+    return slices <= _MOST_THREADS and beside + table_bytes(experts.bits, 1) <= SHARED_BYTES
+
+
+def multiply_one(
+    x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, gate: str | None, y: torch.Tensor
+) -> None:
+    """Put x W^T + bias into y (1, out), x being (1, in), or with a gate as for `multiply_and_sum`."""
+    _launch(x, weight, y, bias=bias, gate=gate)
+
+
+def multiply_each(x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Each token times each of the experts that it chose.
+
+    Args:
+        x: (tokens, in).
+        experts: coded (experts, out, in).
+        chosen: int64 (tokens, k); numbers that are no expert's give zeros.
+        dtype: of the result.
+
+    Returns:
+        (tokens * k, out).
+    """
+    y = x.new_empty(chosen.numel(), experts.codes.shape[1], dtype=dtype)
+    _launch(x, experts, y, kind=1, chosen=chosen)
+    return y
+
+
+def multiply_and_sum(
+    x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, routed: torch.Tensor, gate: str | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """For each token the sum of rows of x, gated, times the experts that it chose, weighed.
+
+    Args:
+        x: (tokens * k, in); with a gate (tokens * k, 2 * in), of which gate(first half) * second half counts.
+        experts: coded (experts, out, in).
+        chosen: int64 (tokens, k).
+        routed: float32 (tokens, k), the weights.
+        gate: None or one of GATES.
+        dtype: of the result.
+
+    Returns:
+        (tokens, out).
+    """
+    y = x.new_empty(len(chosen), experts.codes.shape[1], dtype=dtype)
+    _launch(x, experts, y, kind=2, chosen=chosen, routed=routed, gate=gate)
+    return y
+
+
+class Shape(NamedTuple):
+    """How linear/gemv.cu is laid out.
+
+    Attributes:
+        teams: rows that a CTA takes at once.
+        threads: of a CTA.
+        ctas: on a multiprocessor.
+        grid: CTAs along the rows.
+    """
+
+    teams: int
+    threads: int
+    ctas: int
+    grid: int
+
+
+def _launch(
+    x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, *, kind: int = 0, bias: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None, routed: torch.Tensor | None = None, gate: str | None = None,
+) -> None:  # fmt: skip
+    """Kinds are the kernel's EXPERTS, and have names of their own."""
+    if not y.numel():
+        return
+    x, weight = x.contiguous(), readable(weight, kind > 0)
+    share = 1 if chosen is None else chosen.shape[1]
+    tokens = 1 if chosen is None else len(chosen)
+    slices = weight.padded // _SLICE * (share if kind == 2 else 1)
+    at_once = tokens * (share if kind == 1 else 1)
+    shape = lay_out(y.shape[1], slices, at_once, processors(y.device))
+    copies = copies_beside(weight.bits, _beside(weight, slices, shape))
+    macros: Macros = (
+        *coding(weight, y, shape.threads, copies), ("INPUT", TYPES[x.dtype]), ("GATE", _GATES[gate]),
+        ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
+        ("NAME", _NAMES[kind]),
+    )  # fmt: skip
+    grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
+    _KERNELS[kind].launch(
+        y.device, macros, grid, shape.threads, x, x.shape[1] // (2 if gate else 1), *stored(weight, y), bias,
+        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, *_strides(weight, kind), y, overlap=True,
+    )  # fmt: skip
+
+
+def _beside(weight: CodedWeight, slices: int, shape: Shape) -> int:
+    """Bytes of shared memory beside the table, most of them activations that make room for sums."""
+    x_blocks = slices * _SLICE // weight.block_size
+    rest = max(2 * _SLICE * slices, 8 * _BATCH * shape.threads)
+    return 4 * (256 + x_blocks) + 16 * _BATCH * shape.teams + rest
+
+
+def _strides(weight: CodedWeight, kind: int) -> tuple[int, int, int]:
+    """Bytes from one expert's codes, scales and base to those of the next."""
+    if not kind:
+        return 0, 0, 0
+    codes, scales, base = (0 if t is None else t.stride(0) * t.element_size() for t in weight[:3])
+    return codes, scales, base
+
+
+@lru_cache(maxsize=None)
+def lay_out(rows: int, slices: int, at_once: int, count: int, most: int = _THREADS, resident: int = _RESIDENT) -> Shape:
+    """The layout that leaves the fewest threads idle: beyond the last slice, and in the last round.
+
+    A thread for each of a CTA's rows between barriers looks after what belongs to the row, so there are as many.
+
+    Args:
+        rows: of the result.
+        slices: threads a row.
+        at_once: grids of CTAs that run side by side.
+        count: multiprocessors of the device.
+        most: threads of a CTA, unless one row needs more.
+        resident: threads of a multiprocessor.
+    """
+
+    def laid_out(teams: int) -> tuple[float, Shape]:
+        threads = -(-teams * slices // 32) * 32
+        ctas = max(1, min(4, resident // threads))
+        grid = max(1, min(-(-rows // teams), count * ctas // at_once))
+        rounds = -(-rows // (teams * grid))
+        used = rows * slices / (rounds * grid * threads) * min(1.0, grid * at_once / (count * ctas))
+        return used, Shape(teams, threads, ctas, grid)
+
+    every = (laid_out(teams) for teams in range(1, max(1, most // slices) + 1))
+    return max(each for each in every if _BATCH * each[1].teams <= each[1].threads)[1]

@@ -1,0 +1,1 @@
+"""Mixtures of experts: routing, products with the chosen experts, and their weighted sum."""

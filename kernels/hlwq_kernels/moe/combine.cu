@@ -1,0 +1,27 @@
+// The weighed sum of the rows that each token's experts gave, wherever they lie. A CTA takes a token, a thread eight columns
+// at a time. Joined behind common/dequant.cuh for its types; INPUT and OUTPUT alike, of 16 bits.
+//
+// Macros: THREADS.
+
+// rows (pairs, columns), columns a multiple of 8; place int64 (tokens, k), the row of each pair, negative where it has none;
+// routed float32 (tokens, k); y (tokens, columns).
+extern "C" __global__ __launch_bounds__(THREADS) void weigh_rows(
+    const u16* rows, i64 columns, const i64* place, const float* routed, i64 k, u16* y) {
+  const i64 token = blockIdx.x;
+  for (i64 at = threadIdx.x * 8; at < columns; at += THREADS * 8) {
+    float sum[8] = {};
+#pragma unroll 4
+    for (i64 j = 0; j < k; j++) {
+      const i64 row = place[token * k + j];
+      const float share = routed[token * k + j];
+      __align__(16) u16 part[8];
+      *(uint4*)part = row < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4*)(rows + row * columns + at);
+#pragma unroll
+      for (int i = 0; i < 8; i++) sum[i] += row < 0 ? 0.0f : share * load_input(part, i);
+    }
+    __align__(16) u16 out[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) store(out, i, sum[i]);
+    *(uint4*)(y + token * columns + at) = *(const uint4*)out;
+  }
+}

@@ -1,0 +1,62 @@
+// The choice of experts for a few tokens: logits, the k largest, their shares. A CTA takes an expert's row; the one that
+// comes last of a token's takes the logits of all and chooses.
+//
+// Joined behind common/dequant.cuh and common/rounded.cuh. Macros: EXPERTS, at most 1024; CHOSEN, k; THREADS.
+
+constexpr int WARPS = THREADS / 32;
+
+// x (tokens, columns), weight (EXPERTS, columns), scale (EXPERTS,), columns a multiple of 8; logits (tokens, EXPERTS) float32
+// and arrived (tokens,), zeros, for the kernel's own use; chosen int64, routed float32 (tokens, CHOSEN), the largest first.
+extern "C" __global__ __launch_bounds__(THREADS) void choose_experts(
+    const void* x, i64 columns, const void* weight, const void* scale, float* logits, u32* arrived, i64* chosen,
+    float* routed) {
+  let_the_next_kernel_start();
+  __shared__ float sums[WARPS], all[EXPERTS], best[CHOSEN];
+  __shared__ int which[CHOSEN];
+  __shared__ bool last;
+  const int t = threadIdx.x, expert = blockIdx.x;
+  const i64 token = blockIdx.y;
+  wait_for_the_kernel_before();
+  float sum = 0.0f;
+  for (i64 at = t * 8; at < columns; at += THREADS * 8) {
+#if INPUT == 0
+    for (int i = 0; i < 8; i++) sum += load_input(x, token * columns + at + i) * load_input(weight, expert * columns + at + i);
+#else
+    __align__(16) u16 a[8], b[8];
+    *(uint4*)a = *(const uint4*)((const u16*)x + token * columns + at);
+    *(uint4*)b = *(const uint4*)((const u16*)weight + expert * columns + at);
+#pragma unroll
+    for (int i = 0; i < 8; i++) sum += load_input(a, i) * load_input(b, i);
+#endif
+  }
+#pragma unroll
+  for (int h = 16; h; h /= 2) sum += __shfl_xor_sync(0xffffffff, sum, h);
+  if (t % 32 == 0) sums[t / 32] = sum;
+  __syncthreads();
+  if (t == 0) {
+    for (int w = 1; w < WARPS; w++) sum += sums[w];
+    sum = rounded(sum);  // as torch stores a logit
+    __stcg(logits + token * EXPERTS + expert, sum);
+    __threadfence();
+    last = atomicAdd(arrived + token, 1) == EXPERTS - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  if (t == 0) arrived[token] = 0;
+  for (int i = t; i < EXPERTS; i += THREADS) all[i] = __ldcg(logits + token * EXPERTS + i);
+  for (int k = t; k < CHOSEN; k += THREADS) best[k] = 0.0f, which[k] = k;  // where NaN has no rank
+  __syncthreads();
+  for (int i = t; i < EXPERTS; i += THREADS) {  // of equals the first
+    int rank = 0;
+    for (int j = 0; j < EXPERTS; j++) rank += all[j] > all[i] || (all[j] == all[i] && j < i);
+    if (rank < CHOSEN) best[rank] = all[i], which[rank] = i;
+  }
+  __syncthreads();
+  float shares = 0.0f;
+  for (int k = 0; k < CHOSEN; k++) shares += expf(best[k] - best[0]);
+  for (int k = t; k < CHOSEN; k += THREADS) {
+    chosen[token * CHOSEN + k] = which[k];
+    routed[token * CHOSEN + k] = expf(best[k] - best[0]) / shares * load_input(scale, which[k]);
+  }
+}
