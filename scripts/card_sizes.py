@@ -15,8 +15,8 @@ import torch
 from make_synthetic import ROOT, shapes
 
 from hlwq_cli.checkpoint import Plan, Source, load_recipe, make_plan
-from hlwq_cli.checkpoint.output import quantization_config
-from hlwq_cli.checkpoint.safetensors_file import TensorInfo
+from hlwq_cli.checkpoint.io.safetensors_file import TensorInfo
+from hlwq_cli.checkpoint.run.output_folder import quantization_config
 from hlwq_cli.errors import UsageError
 from hlwq_cli.runtime.device_needs import TOKENS, DeviceNeeds
 from hlwq_cli.runtime.expert_cache import experts_per_token

@@ -26,9 +26,9 @@ import torch
 from peer_codecs import Peer
 from transformers.utils.logging import disable_progress_bar
 
-from hlwq_cli.checkpoint.plan import make_plan
-from hlwq_cli.checkpoint.recipe import load_recipe
-from hlwq_cli.checkpoint.source import Source, open_source
+from hlwq_cli.checkpoint.io.source import Source, open_source
+from hlwq_cli.checkpoint.plan.plan import make_plan
+from hlwq_cli.checkpoint.plan.recipe import load_recipe
 from hlwq_cli.measure.likelihood import token_nlls, window_logits
 from hlwq_cli.measure.perplexity import paired, perplexity
 from hlwq_cli.measure.text import load_text

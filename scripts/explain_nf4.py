@@ -20,9 +20,9 @@ import torch
 from compare_peers import Weights, mean_and_error, measure, refer, text_weights
 from transformers.utils.logging import disable_progress_bar
 
-from hlwq_cli.checkpoint.plan import make_plan
-from hlwq_cli.checkpoint.recipe import load_recipe
-from hlwq_cli.checkpoint.source import open_source
+from hlwq_cli.checkpoint.io.source import open_source
+from hlwq_cli.checkpoint.plan.plan import make_plan
+from hlwq_cli.checkpoint.plan.recipe import load_recipe
 from hlwq_cli.codec import lloyd_max
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import make_windows

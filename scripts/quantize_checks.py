@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from hlwq_cli.checkpoint import CodedCheckpoint, Plan, open_coded, open_source
-from hlwq_cli.checkpoint.integrity import with_all_hashes
-from hlwq_cli.checkpoint.manifest import JOURNAL, Manifest, read_manifest
-from hlwq_cli.checkpoint.records import TensorRecord
-from hlwq_cli.checkpoint.safetensors_file import DTYPES, build_header
+from hlwq_cli.checkpoint.format.manifest import JOURNAL, Manifest, read_manifest
+from hlwq_cli.checkpoint.format.manifest_entries import TensorRecord
+from hlwq_cli.checkpoint.format.verify import with_all_hashes
+from hlwq_cli.checkpoint.io.safetensors_file import DTYPES, build_header
 from hlwq_cli.sizes import format_size
 from hlwq_kernels import decode_rows
 

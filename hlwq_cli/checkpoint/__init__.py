@@ -1,15 +1,15 @@
 """Files: a source read by slice, a plan, a streaming run, a manifest; coded checkpoints read, verified, exported."""
 
-from .integrity import VerifyReport, verify
-from .jobs import CodedTensor, KeptTensor
-from .manifest import Manifest
-from .plain import ExportResult, export
-from .plan import Plan, make_plan
-from .reader import CodedCheckpoint, open_coded
-from .recipe import Recipe, load_recipe
-from .report import DiffReport, InspectReport, diff, inspect
-from .source import Source, open_source
-from .stream import Progress, QuantizeResult, quantize
+from .format.export import ExportResult, export
+from .format.inspect import DiffReport, InspectReport, diff, inspect
+from .format.manifest import Manifest
+from .format.reader import CodedCheckpoint, open_coded
+from .format.verify import VerifyReport, verify
+from .io.source import Source, open_source
+from .plan.plan import Plan, make_plan
+from .plan.planned import CodedTensor, KeptTensor
+from .plan.recipe import Recipe, load_recipe
+from .run.quantize import Progress, QuantizeResult, quantize
 
 __all__ = [
     "CodedCheckpoint",

@@ -24,7 +24,7 @@ def card(
 ) -> None:
     """Write README.md anew, with the figures that `hlwq bench --save` left; your own notes below its last line stay."""
     sink = Sink(format, json, quiet)
-    from ..checkpoint.hub import is_repo_id
+    from ..checkpoint.io.hub_repo import is_repo_id
     from ..errors import UsageError
     from ..hub.card import remake_card
 

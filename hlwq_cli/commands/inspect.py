@@ -60,7 +60,7 @@ def _diff(sink: Sink, path: str, other: Path, revision: str | None) -> None:
 def _verify(sink: Sink, path: str, revision: str | None) -> None:
     from ..checkpoint import open_coded
     from ..checkpoint import verify as check
-    from ..checkpoint.integrity import bytes_to_verify
+    from ..checkpoint.format.verify import bytes_to_verify
     from ..errors import GateMissedError
     from ..ui.progress import bytes_display
     from ..ui.show import show_verified

@@ -66,7 +66,7 @@ def quantize(
     start_driver(device)
     with large_imports():
         from ..checkpoint import load_recipe
-        from ..checkpoint.timeline import recorded
+        from ..checkpoint.run.trace import recorded
 
     settled = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
@@ -75,8 +75,8 @@ def quantize(
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
         from ..checkpoint import open_source
-        from ..checkpoint.devices import find_devices
-        from ..checkpoint.stream import check_origin
+        from ..checkpoint.run.devices import find_devices
+        from ..checkpoint.run.quantize import check_origin
 
         find_devices(device)
         source = open_source(model, revision)
@@ -99,7 +99,7 @@ def quantize(
 
 def _show_plan(sink: Sink, source: Source, recipe: Recipe, share: float | None, threads: int | None) -> None:
     from ..checkpoint import make_plan
-    from ..checkpoint.stream import check_unquantized
+    from ..checkpoint.run.quantize import check_unquantized
     from ..ui.show import show_plan
 
     plan = make_plan(source, recipe)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CodedCheckpoint, Manifest, open_coded
-from ..checkpoint.card import model_card
-from ..checkpoint.integrity import file_record
-from ..checkpoint.manifest import MANIFEST
-from ..checkpoint.shards import write_file
+from ..checkpoint.format.manifest import MANIFEST
+from ..checkpoint.format.model_card import model_card
+from ..checkpoint.format.shards import write_file
+from ..checkpoint.format.verify import file_record
 from ..errors import NotFoundError
 from .results import fidelity_section
 

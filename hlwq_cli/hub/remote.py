@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Manifest
-from ..checkpoint.hub import hub_errors
-from ..checkpoint.index import INDEX
-from ..checkpoint.integrity import hash_file
-from ..checkpoint.manifest import MANIFEST, describe_differences, read_manifest
-from ..checkpoint.output import SHARD
-from ..checkpoint.records import FileRecord
+from ..checkpoint.format.manifest import MANIFEST, describe_differences, read_manifest
+from ..checkpoint.format.manifest_entries import FileRecord
+from ..checkpoint.format.verify import hash_file
+from ..checkpoint.io.hub_repo import hub_errors
+from ..checkpoint.io.weight_map import INDEX
+from ..checkpoint.run.output_folder import SHARD
 from ..errors import ConflictError, CorruptError, NotFoundError
 from .patience import patiently
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.hub import hub_errors
+from ..checkpoint.io.hub_repo import hub_errors
 from ..errors import ConflictError, HlwqError
 from .patience import patiently
 from .remote import Changes, Remote

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.hub import is_repo_id
-from ..checkpoint.integrity import file_record
-from ..checkpoint.manifest import CHART, MANIFEST, RESULTS, Manifest, read_manifest
-from ..checkpoint.shards import write_file
+from ..checkpoint.format.manifest import CHART, MANIFEST, RESULTS, Manifest, read_manifest
+from ..checkpoint.format.shards import write_file
+from ..checkpoint.format.verify import file_record
+from ..checkpoint.io.hub_repo import is_repo_id
 from ..errors import UsageError
 from .chart import draw
 from .report import BenchReport, Measured

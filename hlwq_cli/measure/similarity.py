@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..checkpoint import CodedCheckpoint, Source, open_coded, open_source
-from ..checkpoint.records import TensorRecord
-from ..checkpoint.slices import SLICE_WEIGHTS
+from ..checkpoint.format.manifest_entries import TensorRecord
+from ..checkpoint.run.slices import SLICE_WEIGHTS
 from ..codec import lloyd_max
 from ..errors import UsageError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..checkpoint import open_coded
-from ..checkpoint.hub import HubRepo, is_repo_id
-from ..checkpoint.manifest import MANIFEST
+from ..checkpoint.format.manifest import MANIFEST
+from ..checkpoint.io.hub_repo import HubRepo, is_repo_id
 from ..samples import resolve_model
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from hlwq_kernels.offload.expert_layout import Part, RecordLayout
 
-from ..checkpoint.safetensors_file import DTYPES, TensorInfo, read_header, read_into
+from ..checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from ..host_memory import HostMemory
 from .completeness import codes_name
 from .experts import PARAMETERS, HLWQExperts

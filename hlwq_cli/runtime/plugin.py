@@ -20,8 +20,8 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..checkpoint.safetensors_file import read_header
-from ..checkpoint.shards import FORMAT_VERSION
+from ..checkpoint.format.shards import FORMAT_VERSION
+from ..checkpoint.io.safetensors_file import read_header
 from ..errors import CorruptError, UnsupportedError
 from .coded import Coding, Execution
 from .completeness import CodedParts, Gaps, codes_name, watch_loading

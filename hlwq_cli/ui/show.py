@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def show_plan(sink: Sink, plan: Plan, threads: int | None) -> None:
     """Every tensor, coded how or kept and why; then sizes, disk and memory."""
-    from ..checkpoint.estimate import estimate
+    from ..checkpoint.plan.estimate import estimate
 
     cost = estimate(plan, threads)
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from blake3 import blake3
 
-from hlwq_cli.checkpoint import KeptTensor, Recipe, filling, load_recipe, pipeline, quantize
-from hlwq_cli.checkpoint.filling import Filling, RunningHash
-from hlwq_cli.checkpoint.safetensors_file import DTYPES, TensorInfo, read_header
-from hlwq_cli.checkpoint.shards import Shard, ShardWriter
-from hlwq_cli.checkpoint.slices import slices
-from hlwq_cli.checkpoint.timeline import Timeline
+from hlwq_cli.checkpoint import KeptTensor, Recipe, load_recipe, quantize
+from hlwq_cli.checkpoint.format.shards import Shard, ShardWriter
+from hlwq_cli.checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header
+from hlwq_cli.checkpoint.run import open_shard as filling
+from hlwq_cli.checkpoint.run import pipeline
+from hlwq_cli.checkpoint.run.open_shard import Filling, RunningHash
+from hlwq_cli.checkpoint.run.slices import slices
+from hlwq_cli.checkpoint.run.trace import Timeline
 from hlwq_cli.codec import SquaredError
 from hlwq_cli.errors import ConflictError, CorruptError
 from tests.builders import LLAMA, dense, save_tensors

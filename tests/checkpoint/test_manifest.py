@@ -11,8 +11,8 @@ from blake3 import blake3
 
 from hlwq_cli import __version__
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.checkpoint.integrity import with_all_hashes
-from hlwq_cli.checkpoint.manifest import read_manifest
+from hlwq_cli.checkpoint.format.manifest import read_manifest
+from hlwq_cli.checkpoint.format.verify import with_all_hashes
 from hlwq_cli.codec import lloyd_max
 from tests.builders import LLAMA, dense, save_tensors
 from tests.files import read_file, read_json, read_tensors, tree

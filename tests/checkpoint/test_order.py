@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source
-from hlwq_cli.checkpoint.hub import HubRepo
-from hlwq_cli.checkpoint.order import Work, in_turns
-from hlwq_cli.checkpoint.shards import divide, job_bytes
-from hlwq_cli.checkpoint.slices import slices
-from hlwq_cli.checkpoint.source import Source
+from hlwq_cli.checkpoint.format.shards import divide, job_bytes
+from hlwq_cli.checkpoint.io.hub_repo import HubRepo
+from hlwq_cli.checkpoint.io.source import Source
+from hlwq_cli.checkpoint.run.schedule import Work, in_turns
+from hlwq_cli.checkpoint.run.slices import slices
 from tests.builders import LLAMA, dense, save_shards, save_tensors
 
 

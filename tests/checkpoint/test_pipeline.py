@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source, quantize, stream
-from hlwq_cli.checkpoint import pipeline as pipeline_module
-from hlwq_cli.checkpoint.devices import Device, find_devices, lane_count
-from hlwq_cli.checkpoint.order import Work
-from hlwq_cli.checkpoint.source import Source
-from hlwq_cli.checkpoint.timeline import Timeline
+from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source, quantize
+from hlwq_cli.checkpoint.io.source import Source
+from hlwq_cli.checkpoint.run import pipeline as pipeline_module
+from hlwq_cli.checkpoint.run import quantize as stream
+from hlwq_cli.checkpoint.run.devices import Device, find_devices, lane_count
+from hlwq_cli.checkpoint.run.schedule import Work
+from hlwq_cli.checkpoint.run.trace import Timeline
 from hlwq_cli.errors import NonFiniteError, UsageError
 from tests.builders import LLAMA, dense, save_shards, save_tensors
 from tests.files import tree

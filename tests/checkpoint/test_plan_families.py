@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
-from hlwq_cli.checkpoint.plan import CodedTensor
+from hlwq_cli.checkpoint.plan.plan import CodedTensor
 
 Family = Callable[[str], Path]
 

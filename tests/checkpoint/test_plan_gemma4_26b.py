@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import Plan, Source, load_recipe, make_plan
-from hlwq_cli.checkpoint.estimate import estimate
-from hlwq_cli.checkpoint.safetensors_file import TensorInfo
+from hlwq_cli.checkpoint.io.safetensors_file import TensorInfo
+from hlwq_cli.checkpoint.plan.estimate import estimate
 from tests.builders import gemma4_full
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.checkpoint.manifest import read_manifest
+from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.hub.push import push
 from tests.builders import LLAMA, dense, save_tensors
 from tests.cli.pushes import REPO, TOKEN, pushed, there

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, open_coded, quantize, verify
-from hlwq_cli.checkpoint.integrity import bytes_to_verify, with_all_hashes
-from hlwq_cli.checkpoint.manifest import read_manifest
+from hlwq_cli.checkpoint.format.manifest import read_manifest
+from hlwq_cli.checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from hlwq_cli.errors import CorruptError
 from tests.builders import COMPANIONS, LLAMA, dense, save_tensors
 from tests.cli.run import Ran, hlwq

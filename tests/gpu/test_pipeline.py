@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hlwq_cli.checkpoint import devices, filling, load_recipe, pipeline, quantize
-from hlwq_cli.checkpoint.timeline import Timeline
+from hlwq_cli.checkpoint import load_recipe, quantize
+from hlwq_cli.checkpoint.run import devices, pipeline
+from hlwq_cli.checkpoint.run import open_shard as filling
+from hlwq_cli.checkpoint.run.trace import Timeline
 from hlwq_cli.errors import NonFiniteError
 from hlwq_cli.host_memory import HostMemory
 from hlwq_kernels.encode import dispatch as encode

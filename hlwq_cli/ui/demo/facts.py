@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...checkpoint import open_coded, open_source
-from ...checkpoint.hub import is_repo_id
-from ...checkpoint.manifest import CHART, RESULTS
+from ...checkpoint.format.manifest import CHART, RESULTS
+from ...checkpoint.io.hub_repo import is_repo_id
 from ...errors import NotFoundError
 from ...runtime.expert_cache import expert_cache_of
 from ...runtime.kv_attention import kv_bits_of

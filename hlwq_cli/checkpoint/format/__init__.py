@@ -1,0 +1,1 @@
+"""Coded checkpoints on disk: shards and manifest, read, verified, inspected and exported."""

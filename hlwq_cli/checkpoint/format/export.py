@@ -1,0 +1,148 @@
+"""A coded checkpoint back to a plain one, under the names and in the layout of its source."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ConflictError, OutOfSpaceError, UsageError
+from ...sizes import format_size
+from ..io.safetensors_file import DTYPES, TensorInfo
+from ..io.weight_map import INDEX
+from ..plan.planned import KeptTensor
+from ..run.slices import SLICE_WEIGHTS
+from .manifest import CHART, RESULTS
+from .manifest_entries import TensorRecord
+from .reader import CodedCheckpoint, open_coded
+from .shards import Shard, ShardWriter, bytes_of, disk_errors, divide, write_file, write_index, write_json
+
+EXPORT_DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What `export` wrote: the folder, and its bytes of weights."""
+
+    path: Path
+    bytes: int
+    tensors: int
+
+
+def export(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    to: str = "bf16",
+    *,
+    max_shard_bytes: int = 4_000_000_000,
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> ExportResult:
+    """Decode a checkpoint.
+
+    Args:
+        path: an HLWQ folder.
+        out: the folder to write; must be empty or absent.
+        to: type of decoded weights, `bf16`, `f16` or `f32`; kept tensors keep theirs.
+        max_shard_bytes: largest size of an output file.
+        progress: told the tensor, and bytes done and in all.
+
+    Raises:
+        HlwqError: see hlwq_cli/errors.py.
+    """
+    if to not in EXPORT_DTYPES:
+        raise UsageError(f"--to is {', '.join(EXPORT_DTYPES)}, not {to!r}.")
+    folder = Path(out)
+    with disk_errors(folder / INDEX):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConflictError(f"{folder} is not empty.", "Choose another folder; it is left as it is.")
+    checkpoint = open_coded(path)
+    try:
+        return _Export(checkpoint, folder, EXPORT_DTYPES[to], progress).run(max_shard_bytes)
+    finally:
+        checkpoint.close()
+
+
+class _Export:
+    def __init__(
+        self, checkpoint: CodedCheckpoint, out: Path, dtype: str, progress: Callable[[str, int, int], None]
+    ) -> None:
+        self.checkpoint, self.out, self.dtype, self.progress = checkpoint, out, dtype, progress
+        self.decoded = {name: (record, row) for record in checkpoint.manifest.coded for name, row in _rows_of(record)}
+        self.done = 0
+
+    def run(self, max_shard_bytes: int) -> ExportResult:
+        tensors = self._tensors()
+        total = sum(t.nbytes for t in tensors)
+        self._make_room(total)
+        shards = divide((KeptTensor(t, "", "") for t in tensors), max_shard_bytes)
+        for shard in shards:
+            writer = ShardWriter(self.out, shard)
+            try:
+                for job in shard.jobs:
+                    assert isinstance(job, KeptTensor)
+                    for start, data in self._data(job.info):
+                        writer.write(job.info.name, start, data)
+                        self.done += data.nbytes
+                        self.progress(job.info.name, self.done, total)
+                writer.finish()
+            except BaseException:
+                writer.abandon()
+                raise
+        self._write_companions(shards)
+        return ExportResult(self.out, total, len(tensors))
+
+    def _tensors(self) -> list[TensorInfo]:
+        """What to write, decoded tensors under their source's names: shapes from the rows each contributed."""
+        found = []
+        for record in self.checkpoint.manifest.coded:
+            names = record.sources
+            rows = math.prod(record.shape[:-1]) // len(names)
+            whole = names[0] in (record.name, f"{record.name}.weight")
+            shape = record.shape if whole else (rows, record.shape[-1])
+            nbytes = math.prod(shape) * DTYPES[self.dtype].itemsize
+            found += [TensorInfo(name, self.dtype, shape, "", 0, nbytes) for name in names]
+        kept = [self.checkpoint.tensors[k.name] for k in self.checkpoint.manifest.kept]
+        return found + kept
+
+    def _make_room(self, total: int) -> None:
+        with disk_errors(self.out / INDEX):
+            self.out.mkdir(parents=True, exist_ok=True)
+        stat = os.statvfs(self.out)
+        if stat.f_bavail * stat.f_frsize < total:
+            raise OutOfSpaceError(
+                f"{self.out} needs {format_size(total)} of disk.", "Free some or choose another folder."
+            )
+
+    def _data(self, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
+        if info.name not in self.decoded:
+            for start in range(0, info.nbytes, 4 * SLICE_WEIGHTS):
+                length = min(4 * SLICE_WEIGHTS, info.nbytes - start)
+                yield start, memoryview(self.checkpoint.read_bytes(info, start, length))
+            return
+        record, first = self.decoded[info.name]
+        step = max(1, SLICE_WEIGHTS // info.shape[-1])
+        row_bytes = info.nbytes // info.rows
+        for row in range(0, info.rows, step):
+            n = min(step, info.rows - row)
+            rows = self.checkpoint.decode_rows(record, first + row, n).to(DTYPES[info.dtype])
+            yield row * row_bytes, bytes_of(rows)
+
+    def _write_companions(self, shards: tuple[Shard, ...]) -> None:
+        write_index(self.out, shards)
+        write_json(
+            self.out / "config.json", {k: v for k, v in self.checkpoint.config.items() if k != "quantization_config"}
+        )
+        skipped = ("config.json", "README.md", INDEX, RESULTS, CHART)
+        for record in self.checkpoint.manifest.files:
+            if record.name not in skipped and not record.name.endswith(".safetensors"):
+                name = "README.md" if record.name == "README.source.md" else record.name
+                write_file(self.out / name, self.checkpoint.path(record.name).read_bytes())
+
+
+def _rows_of(record: TensorRecord) -> Iterator[tuple[str, int]]:
+    """(source name, first row in the coded tensor) of each of a record's sources."""
+    rows = math.prod(record.shape[:-1]) // len(record.sources)
+    for i, name in enumerate(record.sources):
+        yield name, i * rows

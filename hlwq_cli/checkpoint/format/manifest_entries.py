@@ -1,0 +1,162 @@
+"""What was written, piece by piece: records of files, tensors and shards, and their strict reading from JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..plan.planned import CodedTensor, KeptTensor
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """A coded tensor as written.
+
+    Attributes:
+        name: module path, and the parameter's name for stacked experts.
+        role: of its source.
+        shape: (out, in), or (experts, out, in).
+        bits: width of a code.
+        bytes: stored bytes of codes, scales and base.
+        blake3: hash of codes, scales and base, in this order.
+        nmse: ||W - W'||^2 / ||W||^2, to 5 digits.
+        sources: names of its source tensors, in the order of its rows.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    bits: int
+    bytes: int
+    blake3: str
+    nmse: float
+    sources: tuple[str, ...]
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices it holds: its experts, or one."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+
+@dataclass(frozen=True)
+class KeptRecord:
+    """A tensor copied bit for bit."""
+
+    name: str
+    role: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    blake3: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the checkpoint.
+
+    Attributes:
+        name: relative to the folder.
+        size: in bytes.
+        sha256: of the whole file; None of a shard until `hlwq push` states it; its tensors have theirs.
+    """
+
+    name: str
+    size: int
+    sha256: str | None
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it holds weights."""
+        return self.name.endswith(".safetensors")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One finished shard: a line of the journal."""
+
+    file: FileRecord
+    coded: tuple[TensorRecord, ...]
+    kept: tuple[KeptRecord, ...]
+
+
+def coded_record(job: CodedTensor, blake3: str, nmse: float) -> TensorRecord:
+    """The record of a coded tensor."""
+    sources = tuple(p.name for p in job.parts)
+    return TensorRecord(
+        job.name, job.role, job.shape, job.scheme.bits, job.nbytes, blake3, float(f"{nmse:.4e}"), sources
+    )
+
+
+def kept_record(job: KeptTensor, blake3: str) -> KeptRecord:
+    """The record of a kept tensor."""
+    info = job.info
+    return KeptRecord(info.name, job.role, info.dtype, info.shape, info.nbytes, blake3, job.reason)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_file_name(value: Any) -> bool:
+    """A path that stays inside the folder."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    return not value.startswith("/") and ".." not in value.split("/")
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    **{k: lambda v: isinstance(v, str) for k in ("name", "role", "dtype", "reason", "sha256", "blake3", "rule")},
+    **dict.fromkeys(("bytes", "size", "source_bytes"), _is_count),
+    **{k: lambda v: isinstance(v, dict) for k in ("fingerprint", "tool")},
+    "bits": lambda v: type(v) is int and 2 <= v <= 8,
+    "nmse": lambda v: type(v) in (int, float) and math.isfinite(v) and v >= 0,
+    "shape": lambda v: isinstance(v, list) and all(map(_is_count, v)),
+    "sources": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(s, str) for s in v),
+    "source": lambda v: isinstance(v, dict) and isinstance(v["id"], str) and isinstance(v["revision"], str | None),
+}
+
+
+def check_fields(what: str, document: dict[str, Any]) -> None:
+    """Raise ValueError where a known field of `document` is not of its kind."""
+    wrong = [key for key, fits in _FITS.items() if key in document and not fits(document[key])]
+    if wrong:
+        raise ValueError(f"{wrong[0]} of {what} is {document[wrong[0]]!r:.60}")
+
+
+def read_file(document: dict[str, Any]) -> FileRecord:
+    """The record of a file, from JSON; its name must stay inside the folder, and only a shard may have no hash."""
+    name = str(document["name"])
+    check_fields(name, {key: value for key, value in document.items() if (key, value) != ("sha256", None)})
+    if not _is_file_name(document["name"]):
+        raise ValueError(f"{document['name']!r} is no file inside the folder")
+    record = FileRecord(**document)
+    if record.sha256 is None and not record.is_shard:
+        raise ValueError(f"sha256 of {record.name} is None")
+    return record
+
+
+def read_tensor(document: dict[str, Any]) -> TensorRecord:
+    """The record of a coded tensor, from JSON."""
+    check_fields(str(document["name"]), document)
+    shape, sources = document["shape"], document["sources"]
+    if len(shape) not in (2, 3) or not math.prod(shape) or math.prod(shape[:-1]) % len(sources):
+        raise ValueError(f"shape of {document['name']} is {shape}")
+    return TensorRecord(**{**document, "shape": tuple(document["shape"]), "sources": tuple(document["sources"])})
+
+
+def read_kept(document: dict[str, Any]) -> KeptRecord:
+    """The record of a kept tensor, from JSON."""
+    check_fields(str(document["name"]), document)
+    return KeptRecord(**{**document, "shape": tuple(document["shape"])})
+
+
+def read_shard(document: dict[str, Any]) -> ShardRecord:
+    """The record of a finished shard, from JSON."""
+    return ShardRecord(
+        read_file(document["file"]),
+        tuple(read_tensor(t) for t in document["coded"]),
+        tuple(read_kept(t) for t in document["kept"]),
+    )

@@ -1,0 +1,225 @@
+"""The model card of a result: front matter that the Hub understands, and what was done, in plain words.
+
+It is made of the result's own files alone, so that it can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...sizes import format_size
+from ..io.hub_repo import is_repo_id
+from .manifest import Manifest
+from .manifest_entries import KeptRecord, TensorRecord
+from .shards import DEFAULT_SHARD_BYTES
+
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
+_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+NOTES_MARK = "<!-- What stands below this line is yours: it is kept when the card is made again. -->"
+
+
+def model_card(
+    folder: Path,
+    config: Mapping[str, Any],
+    manifest: Manifest,
+    *,
+    repo: str | None = None,
+    inherited: Mapping[str, Any] = {},
+    fidelity: str = "",
+) -> str:
+    """The README.md of a coded checkpoint.
+
+    Args:
+        folder: of the checkpoint; its README.source.md gives licence and language, its README.md the owner's notes.
+        config: the checkpoint's config.json.
+        manifest: what it holds; files other than weights may be missing.
+        repo: Hub id that it is to be loaded from.
+        inherited: front matter of the base model, for what the folder's own files do not say.
+        fidelity: a section of measured figures, or nothing.
+    """
+    base = base_model(manifest, config)
+    title = base.rpartition("/")[2] if base else str(manifest.source["id"]).rpartition("/")[2]
+    known = {**inherited, **front_matter(folder / "README.md"), **front_matter(folder / "README.source.md")}
+    front = yaml.safe_dump(_front_matter(known, config, base), sort_keys=False, allow_unicode=True)
+    body = _body(config, manifest, title, base, repo or "FOLDER", fidelity)
+    return f"---\n{front}---\n{body}\n{NOTES_MARK}\n{_notes(folder / 'README.md')}"
+
+
+def base_model(manifest: Manifest, config: Mapping[str, Any]) -> str | None:
+    """Hub id of the model that a checkpoint was made from, where one is known."""
+    named = (manifest.fingerprint.get("base_model"), manifest.source["id"], config.get("_name_or_path"))
+    return next((n for n in named if isinstance(n, str) and is_repo_id(n)), None)
+
+
+def _notes(card: Path) -> str:
+    text = card.read_text(errors="replace") if card.is_file() else ""
+    return text.partition(NOTES_MARK)[2].lstrip("\n")
+
+
+def _front_matter(known: Mapping[str, Any], config: Mapping[str, Any], base: str | None) -> dict[str, Any]:
+    front: dict[str, Any] = {key: known[key] for key in _INHERITED if key in known}
+    front.setdefault("pipeline_tag", pipeline_tag(config))
+    if base:
+        front["base_model"] = base
+        front["base_model_relation"] = "quantized"
+    front["library_name"] = "transformers"
+    bits = config["quantization_config"]["bits"]
+    front["tags"] = ["hlwq", "quantized", f"{bits}-bit", "hadamard", "lloyd-max"]
+    front["quantized_by"] = "hlwq"
+    return front
+
+
+def front_matter(card: Path) -> dict[str, Any]:
+    """The YAML block that opens a card, or nothing."""
+    match = _FRONT_MATTER.match(card.read_text(errors="replace")) if card.is_file() else None
+    try:
+        document = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def pipeline_tag(config: Mapping[str, Any]) -> str:
+    """The Hub's task name for a model's class."""
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    if "vision_config" in config and name.endswith(("ForConditionalGeneration", "ForImageTextToText")):
+        return "image-text-to-text"
+    if name.endswith(("ForCausalLM", "ForConditionalGeneration")):
+        return "text-generation"
+    return "feature-extraction"
+
+
+_AUTO_CLASSES = {"image-text-to-text": "AutoModelForImageTextToText", "text-generation": "AutoModelForCausalLM"}
+
+_BODY = """
+# {title}, {bits}-bit HLWQ
+
+{origin}, with the weights of its {what} in packed {bits}-bit codes: {after} instead of {before}.
+
+| | size | bits per weight |
+|---|---|---|
+| coded | {coded_size} | {bpw:.3f}, every stored bit counted |
+| kept exact | {kept_size} | as in the source |
+| in all | {after} | |
+| the source | {before} | |
+
+## Load
+
+    import hlwq_cli  # first: transformers finds no plugin by itself
+    from transformers import {auto_class}
+    model = {auto_class}.from_pretrained("{where}")
+
+Safetensors only; nothing in it needs remote code. `hlwq export {where} PLAIN --to bf16` writes a plain checkpoint that
+any tool loads.
+{fidelity}
+## What was coded
+
+| role | tensors | matrices | bits | size | relative squared error |
+|---|---|---|---|---|---|
+{coded}
+
+## What stayed exact
+
+| role | tensors | size |
+|---|---|---|
+{kept}
+
+## How it was made
+
+    {command}
+
+hlwq {version}{revision}. Each block of {block} weights is rotated by a
+Walsh-Hadamard transform, which makes it nearly Gaussian, and coded with the Lloyd-Max centroids of a normal; scales are
+{scales}. Hashes of every tensor are in `hlwq_manifest.json`; `hlwq inspect {where} --verify` checks them.
+
+## References
+
+- HIGGS, of which this is the scalar case: [arXiv 2411.17525](https://arxiv.org/abs/2411.17525).
+- PolarQuant/HLWQ: [arXiv 2603.29078](https://arxiv.org/abs/2603.29078), withdrawn by its author in v2.
+"""
+
+
+def _body(
+    config: Mapping[str, Any], manifest: Manifest, title: str, base: str | None, where: str, fidelity: str
+) -> str:
+    settings, revision = config["quantization_config"], manifest.source["revision"]
+    recipe = _recipe(manifest)
+    return _BODY.format(
+        title=title,
+        where=where,
+        fidelity=f"\n{fidelity}" if fidelity else "",
+        auto_class=_AUTO_CLASSES.get(pipeline_tag(config), "AutoModel"),
+        bits=settings["bits"],
+        origin=f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`",
+        what=_kinds(manifest.coded),
+        after=format_size(manifest.coded_bytes + manifest.kept_bytes),
+        before=format_size(manifest.source_bytes),
+        coded_size=format_size(manifest.coded_bytes),
+        kept_size=format_size(manifest.kept_bytes),
+        coded="\n".join(_coded_rows(manifest.coded)),
+        bpw=manifest.bits_per_weight,
+        kept="\n".join(_kept_rows(manifest.kept)),
+        command=quantize_command(manifest),
+        version=manifest.tool["version"],
+        revision=f", from revision `{revision}`" if revision else "",
+        block=settings["block_size"],
+        scales=f"{settings['scale']}{', searched' if recipe.get('search') else ''}",
+    )
+
+
+def _kinds(records: tuple[TensorRecord, ...]) -> str:
+    """What was coded, as a phrase."""
+    roles = {t.role for t in records}
+    named = [name for role, name in (("expert", "experts"), ("embedding", "embeddings")) if role in roles]
+    return " and ".join([", ".join(["linear layers", *named[:-1]]), *named[-1:]])
+
+
+def _recipe(manifest: Manifest) -> Mapping[str, Any]:
+    recipe = manifest.fingerprint.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
+
+
+def quantize_command(manifest: Manifest) -> str:
+    """The command that makes these bytes again, of the same source."""
+    recipe, shard_bytes = _recipe(manifest), manifest.fingerprint.get("max_shard_bytes", DEFAULT_SHARD_BYTES)
+    words = ["hlwq", "quantize", str(manifest.source["id"]), "--bits", str(recipe.get("bits", ""))]
+    if manifest.source["revision"]:
+        words += ["--revision", manifest.source["revision"]]
+    if recipe.get("recipe", "default") != "default":
+        words += ["--recipe", str(recipe["recipe"])]
+    if recipe.get("search") is False:
+        words += ["--effort", "fast"]
+    for option in ("tensor", "include", "exclude"):
+        for value in recipe.get(option, []):
+            words += [f"--{option}", str(value)]
+    if shard_bytes != DEFAULT_SHARD_BYTES:
+        words += ["--max-shard-size", str(shard_bytes)]
+    return shlex.join(words)
+
+
+def _coded_rows(records: tuple[TensorRecord, ...]) -> list[str]:
+    groups: dict[tuple[str, int], list[TensorRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.role, record.bits].append(record)
+    rows = []
+    for (role, bits), group in groups.items():
+        errors = [t.nmse for t in group]
+        size, matrices = format_size(sum(t.bytes for t in group)), sum(t.matrices for t in group)
+        spread = f"{min(errors):.2e} to {max(errors):.2e}"
+        rows.append(f"| {role} | {len(group)} | {matrices} | {bits} | {size} | {spread} |")
+    return rows
+
+
+def _kept_rows(records: tuple[KeptRecord, ...]) -> list[str]:
+    groups: dict[str, list[KeptRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.role].append(record)
+    return [f"| {role} | {len(group)} | {format_size(sum(t.bytes for t in group))} |" for role, group in groups.items()]

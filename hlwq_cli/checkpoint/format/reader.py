@@ -1,0 +1,210 @@
+"""A coded checkpoint, opened: strict about everything its files say of each other, coded tensors read by slice."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode
+from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from ...samples import resolve_model
+from ..io.hub_repo import HubRepo, is_repo_id
+from ..io.open_files import SourceFiles
+from ..io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
+from ..io.weight_map import INDEX, collect_tensors, read_json, read_weight_map
+from ..plan.planned import stored_name
+from .manifest import MANIFEST, Manifest, read_manifest
+from .manifest_entries import FileRecord, TensorRecord
+from .shards import FORMAT_VERSION
+
+
+@dataclass
+class CodedCheckpoint:
+    """An HLWQ folder.
+
+    Attributes:
+        folder: where it lies.
+        config: its config.json.
+        manifest: its hlwq_manifest.json.
+        tensors: everything in its shards, by stored name.
+        codebooks: float32 centroids by width, as config.json states them.
+        repo: the Hub repository that fills `folder` on demand, or None.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    manifest: Manifest
+    tensors: dict[str, TensorInfo]
+    codebooks: dict[int, torch.Tensor]
+    repo: HubRepo | None = None
+    _files: SourceFiles = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._files = SourceFiles(self.path, lambda _: None)
+
+    def path(self, file: str) -> Path:
+        """The local path of a file, fetched first where it must be."""
+        return self.folder / file if self.repo is None else self.repo.fetch(file)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The quantization_config."""
+        settings: dict[str, Any] = self.config["quantization_config"]
+        return settings
+
+    def scheme(self, record: TensorRecord) -> Scheme:
+        """How a tensor is coded (whether its scales were searched does not matter to a reader)."""
+        return Scheme(record.bits, self.settings["block_size"], self.settings["scale"], False)
+
+    def stored(self, record: TensorRecord) -> list[TensorInfo]:
+        """The stored tensors of a coded one: codes, scales and, with `log8`, base."""
+        kinds = ("codes", "scales", "base") if self.settings["scale"] == "log8" else ("codes", "scales")
+        names = [stored_name(record.name, kind, len(record.shape)) for kind in kinds]
+        missing = sorted(set(names) - set(self.tensors))
+        if missing:
+            raise CorruptError(f"{self.folder} lacks {', '.join(missing)}.", "Fetch the checkpoint again.")
+        return [self.tensors[n] for n in names]
+
+    def decode_rows(self, record: TensorRecord, first_row: int, rows: int) -> torch.Tensor:
+        """float32 (rows, in) of a coded tensor whose leading dimensions are taken as one."""
+        parts = [self._rows(info, first_row, rows, math.prod(record.shape[:-1])) for info in self.stored(record)]
+        base = parts[2].reshape(rows) if len(parts) == 3 else None
+        coded = Coded(parts[0], parts[1], base, (rows, record.shape[-1]), self.scheme(record))
+        return decode(coded, self.codebooks[record.bits])
+
+    def _rows(self, info: TensorInfo, first_row: int, rows: int, of: int) -> torch.Tensor:
+        row_bytes = info.nbytes // of
+        data = self.read_bytes(info, first_row * row_bytes, rows * row_bytes)
+        return torch.frombuffer(data, dtype=DTYPES[info.dtype]).view(rows, -1)
+
+    def read_bytes(self, info: TensorInfo, start: int, length: int) -> bytearray:
+        """`length` bytes of a stored tensor's data from `start`."""
+        data = bytearray(length)
+        self.read_into(info, start, memoryview(data))
+        return data
+
+    def read_into(self, info: TensorInfo, start: int, buffer: memoryview) -> None:
+        """Fill a buffer with a stored tensor's data from byte `start`."""
+        read_into(self._files.descriptor(info.file), buffer, info.offset + start, info.file)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+
+def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> CodedCheckpoint:
+    """Open an HLWQ folder or Hub repository; config, index, headers and manifest must agree.
+
+    Of a repository only the small files and the headers of the shards are fetched.
+
+    Raises:
+        NotFoundError: it is no HLWQ checkpoint, or an unfinished one.
+        UnsupportedError: its format is newer than this library.
+        CorruptError: something in it contradicts something else; the message names the tensor.
+    """
+    path = resolve_model(str(path))
+    folder, repo = Path(path), None
+    if not folder.exists() and is_repo_id(str(path)):
+        repo = HubRepo.find(str(path), revision)
+        folder = repo.root
+        for file in ("config.json", MANIFEST, INDEX):
+            if file in repo.files:
+                repo.fetch(file)
+    elif revision is not None:
+        raise UsageError(f"--revision needs a Hub id, and {path} is a folder.", "Leave it out.")
+    elif not folder.is_dir():
+        raise NotFoundError(f"There is no folder {path}.", "Give an HLWQ checkpoint's folder, or a Hub id owner/name.")
+    manifest = read_manifest(folder, str(path))
+    config = read_json(folder / "config.json", "config.json")
+    settings = _check_settings(config, folder)
+    index = folder / INDEX
+    weight_map = read_weight_map(index) if index.exists() else None
+    shards = [f for f in manifest.files if f.is_shard]
+    headers = {f.name: repo.header(f.name) if repo else _header(folder, f) for f in shards}
+    tensors = collect_tensors(headers, weight_map)
+    codebooks = {int(b): torch.tensor(c, dtype=torch.float32) for b, c in settings["codebooks"].items()}
+    checkpoint = CodedCheckpoint(folder, config, manifest, tensors, codebooks, repo)
+    _check_tensors(checkpoint)
+    return checkpoint
+
+
+def _header(folder: Path, record: FileRecord) -> dict[str, TensorInfo]:
+    path = folder / record.name
+    if record.name != os.path.basename(record.name) or not path.is_file():
+        raise CorruptError(f"{folder} lacks {record.name}.", "Fetch it again.")
+    if path.stat().st_size != record.size:
+        raise CorruptError(
+            f"{record.name} has not the size its manifest states; it was cut short or changed.", "Fetch it again."
+        )
+    return read_header(path, record.name)[0]
+
+
+def _check_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method") != "hlwq":
+        raise CorruptError(f"config.json in {folder} does not say quant_method hlwq.", "Fetch the checkpoint again.")
+    if settings.get("format_version") != FORMAT_VERSION:
+        raise UnsupportedError(
+            f"{folder} has format version {settings.get('format_version')}, not {FORMAT_VERSION}.", "Update hlwq."
+        )
+    if settings.get("block_size") not in BLOCK_SIZES or settings.get("scale") not in ("log8", "fp16"):
+        raise CorruptError(
+            f"config.json in {folder} has an unknown block size or scale.", "Fetch the checkpoint again."
+        )
+    codebooks = settings.get("codebooks")
+    if not isinstance(codebooks, dict) or not set(codebooks) <= {str(b) for b in range(MIN_BITS, MAX_BITS + 1)}:
+        raise CorruptError("config.json has no codebooks by width.", "Fetch it again.")
+    for bits, centroids in codebooks.items():
+        if not _is_codebook(centroids, 2 ** int(bits)):
+            raise CorruptError(
+                f"The {bits}-bit codebook in config.json is not {2 ** int(bits)} ascending numbers.", "Fetch it again."
+            )
+    return settings
+
+
+def _is_codebook(centroids: Any, length: int) -> bool:
+    if not isinstance(centroids, list) or len(centroids) != length:
+        return False
+    if any(type(c) not in (int, float) or not math.isfinite(c) for c in centroids):
+        return False
+    return all(a < b for a, b in pairwise(centroids))
+
+
+def _check_tensors(checkpoint: CodedCheckpoint) -> None:
+    expected: set[str] = {k.name for k in checkpoint.manifest.kept}
+    for kept in checkpoint.manifest.kept:
+        found = checkpoint.tensors.get(kept.name)
+        if found is not None and (found.dtype, found.shape, found.nbytes) != (kept.dtype, kept.shape, kept.bytes):
+            raise CorruptError(
+                f"{kept.name} is {list(found.shape)} {found.dtype}, not {list(kept.shape)} {kept.dtype}.",
+                "Fetch the checkpoint again.",
+            )
+    for record in checkpoint.manifest.coded:
+        if record.bits not in checkpoint.codebooks:
+            raise CorruptError(
+                f"{record.name} has {record.bits} bits, for which config.json has no codebook.", "Fetch it again."
+            )
+        scheme, lead = checkpoint.scheme(record), record.shape[:-1]
+        padded = scheme.padded(record.shape[-1])
+        shapes = [(*lead, padded * record.bits // 8), (*lead, padded // scheme.block_size), lead]
+        dtypes = ["U8", "U8", "BF16"] if scheme.scale == "log8" else ["U8", "F16"]
+        for info, shape, dtype in zip(checkpoint.stored(record), shapes, dtypes, strict=False):
+            if info.shape != shape or info.dtype != dtype:
+                raise CorruptError(
+                    f"{info.name} is {list(info.shape)} {info.dtype}, not {list(shape)} {dtype}.",
+                    "Fetch the checkpoint again.",
+                )
+            expected.add(info.name)
+        if sum(info.nbytes for info in checkpoint.stored(record)) != record.bytes:
+            raise CorruptError(f"{record.name} has not the bytes its manifest states.", "Fetch the checkpoint again.")
+    odd = sorted(expected ^ set(checkpoint.tensors))
+    if odd:
+        raise CorruptError(
+            f"Manifest and shards disagree about {', '.join(odd[:5])} ({len(odd)} tensors).", "Fetch it again."
+        )

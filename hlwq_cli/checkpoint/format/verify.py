@@ -1,0 +1,155 @@
+"""Is a checkpoint what its manifest says: sizes, hashes, and scales that are numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+
+from ..io.safetensors_file import DTYPES, TensorInfo
+from .manifest import Manifest
+from .manifest_entries import FileRecord, KeptRecord, TensorRecord
+from .reader import CodedCheckpoint
+from .shards import shard_header
+
+_STEP = 2 * 2**20
+"""Read and hashed at a time, into the same memory, which a processor's cache then holds."""
+
+Progress = Callable[[int], None]
+
+
+def _silent(_: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        files: how many there should be.
+        bytes: their size.
+        problems: one sentence each; none when all is well.
+    """
+
+    files: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        count = len(self.problems)
+        return "all as the manifest states" if not count else f"{count} problem{'s' if count > 1 else ''}"
+
+
+def hash_file(path: Path, progress: Progress = _silent) -> str:
+    """sha256 of a file; `progress` is told the bytes of every piece."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_STEP))
+    with path.open("rb", buffering=0) as f:
+        while length := f.readinto(buffer):
+            digest.update(buffer[:length])
+            progress(length)
+    return digest.hexdigest()
+
+
+def file_record(folder: Path, name: str) -> FileRecord:
+    """Size and hash of a file of `folder`."""
+    return FileRecord(name, (folder / name).stat().st_size, hash_file(folder / name))
+
+
+def with_all_hashes(folder: Path, manifest: Manifest, progress: Progress = _silent) -> Manifest:
+    """A manifest that states the hash of every file: those it does not state are made, of files of `folder`."""
+    missing = [f for f in manifest.files if f.sha256 is None]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = pool.map(lambda f: hash_file(folder / f.name, progress), missing)
+        return manifest.with_files(replace(f, sha256=h) for f, h in zip(missing, hashes, strict=True))
+
+
+def bytes_to_verify(manifest: Manifest) -> int:
+    """What `verify` hashes: every tensor, and every file whose hash is stated."""
+    return manifest.coded_bytes + manifest.kept_bytes + sum(f.size for f in manifest.files if f.sha256 is not None)
+
+
+def verify(checkpoint: CodedCheckpoint, progress: Progress = _silent) -> VerifyReport:
+    """Hash every tensor of a checkpoint, and every file whose hash is stated, and look at every scale.
+
+    Of a shard without a stated hash no byte is left out either: see `_check_unstated`.
+
+    Args:
+        checkpoint: an opened one, whose shapes and sizes have been checked.
+        progress: told the bytes of every piece hashed; `bytes_to_verify` in all.
+    """
+    manifest = checkpoint.manifest
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = (
+            pool.map(lambda r: _check_file(checkpoint, r, progress), manifest.files),
+            pool.map(lambda r: _check_coded(checkpoint, r, progress), manifest.coded),
+            pool.map(lambda r: _check_hash(checkpoint, r, [checkpoint.tensors[r.name]], progress), manifest.kept),
+        )
+        problems = tuple(problem for part in found for some in part for problem in some)
+    return VerifyReport(len(manifest.files), sum(r.size for r in manifest.files), problems)
+
+
+def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, progress: Progress) -> list[str]:
+    path = checkpoint.path(record.name)
+    if not path.is_file():
+        return [f"{record.name} is missing"]
+    if record.sha256 is None:
+        return _check_unstated(checkpoint, record, path)
+    if hash_file(path, progress) != record.sha256:
+        return [f"{record.name} is not what the manifest states: its sha256 differs"]
+    return []
+
+
+def _check_unstated(checkpoint: CodedCheckpoint, record: FileRecord, path: Path) -> list[str]:
+    """Size and header of a shard whose own hash is not stated.
+
+    Its tensors, which have hashes, fill it behind the header without a gap. The header must be what a writer makes of
+    those tensors, byte for byte, spaces and metadata included.
+    """
+    if path.stat().st_size != record.size:
+        return [f"{record.name} has not the size its manifest states"]
+    tensors = [t for t in checkpoint.tensors.values() if t.file == record.name]
+    header = shard_header([(t.name, DTYPES[t.dtype], t.shape) for t in tensors if t.dtype in DTYPES])
+    with path.open("rb") as f:
+        same = f.read(len(header)) == header
+    return [] if same else [f"{record.name} is not what the manifest states: its header differs"]
+
+
+def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord, progress: Progress) -> list[str]:
+    return _check_hash(checkpoint, record, checkpoint.stored(record), progress) + _check_scales(checkpoint, record)
+
+
+def _check_hash(
+    checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo], progress: Progress
+) -> list[str]:
+    digest, buffer = blake3(), memoryview(bytearray(_STEP))
+    for info in stored:
+        for at in range(0, info.nbytes, _STEP):
+            piece = buffer[: info.nbytes - at]
+            checkpoint.read_into(info, at, piece)
+            digest.update(piece)
+            progress(len(piece))
+    if digest.hexdigest() == record.blake3:
+        return []
+    return [f"{record.name} in {stored[0].file} is not what the manifest states"]
+
+
+def _check_scales(checkpoint: CodedCheckpoint, record: TensorRecord) -> list[str]:
+    """Float16 scales and bf16 bases must be finite and not negative."""
+    problems = []
+    for info in checkpoint.stored(record)[1:]:
+        if info.dtype == "U8":
+            continue
+        values = torch.frombuffer(checkpoint.read_bytes(info, 0, info.nbytes), dtype=DTYPES[info.dtype])
+        bad = int((~(values.isfinite() & (values >= 0))).sum())
+        if bad:
+            problems.append(f"{info.name} has {bad} values that are negative, infinite or NaN")
+    return problems

@@ -1,0 +1,1 @@
+"""Bytes of checkpoints: safetensors files, folders and Hub repositories, read by range."""

@@ -1,0 +1,179 @@
+"""A repository on the Hub, as a source of files: errors in our words, headers by range request, files on demand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import HlwqError, NotAllowedError, NotFoundError
+
+if TYPE_CHECKING:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from .safetensors_file import TensorInfo
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_repo_id(model: str) -> bool:
+    """Whether `model` reads like owner/name."""
+    return _REPO_ID.fullmatch(model) is not None
+
+
+def is_transport_error(error: Exception) -> bool:
+    """Whether an error comes from the HTTP client below huggingface_hub, which differs from version to version."""
+    return type(error).__module__.split(".")[0] in ("httpx", "httpcore", "httpx2", "httpcore2", "requests")
+
+
+@contextmanager
+def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
+    """Turn what huggingface_hub raises into errors that say what to do. No token ever reaches a message."""
+    from huggingface_hub import errors
+
+    try:
+        with _unwrapped():
+            yield
+    except errors.GatedRepoError as error:
+        raise NotAllowedError(
+            f"{repo} is gated.", f"Accept its terms at https://huggingface.co/{repo}, then run `hf auth login`."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise NotFoundError(
+            f"There is no repository {repo}, or you may not see it.", "Check the name; log in for private ones."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise NotFoundError(f"{repo} has no such revision.", "Check --revision.") from error
+    except errors.LocalEntryNotFoundError as error:  # raised for whatever keeps a file from being located
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        if status is not None:
+            raise HlwqError(f"The Hub answered {status} for {repo}.", "Try again later.") from error
+        raise HlwqError(
+            f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
+        ) from error
+    except errors.HFValidationError as error:
+        raise NotFoundError(f"{repo} is no name of a repository.", "Write owner/name.") from error
+    except errors.EntryNotFoundError as error:
+        raise NotFoundError(f"{repo} lacks a file it should have.", "Check the repository.") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "an error"
+        if status in (401, 403):
+            raise NotAllowedError(
+                f"The Hub does not let you {deed} {repo}.", "Run `hf auth login` with a token that may."
+            ) from error
+        raise HlwqError(f"The Hub answered {status} for {repo}.", _when(error)) from error
+    except (errors.OfflineModeIsEnabled, ConnectionError, OSError) as error:
+        raise HlwqError(
+            f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
+        ) from error
+    except Exception as error:
+        if is_transport_error(error):
+            raise HlwqError(
+                f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
+            ) from error
+        raise
+
+
+def _when(error: HfHubHTTPError) -> str:
+    """When to ask again: as the answer says, where it does."""
+    wait = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+    return f"Try again in {wait} seconds." if wait.isdecimal() else "Try again later."
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Raise what huggingface_hub said where transformers made a plain OSError of it."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except OSError as error:
+        if type(error) is OSError and isinstance(error.__cause__, errors.HfHubHTTPError | errors.EntryNotFoundError):
+            raise error.__cause__ from error.__cause__.__cause__
+        raise
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A repository at a commit.
+
+    Attributes:
+        id: owner/name.
+        commit: the revision, resolved.
+        files: all file names.
+        root: the local snapshot folder that fetched files appear in.
+    """
+
+    id: str
+    commit: str
+    files: list[str]
+    root: Path
+
+    @classmethod
+    def find(cls, repo: str, revision: str | None) -> HubRepo:
+        """Resolve a revision and list its files."""
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        with hub_errors(repo):
+            info = HfApi(library_name="hlwq").model_info(repo, revision=revision)
+        commit = info.sha or "main"
+        folder = repo_folder_name(repo_id=repo, repo_type="model")
+        root = Path(constants.HF_HUB_CACHE) / folder / "snapshots" / commit
+        return cls(repo, commit, sorted(s.rfilename for s in info.siblings or []), root)
+
+    def fetch(self, file: str, folder: Path | None = None) -> Path:
+        """Download a file into the cache, or into `folder`, unless it is there; returns its path."""
+        from huggingface_hub import hf_hub_download
+
+        with hub_errors(self.id):
+            return Path(hf_hub_download(self.id, file, revision=self.commit, library_name="hlwq", local_dir=folder))
+
+    def weights_bytes(self) -> int:
+        """Bytes of its safetensors files."""
+        from huggingface_hub import HfApi
+
+        with hub_errors(self.id):
+            info = HfApi(library_name="hlwq").model_info(self.id, revision=self.commit, files_metadata=True)
+        shards = (s for s in info.siblings or [] if s.rfilename.endswith(".safetensors") and "/" not in s.rfilename)
+        return sum(s.size or 0 for s in shards)
+
+    def header(self, file: str) -> dict[str, TensorInfo]:
+        """The tensors of a safetensors file, from its first bytes only."""
+        from huggingface_hub import get_session, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
+
+        from .safetensors_file import parse_header
+
+        url = hf_hub_url(self.id, file, revision=self.commit)
+        headers = build_hf_headers(library_name="hlwq")
+
+        def get(first: int, last: int) -> tuple[bytes, int]:
+            response = get_session().get(
+                url, headers={**headers, "Range": f"bytes={first}-{last}"}, follow_redirects=True
+            )
+            hf_raise_for_status(response)
+            of = response.headers.get("Content-Range", f"/{len(response.content)}")
+            return response.content, int(of.rpartition("/")[2])
+
+        with hub_errors(self.id):
+            start, size = get(0, 2**17 - 1)
+            length = int.from_bytes(start[:8], "little")
+            if 8 + length > len(start) and length < 100_000_000:
+                start += get(len(start), 8 + length - 1)[0]
+        return parse_header(start[8 : 8 + length], file, size)[0]
+
+
+def ask_once(repo: str, revision: str | None) -> None:
+    """Find a repository of which nothing is kept here; where there is no network transformers would ask for a minute.
+
+    Raises:
+        HlwqError: see `hub_errors`.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+        HubRepo.find(repo, revision)

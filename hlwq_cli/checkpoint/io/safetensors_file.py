@@ -1,0 +1,168 @@
+"""Safetensors files as headers and byte ranges: strict to read, written in place.
+
+Reads go through `pread` into a caller's buffer rather than a mapping: a file cut short is then an error and not a
+SIGBUS, and resident memory is what was asked for and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import CorruptError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "C64": torch.complex64,
+    "BOOL": torch.bool,
+}
+DTYPE_BITS = {
+    **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
+    **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies.
+
+    Attributes:
+        name: its key.
+        dtype: the safetensors name of its type, such as BF16.
+        shape: its dimensions.
+        file: name of the file that holds it.
+        offset: first byte, counted from the start of the file.
+        nbytes: its length.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+    nbytes: int
+
+    @property
+    def rows(self) -> int:
+        """Product of all dimensions but the last."""
+        return math.prod(self.shape[:-1])
+
+
+def read_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Read and check the header of a file.
+
+    Args:
+        path: the file.
+        file: its name for messages and `TensorInfo.file`.
+
+    Returns:
+        Its tensors by name, and its metadata.
+
+    Raises:
+        CorruptError: the file is not safetensors, is cut short, or its header contradicts itself.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        length = int.from_bytes(f.read(8), "little")
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise CorruptError(f"{file} is cut short or is not a safetensors file.", "Fetch it again.")
+        raw = f.read(length)
+    return parse_header(raw, file, size)
+
+
+def parse_header(raw: bytes, file: str, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """Check the JSON header of a file of `size` bytes; see `read_header`."""
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"The header of {file} is not valid: {error}.", "Fetch it again.") from error
+    if not isinstance(header, dict):
+        raise CorruptError(f"The header of {file} is not an object.", "Fetch it again.")
+    metadata = header.pop("__metadata__", {})
+    start = 8 + len(raw)
+    tensors = {name: _tensor_info(name, entry, file, start) for name, entry in header.items()}
+    _check_layout(tensors, file, start, size)
+    return tensors, metadata
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is listed twice")
+    return result
+
+
+def _tensor_info(name: str, entry: Any, file: str, start: int) -> TensorInfo:
+    try:
+        dtype, shape = str(entry["dtype"]), tuple(_whole(n) for n in entry["shape"])
+        begin, end = (_whole(n) for n in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptError(f"The header of {file} describes {name} badly.", "Fetch it again.") from error
+    if dtype not in DTYPE_BITS:
+        raise CorruptError(f"{name} in {file} has the unknown type {dtype}.", "Fetch it again.")
+    if min((*shape, begin, end - begin)) < 0 or (end - begin) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
+        raise CorruptError(
+            f"{name} in {file} is said to be {list(shape)} {dtype} in {end - begin} bytes, which contradict.",
+            "Fetch it again.",
+        )
+    return TensorInfo(name, dtype, shape, file, start + begin, end - begin)
+
+
+def _whole(n: Any) -> int:
+    if type(n) is not int:
+        raise TypeError(f"{n!r} is no whole number")
+    return n
+
+
+def _check_layout(tensors: Mapping[str, TensorInfo], file: str, start: int, size: int) -> None:
+    """Tensors must tile the data without holes or overlaps, and the file must end where they end."""
+    at = start
+    for info in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
+        if info.offset != at:
+            raise CorruptError(f"{info.name} in {file} overlaps another tensor or leaves a hole.", "Fetch it again.")
+        at += info.nbytes
+    if at != size:
+        raise CorruptError(f"{file} has {size} bytes where its header says {at}.", "Fetch it again.")
+
+
+def read_into(fd: int, buffer: memoryview, offset: int, file: str) -> None:
+    """Fill `buffer` from `offset` of an open file."""
+    while buffer:
+        n = os.preadv(fd, [buffer], offset)
+        if n == 0:
+            raise CorruptError(f"{file} ends before byte {offset}; it was cut short.", "Fetch it again.")
+        buffer, offset = buffer[n:], offset + n
+
+
+def build_header(tensors: list[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
+    """The first bytes of a file that will hold these tensors one after the other: length, JSON, padding to 8."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, dtype, shape in tensors:
+        end = at + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    raw = json.dumps(entries, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw

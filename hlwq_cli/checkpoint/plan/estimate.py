@@ -1,0 +1,83 @@
+"""What a plan will cost: bytes by tensor and role, disk, memory."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ..run.slices import SLICE_WEIGHTS
+from .plan import Plan
+from .planned import CodedTensor, KeptTensor
+
+_IMPORTS_BYTES = 450_000_000
+_WORKER_BYTES = SLICE_WEIGHTS * 24
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """What becomes of a tensor, in words."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    decision: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A plan in numbers.
+
+    Attributes:
+        rule: how roles were found.
+        source_bytes: of the source's weights.
+        output_bytes: of the result's weights.
+        bits_per_weight: of coded tensors.
+        unquantized_share: share of the source's bytes that stays uncoded.
+        disk_bytes: needed in the output folder.
+        memory_bytes: about what a run holds, Python and torch included.
+        roles: coded matrices, kept tensors and bytes written, by role.
+        tensors: a line each, dropped ones included.
+    """
+
+    rule: str
+    source_bytes: int
+    output_bytes: int
+    bits_per_weight: float
+    unquantized_share: float
+    disk_bytes: int
+    memory_bytes: int
+    roles: dict[str, dict[str, int]]
+    tensors: tuple[PlanLine, ...]
+
+
+def estimate(plan: Plan, threads: int | None = None) -> Estimate:
+    """The cost of a plan run on `threads` threads, by default one a processor."""
+    workers = threads or os.cpu_count() or 1
+    roles: dict[str, dict[str, int]] = defaultdict(lambda: {"coded": 0, "kept": 0, "bytes": 0})
+    for job in plan.jobs:
+        counts = roles[job.role]
+        counts["coded"] += job.matrices if isinstance(job, CodedTensor) else 0
+        counts["kept"] += isinstance(job, KeptTensor)
+        counts["bytes"] += job.nbytes if isinstance(job, CodedTensor) else job.info.nbytes
+    lines = [_line(job) for job in plan.jobs]
+    lines += [PlanLine(d.info.name, d.role, d.info.shape, f"dropped: {d.reason}", 0) for d in plan.dropped]
+    return Estimate(
+        rule=plan.rule,
+        source_bytes=plan.source_bytes,
+        output_bytes=plan.output_bytes,
+        bits_per_weight=plan.bits_per_weight,
+        unquantized_share=plan.unquantized_share,
+        disk_bytes=plan.output_bytes + 64 * 2**20,
+        memory_bytes=_IMPORTS_BYTES + (2 * workers + 1) * _WORKER_BYTES,
+        roles=dict(roles),
+        tensors=tuple(lines),
+    )
+
+
+def _line(job: CodedTensor | KeptTensor) -> PlanLine:
+    if isinstance(job, KeptTensor):
+        return PlanLine(job.info.name, job.role, job.info.shape, f"{job.info.dtype}: {job.reason}", job.info.nbytes)
+    stack = f", {len(job.parts)} matrices stacked" if len(job.parts) > 1 else ""
+    return PlanLine(job.name, job.role, job.shape, f"{job.scheme.bits} bits{stack}", job.nbytes)

@@ -1,0 +1,93 @@
+"""The two things that can become of a tensor: it is coded, or it is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ...codec import Scheme
+from ..io.safetensors_file import TensorInfo
+
+
+@dataclass(frozen=True)
+class CodedTensor:
+    """One coded matrix, or one stack of them.
+
+    Attributes:
+        name: module path, and the parameter's name for stacked experts.
+        role: of its tensors.
+        shape: (out, in), or (experts, out, in).
+        scheme: how it is coded.
+        parts: the source tensors whose rows, one after the other, are the rows of the coded tensor.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    scheme: Scheme
+    parts: tuple[TensorInfo, ...]
+
+    @property
+    def rows(self) -> int:
+        """Product of all dimensions but the last."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def matrices(self) -> int:
+        """How many matrices it holds: its experts, or one."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
+    def outputs(self) -> tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]:
+        """(name, dtype, shape) of the tensors it becomes: codes, scales and, with `log8`, base."""
+        padded = self.scheme.padded(self.shape[-1])
+        lead = self.shape[:-1]
+        codes = (stored_name(self.name, "codes", len(self.shape)), torch.uint8, (*lead, padded * self.scheme.bits // 8))
+        log8 = self.scheme.scale == "log8"
+        blocks = (*lead, padded // self.scheme.block_size)
+        scales = (stored_name(self.name, "scales", len(self.shape)), torch.uint8 if log8 else torch.float16, blocks)
+        base = (stored_name(self.name, "base", len(self.shape)), torch.bfloat16, lead)
+        return (codes, scales, base) if log8 else (codes, scales)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.rows * self.scheme.row_bytes(self.shape[-1])
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, padding not counted."""
+        return math.prod(self.shape)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of its source tensors."""
+        return sum(p.nbytes for p in self.parts)
+
+
+@dataclass(frozen=True)
+class KeptTensor:
+    """A tensor that is copied bit for bit."""
+
+    info: TensorInfo
+    role: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """Of its tensor."""
+        return self.info.name
+
+
+def stored_name(name: str, kind: str, dimensions: int) -> str:
+    """The key of a coded tensor's `codes`, `scales` or `base`.
+
+    `layer` becomes `layer.codes`; a stack `experts.gate_up_proj` becomes `experts.codes_gate_up_proj`, because
+    transformers matches names that START with `gate_up_proj` when it saves.
+    """
+    if dimensions == 2:
+        return f"{name}.{kind}"
+    prefix, _, last = name.rpartition(".")
+    return f"{prefix}.{kind}_{last}"

@@ -1,0 +1,165 @@
+"""Which role gets which bits: read from configs/recipes or a file of the user's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...codec import MAX_BITS, MIN_BITS, Scheme
+from ...errors import NotFoundError, UsageError
+from .architecture import ROLES, configs_folder
+
+Bits = int | None  # None keeps a tensor as it is
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is coded how.
+
+    Attributes:
+        name: of the recipe.
+        scheme: block size, scale kind and search; its bits are the default width.
+        bits: width by role; roles that are absent are kept.
+        overrides: (pattern, width) pairs; the last whose pattern is found in a tensor's name decides.
+        include: where given, only tensors whose name one of these is found in are coded.
+        exclude: tensors whose name one of these is found in are kept.
+    """
+
+    name: str
+    scheme: Scheme
+    bits: Mapping[str, Bits]
+    overrides: tuple[tuple[re.Pattern[str], Bits], ...] = ()
+    include: tuple[re.Pattern[str], ...] = ()
+    exclude: tuple[re.Pattern[str], ...] = ()
+
+    def width(self, name: str, role: str) -> tuple[Bits, str]:
+        """The bits of a tensor, and why it is kept where it is."""
+        if any(p.search(name) for p in self.exclude):
+            return None, "excluded"
+        if self.include and not any(p.search(name) for p in self.include):
+            return None, "not included"
+        for pattern, bits in reversed(self.overrides):
+            if pattern.search(name):
+                return bits, "kept by --tensor"
+        return self.bits.get(role), f"{role} stays exact"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything that decides a result, for fingerprints."""
+        return {
+            "recipe": self.name,
+            "bits": self.scheme.bits,
+            "block_size": self.scheme.block_size,
+            "scale": self.scheme.scale,
+            "search": self.scheme.search,
+            "role_bits": {role: bits for role, bits in sorted(self.bits.items()) if bits is not None},
+            "tensor": [f"{p.pattern}={'keep' if b is None else b}" for p, b in self.overrides],
+            "include": [p.pattern for p in self.include],
+            "exclude": [p.pattern for p in self.exclude],
+        }
+
+
+def load_recipe(
+    name: str = "default",
+    bits: int = 5,
+    *,
+    effort: str = "default",
+    tensor: tuple[str, ...] = (),
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+) -> Recipe:
+    """Read a recipe and settle it.
+
+    Args:
+        name: of a file in configs/recipes, or a path to one.
+        bits: the default width, 2 to 8.
+        effort: `fast` skips the scale search.
+        tensor: `REGEX=BITS` or `REGEX=keep` each.
+        include: regular expressions; only matching tensors are coded.
+        exclude: regular expressions; matching tensors are kept.
+
+    Raises:
+        NotFoundError: no such recipe.
+        UsageError: a width, an expression or the recipe itself cannot be meant.
+    """
+    if effort not in ("default", "fast"):
+        raise UsageError(f"--effort is 'default' or 'fast', not {effort!r}.")
+    document = _read(name)
+    try:
+        options = dict(document["scheme"])
+        options["search"] = bool(options.get("search", True)) and effort == "default"
+        widths = {role: _role_width(str(value), bits) for role, value in document["bits"].items()}
+        scheme = Scheme(bits, **options)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"The recipe {name} is not complete: {error}.", "See configs/recipes/default.yaml.") from error
+    unknown = sorted(set(widths) - set(ROLES))
+    if unknown:
+        raise UsageError(
+            f"The recipe {name} names unknown roles: {', '.join(unknown)}.", f"Roles are {', '.join(ROLES)}."
+        )
+    return Recipe(
+        name=Path(name).stem,
+        scheme=scheme,
+        bits=widths,
+        overrides=tuple(_override(t) for t in tensor),
+        include=tuple(_pattern(p) for p in include),
+        exclude=tuple(_pattern(p) for p in exclude),
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    folder = configs_folder() / "recipes"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise NotFoundError(f"There is no recipe {name}.", f"Recipes are {known}, or give a .yaml file.")
+    try:
+        document = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"The recipe {name} is not valid YAML.", "See configs/recipes/default.yaml.") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"The recipe {name} is not a mapping.", "See configs/recipes/default.yaml.")
+    return document
+
+
+def _role_width(value: str, default: int) -> Bits:
+    """`bits`, `bits+1`, a number, or `keep`."""
+    if value == "keep":
+        return None
+    match = re.fullmatch(r"bits(?:\s*([+-]\s*\d))?", value)
+    if match:
+        return _checked(default + int((match[1] or "0").replace(" ", "")), clamp=True)
+    return _checked(_integer(value))
+
+
+def _override(text: str) -> tuple[re.Pattern[str], Bits]:
+    pattern, separator, width = text.rpartition("=")
+    if not separator:
+        raise UsageError(f"--tensor {text} has no '='.", "Write --tensor 'REGEX=BITS' or 'REGEX=keep'.")
+    return _pattern(pattern), None if width == "keep" else _checked(_integer(width))
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is not a number of bits.", "Write 2 to 8, or keep.") from error
+
+
+def _checked(bits: int, clamp: bool = False) -> int:
+    if clamp:
+        return min(max(bits, MIN_BITS), MAX_BITS)
+    if not MIN_BITS <= bits <= MAX_BITS:
+        raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {bits}.")
+    return bits
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(f"{text!r} is not a regular expression: {error}.") from error

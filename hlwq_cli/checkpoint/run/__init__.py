@@ -1,0 +1,1 @@
+"""A run of `quantize`: slices through workers into shards, resumable."""

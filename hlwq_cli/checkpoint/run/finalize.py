@@ -1,0 +1,73 @@
+"""The end of a run: all that is not weights, then the manifest, which makes a folder a finished checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ... import __version__
+from ..format.manifest import JOURNAL, MANIFEST, Manifest
+from ..format.manifest_entries import FileRecord, ShardRecord
+from ..format.model_card import model_card
+from ..format.shards import Shard, write_file, write_index, write_json
+from ..format.verify import file_record
+from ..io.weight_map import INDEX
+from ..plan.plan import Plan
+from .output_folder import copy_companions, quantization_config
+
+PRIVATE_SOURCE = ".hlwq_source"
+"""Folder within the output where `--delete-source` keeps what it has fetched and not yet read."""
+
+
+def complete(
+    plan: Plan, out: Path, shards: Sequence[Shard], records: Sequence[ShardRecord], fingerprint: dict[str, Any]
+) -> Manifest:
+    """Write all that is not weights, then the manifest, then forget the journal and what was fetched.
+
+    Args:
+        plan: of the run.
+        out: its folder, which holds the shards.
+        shards: of the checkpoint.
+        records: of those shards, in their order.
+        fingerprint: of the run.
+    """
+    write_index(out, shards)
+    companions = copy_companions(plan.source, out)
+    config = dict(plan.source.config)
+    config["quantization_config"] = quantization_config(plan)
+    write_json(out / "config.json", config)
+    manifest = _manifest(plan, fingerprint, records, ())
+    write_file(out / "README.md", model_card(out, config, manifest).encode())
+    names = [*companions, "README.md", "config.json"]
+    names += [INDEX] if len(shards) > 1 else []
+    others = tuple(file_record(out, n) for n in sorted(names))
+    manifest = _manifest(plan, fingerprint, records, others)
+    if (out / PRIVATE_SOURCE).is_dir():
+        shutil.rmtree(out / PRIVATE_SOURCE)
+    write_file(out / MANIFEST, manifest.dump())
+    (out / JOURNAL).unlink()
+    return manifest
+
+
+def _manifest(
+    plan: Plan, fingerprint: dict[str, Any], records: Sequence[ShardRecord], others: tuple[FileRecord, ...]
+) -> Manifest:
+    source = plan.source
+    return Manifest(
+        fingerprint=fingerprint,
+        tool={"name": "hlwq", "version": __version__},
+        source={"id": _public_id(source.id, source.repo is not None), "revision": source.revision},
+        rule=plan.rule,
+        source_bytes=plan.source_bytes,
+        files=(*(r.file for r in records), *others),
+        coded=tuple(t for r in records for t in r.coded),
+        kept=tuple(t for r in records for t in r.kept),
+        dropped=tuple({"name": d.info.name, "reason": d.reason} for d in plan.dropped),
+    )
+
+
+def _public_id(model: str, is_repo: bool) -> str:
+    """A folder's name without the path to it, which is nobody's business."""
+    return model if is_repo else Path(model).resolve().name

@@ -1,0 +1,70 @@
+"""The journal of a run that is not finished: which shards are whole, so that the next run need not make them again."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConflictError
+from ..format.manifest import JOURNAL, describe_differences
+from ..format.manifest_entries import ShardRecord, read_shard
+from ..format.shards import disk_errors, write_file
+
+
+def journal_differences(folder: Path, fingerprint: dict[str, Any]) -> str:
+    """How an unfinished run in `folder` differs from ours, in a few words; empty where it does not."""
+    try:
+        theirs = json.loads((folder / JOURNAL).read_text().split("\n")[0])
+    except ValueError:
+        theirs = None
+    if not isinstance(theirs, dict):
+        return "a journal that cannot be read"
+    return describe_differences(fingerprint, theirs)
+
+
+class Journal:
+    """The finished shards of a run that is not finished: first line the fingerprint, then one line a shard."""
+
+    def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
+        self.path = folder / JOURNAL
+        self.fingerprint = fingerprint
+        self.shards: dict[str, ShardRecord] = {}
+
+    def open(self) -> None:
+        """Start a journal, or continue the one that is there.
+
+        Raises:
+            ConflictError: the one that is there belongs to a run with other arguments.
+        """
+        lines = self.path.read_text().split("\n") if self.path.exists() else []
+        if not lines or len(lines) == 1:  # absent, or cut off within its first line
+            write_file(self.path, json.dumps(self.fingerprint).encode() + b"\n")
+            return
+        different = journal_differences(self.path.parent, self.fingerprint)
+        if different:
+            raise ConflictError(
+                f"{self.path.parent} holds an unfinished run that differs in {different}.",
+                "Use the same arguments to continue it, or --overwrite to start anew.",
+            )
+        whole = []
+        for line in lines[1:-1]:  # a line is whole when a newline ends it
+            try:
+                record = read_shard(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                continue  # its shard is made again
+            whole.append(line)
+            path = self.path.parent / record.file.name
+            if path.is_file() and path.stat().st_size == record.file.size:
+                self.shards[record.file.name] = record
+        write_file(self.path, "\n".join([lines[0], *whole, ""]).encode())
+
+    def add(self, record: ShardRecord) -> None:
+        """Note a finished shard, on disk before this returns."""
+        with disk_errors(self.path), self.path.open("a") as f:
+            f.write(json.dumps(asdict(record)) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+        self.shards[record.file.name] = record

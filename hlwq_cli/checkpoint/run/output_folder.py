@@ -1,0 +1,159 @@
+"""The output folder: may we write there, and what besides weights goes into it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import __version__
+from ...codec import lloyd_max
+from ...errors import ConflictError, CorruptError
+from ..format.manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
+from ..format.shards import FORMAT_VERSION, disk_errors, write_file
+from ..io.source import Source
+from ..io.weight_map import INDEX
+from ..plan.plan import Plan
+from ..plan.planned import CodedTensor, KeptTensor
+from .journal import journal_differences
+
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+
+
+def look_at_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:
+    """Find out whether `out` can take the result; nothing is changed.
+
+    Returns:
+        The manifest, where the folder holds this very result already and `overwrite` is not asked for; and the names
+        of files to replace.
+
+    Raises:
+        ConflictError: the folder holds something else.
+    """
+    with disk_errors(out / MANIFEST):
+        return _look(out, fingerprint, overwrite)
+
+
+def _look(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:
+    if out.exists() and not out.is_dir():
+        raise ConflictError(f"{out} is a file.", "Choose another output folder.")
+    if (out / MANIFEST).exists():
+        if overwrite:
+            return None, [*_names(out), JOURNAL, MANIFEST]
+        manifest = read_manifest(out)
+        different = describe_differences(fingerprint, manifest.fingerprint)
+        if different:
+            raise ConflictError(
+                f"{out} holds a checkpoint that differs in {different}.", "Choose another folder, or --overwrite."
+            )
+        short = [f.name for f in manifest.files if not _has_size(out / f.name, f.size)]
+        if short:
+            raise ConflictError(
+                f"{out} holds this checkpoint, but {short[0]} is missing or cut short.",
+                "Make it again with --overwrite.",
+            )
+        (out / JOURNAL).unlink(missing_ok=True)
+        return manifest, []
+    if (out / JOURNAL).exists():
+        if overwrite and journal_differences(out, fingerprint):
+            return None, [*_usual_names(out), JOURNAL]
+        return None, []
+    if out.exists() and any(not _is_stray(p) for p in out.iterdir()):
+        raise ConflictError(f"{out} is not empty and not made by hlwq.", "Choose another folder; it is left as it is.")
+    return None, []
+
+
+def _names(out: Path) -> list[str]:
+    """Files of a result: those its manifest states, where that can be read."""
+    try:
+        return [f.name for f in read_manifest(out).files]
+    except CorruptError:
+        return _usual_names(out)
+
+
+def _usual_names(out: Path) -> list[str]:
+    """Files that every run writes."""
+    weights = [p.name for p in out.iterdir() if SHARD.fullmatch(p.name)]
+    return [*weights, INDEX, "config.json", "README.md", "README.source.md"]
+
+
+def make_folder(out: Path, replaced: list[str]) -> None:
+    """Make the folder, without the files to replace and the half-written ones of a killed run."""
+    with disk_errors(out / MANIFEST):
+        out.mkdir(parents=True, exist_ok=True)
+        _remove(out, replaced)
+        for path in out.iterdir():
+            if _is_stray(path):
+                path.unlink()
+        if not os.access(out, os.W_OK):
+            raise PermissionError(13, "not writable")
+
+
+def _is_stray(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".partial")
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _remove(out: Path, names: list[str]) -> None:
+    """Remove files that hlwq wrote, and nothing else."""
+    for name in names:
+        path = out / name
+        if path.resolve().is_relative_to(out.resolve()):
+            path.unlink(missing_ok=True)
+
+
+def copy_companions(source: Source, out: Path) -> list[str]:
+    """Bring every file along that is no weight, and return the names written.
+
+    config.json and the model card are written anew by others; the source's card comes along as README.source.md.
+    """
+    names = {n: n for n in source.companions if n != "config.json"}
+    if "README.md" in names:
+        names["README.source.md"] = names.pop("README.md")
+    for name, origin in names.items():
+        write_file(out / name, source.path(origin).read_bytes())
+    return list(names)
+
+
+def quantization_config(plan: Plan) -> dict[str, Any]:
+    """What config.json says of the coding; see docs/format.md."""
+    widths = Counter(c.scheme.bits for c in plan.coded for _ in range(c.matrices))
+    bits = widths.most_common(1)[0][0] if widths else plan.recipe.scheme.bits
+    scheme = plan.recipe.scheme
+    return {
+        "quant_method": "hlwq",
+        "format_version": FORMAT_VERSION,
+        "bits": bits,
+        "bpw": round(plan.bits_per_weight, 4),
+        "block_size": scheme.block_size,
+        "scale": scheme.scale,
+        "rotation": "hadamard",
+        "codebook": "lloyd-max",
+        "codebooks": {
+            str(b): [float(c) for c in np.array(lloyd_max(b), np.float32)] for b in sorted(widths or {bits: 0})
+        },
+        "tensors": {c.name: c.scheme.bits for c in plan.coded if c.scheme.bits != bits},
+        "modules_to_not_convert": sorted(_kept_modules(plan)),
+        "source": {"repo": plan.source.id if plan.source.repo else None, "revision": plan.source.revision},
+        "tool": {"name": "hlwq", "version": __version__},
+    }
+
+
+def _kept_modules(plan: Plan) -> set[str]:
+    """Modules that could be linear layers and are kept: named exactly, so that no loader's default list steps in."""
+
+    def is_matrix(job: CodedTensor | KeptTensor) -> bool:
+        return isinstance(job, KeptTensor) and len(job.info.shape) == 2 and job.info.name.endswith(".weight")
+
+    kept = {j.info.name.removesuffix(".weight") for j in plan.kept if is_matrix(j) and j.role != "embedding"}
+    experts = {j.info.name.rpartition(".")[0] for j in plan.kept if j.role == "expert" and len(j.info.shape) == 3}
+    tied = {d.info.name.removesuffix(".weight") for d in plan.dropped} | ({"lm_head"} if plan.source.tied else set())
+    reads_codes = any(j.role == "embedding" and not j.name.endswith("_per_layer") for j in plan.coded)
+    return kept | experts | (set() if reads_codes else tied)

@@ -1,0 +1,209 @@
+"""The run: open the source, plan, code shard after shard, complete the folder.
+
+No model is ever in memory, and a killed run continues where its whole shards end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import GateMissedError, OutOfSpaceError, UsageError
+from ...sizes import format_size
+from ..format.manifest import Manifest, fingerprint
+from ..format.shards import DEFAULT_SHARD_BYTES, Shard, divide
+from ..io.hub_repo import is_repo_id
+from ..io.open_files import AHEAD
+from ..io.source import Source, open_source
+from ..plan.plan import Plan, make_plan
+from ..plan.planned import CodedTensor
+from ..plan.recipe import Recipe
+from .devices import Device, find_devices, join, lane_count, peak_bytes, warm_up
+from .finalize import PRIVATE_SOURCE, complete
+from .journal import Journal
+from .output_folder import look_at_folder, make_folder
+from .pipeline import Pipeline
+from .slices import Slice
+from .trace import Timeline
+
+_SPARE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: after a slice, and with `shard` set after a finished shard."""
+
+    tensor: str
+    done_bytes: int
+    total_bytes: int
+    shard: str = ""
+    shards_done: int = 0
+    shards: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What a run made.
+
+    Attributes:
+        path: the folder.
+        manifest: what it holds.
+        unquantized_share: share of the source's bytes that stayed uncoded.
+        resumed_shards: shards that an earlier, killed run had finished.
+        already_complete: the folder held this very result, and nothing was done.
+    """
+
+    path: Path
+    manifest: Manifest
+    unquantized_share: float
+    resumed_shards: int = 0
+    already_complete: bool = False
+
+
+def _silent(_: Progress) -> None:
+    pass
+
+
+def quantize(
+    model: str,
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    revision: str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    max_unquantized: float | None = None,
+    overwrite: bool = False,
+    base_model: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    delete_source: bool = False,
+    progress: Callable[[Progress], None] = _silent,
+    timeline: Timeline | None = None,
+) -> QuantizeResult:
+    """Code a checkpoint.
+
+    Args:
+        model: a folder or a Hub id.
+        out: the folder to write.
+        recipe: what is coded how.
+        revision: of a Hub id.
+        max_shard_bytes: largest size of an output file.
+        max_unquantized: fail, before any work, when more than this share of the bytes would stay uncoded.
+        overwrite: replace an earlier result or unfinished run of hlwq in `out`.
+        base_model: Hub id that the card names as the origin of a local folder.
+        device: that codes: `auto`, `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`. The bytes do not depend on it.
+        threads: that read, code and write at once; by default one a processor. The bytes do not depend on it.
+        delete_source: of a Hub id, fetch beside the output and remove what has been read: at no time more than two
+            of its files.
+        progress: called after each slice and shard.
+        timeline: records what each thread does.
+
+    Raises:
+        HlwqError: see hlwq_cli/errors.py. What was in `out` before is then still there, and finished shards of this
+            run are kept for the next.
+    """
+    timeline = timeline or Timeline(recording=False)
+    devices = find_devices(device)
+    starting = warm_up(devices, recipe.scheme, timeline)
+    source = None
+    try:
+        with timeline.span("plan"):
+            source = open_source(model, revision)
+            check_origin(source, delete_source, base_model)
+            plan = make_plan(source, recipe)
+            check_unquantized(plan, max_unquantized)
+            run = _Run(plan, Path(out), max_shard_bytes, base_model, progress)
+        join(starting)  # lanes that begin at once would take Python's lock from what starts their kernels
+        return run.start(overwrite, devices, lane_count(devices, threads), delete_source, timeline)
+    finally:
+        if source is not None:
+            source.close()
+        join(starting)
+
+
+def check_origin(source: Source, delete_source: bool, base_model: str | None) -> None:
+    """Raise UsageError for what cannot be meant of this source."""
+    if delete_source and source.repo is None:
+        raise UsageError(f"--delete-source needs a Hub id, and {source.id} is a folder.", "Leave it away.")
+    if base_model is not None and not is_repo_id(base_model):
+        raise UsageError(f"--base-model {base_model!r} is no name of a repository.", "Write owner/name.")
+
+
+def check_unquantized(plan: Plan, limit: float | None) -> None:
+    """Raise GateMissedError where a plan leaves more than `limit` of the bytes uncoded."""
+    if limit is not None and plan.unquantized_share > limit:
+        raise GateMissedError(
+            f"{plan.unquantized_share:.1%} of the bytes would stay uncoded, more than the {limit:.1%} allowed.",
+            "`hlwq quantize --dry-run` says which tensors and why.",
+        )
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        out: Path,
+        max_shard_bytes: int,
+        base_model: str | None,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.plan, self.out, self.progress = plan, out, progress
+        self.shards = divide(plan.jobs, max_shard_bytes)
+        self.fingerprint = fingerprint(plan, max_shard_bytes, base_model)
+        self.journal = Journal(out, self.fingerprint)
+        self.done_bytes = 0
+
+    def start(
+        self, overwrite: bool, devices: tuple[Device, ...], lanes: int, delete_source: bool, timeline: Timeline
+    ) -> QuantizeResult:
+        finished, replaced = look_at_folder(self.out, self.fingerprint, overwrite)
+        if finished is not None:
+            return QuantizeResult(self.out, finished, self.plan.unquantized_share, already_complete=True)
+        self._check_space(replaced, delete_source)
+        make_folder(self.out, replaced)
+        self.journal.open()
+        resumed = len(self.journal.shards)
+        self.done_bytes = sum(_source_bytes(s) for s in self.shards if s.file in self.journal.shards)
+        missing = [s for s in self.shards if s.file not in self.journal.shards]
+        private = self.out / PRIVATE_SOURCE if delete_source else None
+        with (
+            Pipeline(self.plan.source, self.out, missing, devices, lanes, timeline, private) as pipeline,
+            closing(pipeline.run()) as events,
+        ):
+            for event in events:
+                if isinstance(event, Slice):
+                    self.done_bytes += event.source_bytes
+                    self._report(event.job.name)
+                else:
+                    self.journal.add(event)
+                    self._report("", event.file.name)
+        timeline.notes["peak_device_bytes"] = peak_bytes(devices)
+        with timeline.span("complete"):
+            records = [self.journal.shards[s.file] for s in self.shards]
+            manifest = complete(self.plan, self.out, self.shards, records, self.fingerprint)
+        return QuantizeResult(self.out, manifest, self.plan.unquantized_share, resumed)
+
+    def _check_space(self, replaced: list[str], with_source: bool) -> None:
+        there = {*replaced, *(s.file for s in self.shards)}
+        written = sum(p.stat().st_size for name in there if (p := self.out / name).is_file())
+        folder = next(p for p in (self.out.absolute(), *self.out.absolute().parents) if p.exists())
+        needed = self.plan.output_bytes - written + _SPARE_BYTES
+        needed += self.plan.source.largest_files(AHEAD) if with_source else 0
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OutOfSpaceError(
+                f"{self.out} needs {format_size(needed)} of disk and has {format_size(free)}.",
+                "Free some or choose another.",
+            )
+
+    def _report(self, tensor: str, shard: str = "") -> None:
+        done = len(self.journal.shards)
+        self.progress(Progress(tensor, self.done_bytes, self.plan.source_bytes, shard, done, len(self.shards)))
+
+
+def _source_bytes(shard: Shard) -> int:
+    return sum(j.source_bytes if isinstance(j, CodedTensor) else j.info.nbytes for j in shard.jobs)

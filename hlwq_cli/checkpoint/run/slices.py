@@ -1,0 +1,93 @@
+"""A run's pieces of work: rows of one source tensor, small enough that a few of them fit any memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from hlwq_kernels import EncodedRows
+
+from ..format.shards import Shard, bytes_of, output_bytes
+from ..io.safetensors_file import TensorInfo
+from ..plan.planned import CodedTensor, KeptTensor
+
+SLICE_WEIGHTS = 1_048_576
+"""Weights read, coded and written at a time by a processor: 4 MiB in float32."""
+
+GPU_SLICE_WEIGHTS = 33_554_432
+"""The same by a GPU: 64 MiB in bfloat16, so that what a slice costs beside its bytes does not count."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Rows of one source tensor and where they go; for a kept tensor, a range of its bytes."""
+
+    job: CodedTensor | KeptTensor
+    info: TensorInfo
+    start: int
+    length: int
+    row_in_job: int = 0
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes it reads."""
+        return self.length * self._unit
+
+    @property
+    def first_byte(self) -> int:
+        """Where in its tensor it begins."""
+        return self.start * self._unit
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """Where in its job's first tensor it begins, and how many bytes of that it fills."""
+        if isinstance(self.job, KeptTensor):
+            return self.start, self.length
+        row = output_bytes(self.job.outputs[0]) // self.job.rows
+        return self.row_in_job * row, self.length * row
+
+    @property
+    def _unit(self) -> int:
+        return 1 if isinstance(self.job, KeptTensor) else self.info.nbytes // max(self.info.rows, 1)
+
+
+@dataclass(frozen=True)
+class CodedSlice:
+    """What became of a slice.
+
+    Attributes:
+        weight: (rows, columns), as it was read.
+        written: bytes of codes, scales and, with `log8`, base, to be written.
+        error: what coding cost each row, see `EncodedRows`.
+        energy: likewise.
+    """
+
+    weight: torch.Tensor
+    written: tuple[memoryview, ...]
+    error: torch.Tensor
+    energy: torch.Tensor
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, rows: EncodedRows) -> CodedSlice:
+        """Of encoded rows in host memory."""
+        written = tuple(bytes_of(t) for t in (rows.codes, rows.scales, rows.base) if t is not None)
+        return cls(weight, written, rows.error, rows.energy)
+
+
+def slices(shard: Shard, weights: int = SLICE_WEIGHTS) -> Iterator[Slice]:
+    """A shard's work in pieces of at most `weights`, or one row; at least one a job, none across source tensors."""
+    for job in shard.jobs:
+        if isinstance(job, KeptTensor):
+            step = 2 * weights
+            for start in range(0, max(job.info.nbytes, 1), step):
+                yield Slice(job, job.info, start, min(step, job.info.nbytes - start))
+            continue
+        row = 0
+        for part in job.parts:
+            step = max(1, weights // part.shape[-1])
+            for start in range(0, part.rows, step):
+                n = min(step, part.rows - start)
+                yield Slice(job, part, start, n, row)
+                row += n

@@ -1,0 +1,98 @@
+"""Lanes: each is one thread's buffers, through which slices go from a source file to an output file.
+
+A lane reads into memory of its own, made once and, for a GPU, pinned; copies to the device, codes and copies back on
+a stream of its own; and writes. A lane does one slice at a time; the overlap of reading, copying, coding and writing is
+that of several lanes. Nothing is allocated a slice, so memory is bounded by the number of lanes.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from hlwq_kernels import encode_rows
+
+from ...codec import SquaredError, coding_cost
+from ...errors import HlwqError
+from ...host_memory import HostMemory
+from ..format.shards import ShardWriter, bytes_of
+from ..io.safetensors_file import DTYPES
+from ..io.source import Source
+from ..plan.planned import CodedTensor, KeptTensor
+from .devices import Device
+from .gpu_buffers import GpuBuffers
+from .slices import CodedSlice, Slice
+from .trace import Timeline
+
+
+class Lane:
+    """Codes one slice at a time on one device.
+
+    Args:
+        device: that codes.
+        source: to read from.
+        read_bytes: of the largest slice.
+        coded_bytes: of the largest slice's `EncodedRows`, see `encoded_bytes`.
+        timeline: where to record.
+    """
+
+    def __init__(self, device: Device, source: Source, read_bytes: int, coded_bytes: int, timeline: Timeline) -> None:
+        self.device, self.source, self.timeline = device, source, timeline
+        self.read_bytes, self.coded_bytes = read_bytes, coded_bytes
+
+    def code(self, piece: Slice, writer: ShardWriter) -> SquaredError:
+        """Read a slice, code it, write it; returns what coding cost.
+
+        Raises:
+            HlwqError: it cannot be read, coded or written.
+        """
+        data, job = self._read(piece), piece.job
+        if isinstance(job, KeptTensor):
+            with self.timeline.span("write", piece.source_bytes):
+                writer.write(job.info.name, piece.start, data)
+            return SquaredError()
+        with self.timeline.span("code", piece.source_bytes):
+            coded = self._encode(piece, job)
+        cost = coding_cost(coded.error, coded.energy, coded.weight, piece.info.name, piece.start, piece.info.shape[:-1])
+        with self.timeline.span("write", sum(part.nbytes for part in coded.written)):
+            for (name, _, _), part in zip(job.outputs, coded.written, strict=True):
+                writer.write(name, piece.row_in_job * (part.nbytes // piece.length), part)
+        return cost
+
+    @cached_property
+    def _memory(self) -> HostMemory:
+        with self.timeline.span("allocate"):
+            return self.device.host_memory(self.read_bytes)
+
+    @property
+    def _staged(self) -> torch.Tensor:
+        return self._memory.bytes
+
+    @cached_property
+    def _staged_bytes(self) -> memoryview:
+        return bytes_of(self._staged)
+
+    @cached_property
+    def _gpu(self) -> GpuBuffers:
+        return GpuBuffers(self.device, self._staged, self.coded_bytes)
+
+    def _read(self, piece: Slice) -> memoryview:
+        data = self._staged_bytes[: piece.source_bytes]
+        self.source.open_file(piece.info.file)
+        with self.timeline.span("read", piece.source_bytes):
+            self.source.read_into(piece.info, piece.first_byte, data)
+        return data
+
+    def _encode(self, piece: Slice, job: CodedTensor) -> CodedSlice:
+        shape, dtype, scheme = (piece.length, piece.info.shape[-1]), DTYPES[piece.info.dtype], job.scheme
+        if not self.device.is_gpu:
+            weight = self._staged[: piece.source_bytes].view(dtype).view(shape)
+            rows = encode_rows(weight, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
+            return CodedSlice.of(weight, rows)
+        try:
+            return self._gpu.encode(shape, dtype, scheme)
+        except torch.OutOfMemoryError as error:
+            raise HlwqError(
+                f"{self.device.place} has too little free memory.", "Lower --threads, or use --device cpu."
+            ) from error
