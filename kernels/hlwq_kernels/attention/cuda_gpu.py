@@ -1,4 +1,4 @@
-"""Attention of one token a sequence over its coded cache, on CUDA devices: launches of attention/attention.cu and its merge."""
+"""Attention of one token a sequence over its coded cache, on CUDA devices: launches of attention.cu and combine.cu."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .kv_encode import padded_dim, rotation_block
 from .kv_states import CachedTokens
 
 SOURCES = (
-    "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_slices.cuh", "attention/shape.cuh", "attention/worker.cuh",
-    "attention/codes.cuh", "attention/exact.cuh", "attention/attention.cu",
+    "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_slices.cuh",
+    "attention/shape.cuh", "attention/worker.cuh", "attention/codes.cuh", "attention/exact.cuh", "attention/attention.cu",
 )  # fmt: skip
 MERGE_SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/combine.cu")
 MERGE_WARPS = 4

@@ -1,4 +1,4 @@
-"""The encoder of cached tokens for CUDA devices: the bytes of the torch twin. The kernel is in attention/kv_encode.cu."""
+"""The encoder of cached tokens for CUDA devices: the bytes of the torch twin. The kernel is in kv_encode.cu."""
 
 from __future__ import annotations
 

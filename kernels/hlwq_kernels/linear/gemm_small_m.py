@@ -1,4 +1,4 @@
-"""Products of one or a few rows of activations with coded weights on a CUDA device: by linear/gemv.py or gemm_small_m.cu."""
+"""Products of one or a few rows of activations with coded weights on CUDA: gemv.py or gemm_small_m.cu."""
 
 from __future__ import annotations
 
