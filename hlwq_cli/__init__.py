@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .runtime.hook import install as _install_plugin
+from .runtime.loading.import_hook import install as _install_plugin
 
 if TYPE_CHECKING:
     from .checkpoint import export, inspect, load_recipe, quantize, verify

@@ -61,7 +61,7 @@ def main() -> None:
         app()
     except SystemExit as status:
         if sys.argv[1:2] == ["quantize"]:
-            from .process import leave_gpu
+            from .startup import leave_gpu
 
             leave_gpu(status)
         raise

@@ -17,8 +17,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import hlwq_cli  # noqa: F401  transformers must know the codes
-from hlwq_cli.runtime.decoder import Decoder
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.decode.decoder import Decoder
+from hlwq_cli.runtime.loading.load import load_model
 
 
 def wait(device: torch.device) -> None:

@@ -19,8 +19,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from hlwq_cli.measure.report import Request, bench
-from hlwq_cli.runtime.kv_bits import KVBits
-from hlwq_cli.runtime.kv_cache import CodedLayer
+from hlwq_cli.runtime.kv.bits import KVBits
+from hlwq_cli.runtime.kv.cache import CodedLayer
 from hlwq_cli.runtime.model import HLWQModel
 
 PAIRS = (

@@ -61,11 +61,11 @@ def seconds_of(work: Callable[[], Any], runs: int, device: torch.device) -> list
 def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None]) -> None:
     """One case, in this process; figures are told as they come."""
     from hlwq_cli.measure.expert_traffic import expert_traffic
-    from hlwq_cli.runtime.expert_cache import ExpertRoom, expert_cache_of, experts_per_token
-    from hlwq_cli.runtime.experts import HLWQExperts
-    from hlwq_cli.runtime.generation import Generation
-    from hlwq_cli.runtime.loading import load_model
-    from hlwq_cli.runtime.memory import host_memory_free
+    from hlwq_cli.runtime.decode.generation import Generation
+    from hlwq_cli.runtime.loading.load import load_model
+    from hlwq_cli.runtime.modules.experts import HLWQExperts
+    from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, expert_cache_of, experts_per_token
+    from hlwq_cli.runtime.offload.memory import host_memory_free
 
     fetch_ahead_at_most(args.ahead)
     free_before, start = host_memory_free(), time.perf_counter()

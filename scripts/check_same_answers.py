@@ -22,7 +22,7 @@ from transformers import DynamicCache
 from hlwq_cli.measure.perplexity import perplexity, score
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import Windows, make_windows
-from hlwq_cli.runtime.kv_attention import cache_argument
+from hlwq_cli.runtime.kv.attention import cache_argument
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import sample_file
 

@@ -33,7 +33,7 @@ from hlwq_cli.measure.likelihood import token_nlls, window_logits
 from hlwq_cli.measure.perplexity import paired, perplexity
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import Windows, make_windows
-from hlwq_cli.runtime.loading import load_model, load_processor
+from hlwq_cli.runtime.loading.load import load_model, load_processor
 from hlwq_cli.samples import SAMPLE
 
 FOUR_BIT_GRID = ("ggml Q4_0", "ggml Q4_K")

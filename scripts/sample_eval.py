@@ -20,7 +20,7 @@ from sample_text import Address, read_addresses
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Gemma4ForConditionalGeneration
 
-from hlwq_cli.runtime.processor import PictureProcessor
+from hlwq_cli.runtime.loading.gemma4_processor import PictureProcessor
 
 BUNDLED_YEARS = (1982, 1988, 1994, 1999, 2005, 2015, 2021)
 BUNDLED_PICTURES = 20

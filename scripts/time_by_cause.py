@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hlwq_cli.runtime.experts import HLWQExperts
+from hlwq_cli.runtime.modules.experts import HLWQExperts
 
 REST = "head and the rest"
 _CAUSES = {

@@ -82,8 +82,8 @@ def bench(
     from ..measure.report import Request
     from ..measure.report import bench as measure
     from ..measure.saved import check_savable
-    from ..runtime.expert_cache import ExpertRoom
-    from ..runtime.kv_bits import KVBits
+    from ..runtime.kv.bits import KVBits
+    from ..runtime.offload.expert_cache import ExpertRoom
     from ..ui.progress import steps_display
     from ..ui.show_bench import show_bench
 

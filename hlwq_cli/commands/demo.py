@@ -23,7 +23,7 @@ from ..ui.options import (
 from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:
-    from ..runtime.coded import Execution
+    from ..runtime.modules.format import Execution
 
 
 @handled
@@ -62,8 +62,8 @@ def demo(
 ) -> None:
     """Serve a page to chat with a checkpoint, with pictures where it sees, until Ctrl-C."""
     sink = Sink(format, json, quiet)
-    from ..runtime.expert_cache import ExpertRoom
-    from ..runtime.kv_bits import KVBits
+    from ..runtime.kv.bits import KVBits
+    from ..runtime.offload.expert_cache import ExpertRoom
     from ..ui.demo.serve import check_gradio, check_port, choose_access, gradio_environment, served
     from ..ui.show_demo import show_demo, show_login
 

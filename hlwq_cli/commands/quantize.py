@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..process import large_imports, start_driver
 from ..sizes import parse_share, parse_size
+from ..startup import large_imports, start_driver
 from ..ui.errors import handled
 from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink

@@ -17,8 +17,8 @@ from ..checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from ..checkpoint.io.hub_repo import hub_errors, is_repo_id
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
 from .card import CARD, open_folder, render_card, write_card
-from .patience import patiently
 from .remote import Changes, Remote, compare, look, refuse_conflict
+from .retry import patiently
 from .upload import Committed, PushProgress, create, push_errors, send
 
 

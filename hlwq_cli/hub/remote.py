@@ -16,7 +16,7 @@ from ..checkpoint.io.hub_repo import hub_errors
 from ..checkpoint.io.weight_map import INDEX
 from ..checkpoint.run.output_folder import SHARD
 from ..errors import ConflictError, CorruptError, NotFoundError
-from .patience import patiently
+from .retry import patiently
 
 
 @dataclass(frozen=True)

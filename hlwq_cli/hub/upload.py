@@ -16,8 +16,8 @@ from typing import Any
 
 from ..checkpoint.io.hub_repo import hub_errors
 from ..errors import ConflictError, HlwqError
-from .patience import patiently
 from .remote import Changes, Remote
+from .retry import patiently
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..runtime.expert_cache import ExpertCache, Tier, Traffic
+from ..runtime.offload.expert_cache import ExpertCache, Tier, Traffic
 
 _COPY = 2**26
 _COPIES = 4

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from ..runtime.kv_attention import cache_argument
-from ..runtime.kv_bits import KVBits
-from ..runtime.kv_cache import GROUP, WINDOW, CodedLayer, coded_cache
+from ..runtime.kv.attention import cache_argument
+from ..runtime.kv.bits import KVBits
+from ..runtime.kv.cache import GROUP, WINDOW, CodedLayer, coded_cache
 
 
 @dataclass(frozen=True)

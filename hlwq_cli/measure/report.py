@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HlwqError, UsageError
-from ..runtime.coded import Execution
-from ..runtime.expert_cache import ExpertRoom
-from ..runtime.kv_bits import KVBits
-from ..runtime.loading import check_loadable, load_model, load_processor
+from ..runtime.kv.bits import KVBits
+from ..runtime.loading.load import check_loadable, load_model, load_processor
+from ..runtime.modules.format import Execution
+from ..runtime.offload.expert_cache import ExpertRoom
 from .divergence import Divergence, compare
 from .kv_size import KVCacheSize, kv_cache_size
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UsageError
-from .answer import Answer, cut
-from .coded import Execution
-from .conversation import Turn, messages
-from .expert_cache import ExpertRoom
-from .generation import Generation
-from .kv_bits import KVBits
-from .loading import load_model, load_processor, sees
+from .chat.conversation import Turn, messages
+from .chat.text_stream import Answer, cut
+from .decode.generation import Generation
+from .kv.bits import KVBits
+from .loading.load import load_model, load_processor, sees
+from .modules.format import Execution
+from .offload.expert_cache import ExpertRoom
 
 if TYPE_CHECKING:
     from PIL.Image import Image

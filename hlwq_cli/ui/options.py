@@ -10,7 +10,7 @@ from ..errors import UsageError
 from .sink import Format
 
 if TYPE_CHECKING:
-    from ..runtime.coded import Execution
+    from ..runtime.modules.format import Execution
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Same as --format json.")]

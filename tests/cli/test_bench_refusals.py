@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.errors import CorruptError
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.samples import resolve_model
 
 from .run import assert_refused, hlwq

@@ -9,7 +9,7 @@ import pytest
 import torch
 from playwright.sync_api import expect
 
-from hlwq_cli.runtime.conversation import Turn
+from hlwq_cli.runtime.chat.conversation import Turn
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import sample_file
 

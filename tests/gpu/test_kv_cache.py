@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hlwq_cli.runtime.kv_attention import cache_argument, code_kv_cache
-from hlwq_cli.runtime.kv_bits import KVBits
-from hlwq_cli.runtime.kv_cache import coded_cache
+from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
+from hlwq_cli.runtime.kv.bits import KVBits
+from hlwq_cli.runtime.kv.cache import coded_cache
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
 from hlwq_kernels.attention.kv_encode import encode_tokens, encode_tokens_torch

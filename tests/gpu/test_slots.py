@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime import expert_cache
-from hlwq_cli.runtime.expert_cache import ExpertRoom, expert_cache_of
-from hlwq_cli.runtime.expert_files import HostRecords
-from hlwq_cli.runtime.generation import Generation
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.decode.generation import Generation
+from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.offload import expert_cache
+from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, expert_cache_of
+from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.codes.quantized_weight import CodedWeight
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
 from hlwq_kernels.moe.experts import FEW_PAIRS, coded_experts

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime import decoder as decoders
-from hlwq_cli.runtime.decoder import Decoder
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.decode import decoder as decoders
+from hlwq_cli.runtime.decode.decoder import Decoder
+from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.samples import resolve_model
 from hlwq_kernels.decode_step import step
 from hlwq_kernels.decode_step.step import Cache, Norm, Scratch

@@ -14,8 +14,8 @@ import torch
 from hlwq_cli.measure import report
 from hlwq_cli.measure.report import Request, bench
 from hlwq_cli.measure.speed import DECODE, PREFILL, measure_speed, release_memory
-from hlwq_cli.runtime.decoder import Decoder
-from hlwq_cli.runtime.generation import Generation
+from hlwq_cli.runtime.decode.decoder import Decoder
+from hlwq_cli.runtime.decode.generation import Generation
 
 Family = Callable[[str], Path]
 

@@ -8,8 +8,8 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from hlwq_cli.codec import Scheme, decode, encode, lloyd_max
-from hlwq_cli.runtime.coded import Coding
-from hlwq_cli.runtime.embedding import HLWQEmbedding, HLWQTiedLinear, code_embedding
+from hlwq_cli.runtime.modules.embedding import HLWQEmbedding, HLWQTiedLinear, code_embedding
+from hlwq_cli.runtime.modules.format import Coding
 
 ROWS, COLUMNS = 50, 100
 SCHEMES = [*(Scheme(b, 64, "log8", False) for b in range(2, 9)), Scheme.classic(6)]

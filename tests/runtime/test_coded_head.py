@@ -13,11 +13,11 @@ from hlwq_cli.checkpoint import export, load_recipe, open_coded, open_source, qu
 from hlwq_cli.checkpoint.format.verify import verify
 from hlwq_cli.errors import CorruptError, UnsupportedError
 from hlwq_cli.measure.similarity import similarity
-from hlwq_cli.runtime.decoder import Decoder
-from hlwq_cli.runtime.embedding import HLWQEmbedding, HLWQTiedLinear
-from hlwq_cli.runtime.generation import Generation
-from hlwq_cli.runtime.linear import HLWQLinear
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.decode.decoder import Decoder
+from hlwq_cli.runtime.decode.generation import Generation
+from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.modules.embedding import HLWQEmbedding, HLWQTiedLinear
+from hlwq_cli.runtime.modules.linear import HLWQLinear
 from tests.builders import LLAMA, TEXT, dense, gemma4_small, save_tensors
 from tests.files import edit_json, read_json, read_tensors
 
@@ -256,9 +256,9 @@ def test_a_tied_embedding_that_is_no_head_is_refused(tmp_path: Path) -> None:
     import transformers as t
 
     from hlwq_cli.codec import lloyd_max
-    from hlwq_cli.runtime.coded import Coding
-    from hlwq_cli.runtime.plugin import replace_modules
-    from hlwq_cli.runtime.tying import tie_coded
+    from hlwq_cli.runtime.loading.quantizer import replace_modules
+    from hlwq_cli.runtime.modules.format import Coding
+    from hlwq_cli.runtime.modules.tying import tie_coded
 
     with torch.device("meta"):
         model = t.T5ForConditionalGeneration(t.T5Config(vocab_size=64, d_model=64, d_ff=64, num_layers=1, d_kv=16))

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from hlwq_cli.codec import Coded, Scheme, decode, encode, lloyd_max
-from hlwq_cli.runtime.coded import Coding
-from hlwq_cli.runtime.linear import HLWQLinear
+from hlwq_cli.runtime.modules.format import Coding
+from hlwq_cli.runtime.modules.linear import HLWQLinear
 from hlwq_kernels.linear.linear import coded_linear
 
 SCHEMES = [Scheme(b, 64, "log8", False) for b in range(2, 9)] + [Scheme.classic(5)]

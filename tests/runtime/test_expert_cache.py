@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from hlwq_cli.errors import CorruptError, UnsupportedError, UsageError
-from hlwq_cli.runtime import expert_cache
-from hlwq_cli.runtime.expert_cache import ExpertRoom, Traffic, expert_cache_of
-from hlwq_cli.runtime.experts import HLWQExperts
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime.modules.experts import HLWQExperts
+from hlwq_cli.runtime.offload import expert_cache
+from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, Traffic, expert_cache_of
 from hlwq_cli.samples import resolve_model
 from tests.files import read_tensors
 from tests.kernels.slot_rules import SlotRules

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import export, load_recipe, open_coded, quantize
-from hlwq_cli.runtime.experts import HLWQExperts
-from hlwq_cli.runtime.linear import HLWQLinear
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.modules.experts import HLWQExperts
+from hlwq_cli.runtime.modules.linear import HLWQLinear
 from tests.files import read_tensors
 
 from .loads import auto_class, load, logits, tokens

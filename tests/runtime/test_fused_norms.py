@@ -11,7 +11,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from hlwq_cli.runtime.fused_norms import fused, fusible_norms
+from hlwq_cli.runtime.decode.fused_norms import fused, fusible_norms
 
 from .loads import load
 

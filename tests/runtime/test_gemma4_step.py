@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime import gemma4_step
-from hlwq_cli.runtime.decoder import Decoder
-from hlwq_cli.runtime.gemma4_step import joined, step_layers
-from hlwq_cli.runtime.linear import HLWQLinear
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.decode.decoder import Decoder
+from hlwq_cli.runtime.decode.families import gemma4 as gemma4_step
+from hlwq_cli.runtime.decode.families.gemma4 import joined, step_layers
+from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.modules.linear import HLWQLinear
 from hlwq_cli.samples import resolve_model
 
 Family = Callable[[str], Path]
@@ -25,7 +25,7 @@ def stepped_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Decoder, 
         seen.extend(float(d) for d in differences)
         return own(differences)
 
-    monkeypatch.setattr("hlwq_cli.runtime.decoder.are_alike", noting)
+    monkeypatch.setattr("hlwq_cli.runtime.decode.decoder.are_alike", noting)
     decoder = Decoder(model)
     ids = torch.randint(10, 200, (2, 20), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)

@@ -11,9 +11,9 @@ import transformers as t
 from peft import LoraConfig, get_peft_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-import hlwq_cli.runtime.step_attention as step_attention
-from hlwq_cli.runtime.decoder import Decoder
-from hlwq_cli.runtime.generation import Generation
+import hlwq_cli.runtime.kv.step_attention as step_attention
+from hlwq_cli.runtime.decode.decoder import Decoder
+from hlwq_cli.runtime.decode.generation import Generation
 from tests.builders import TEXT
 
 from .loads import load, tokens

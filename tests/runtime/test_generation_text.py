@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hlwq_cli.runtime.decoder import Decoder
+from hlwq_cli.runtime.decode.decoder import Decoder
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import resolve_model
 

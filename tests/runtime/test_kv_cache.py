@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hlwq_cli.errors import UnsupportedError, UsageError
-from hlwq_cli.runtime.kv_bits import KVBits
-from hlwq_cli.runtime.kv_cache import GROUP, WINDOW, CodedLayer, coded_cache, coded_tokens
+from hlwq_cli.runtime.kv.bits import KVBits
+from hlwq_cli.runtime.kv.cache import GROUP, WINDOW, CodedLayer, coded_cache, coded_tokens
 
 HEADS, DIM = 2, 64
 

@@ -10,10 +10,10 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from hlwq_cli.errors import UnsupportedError
-from hlwq_cli.runtime.kv_attention import cache_argument, code_kv_cache
-from hlwq_cli.runtime.kv_bits import KVBits
-from hlwq_cli.runtime.kv_cache import CodedLayer, coded_cache
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
+from hlwq_cli.runtime.kv.bits import KVBits
+from hlwq_cli.runtime.kv.cache import CodedLayer, coded_cache
+from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.model import HLWQModel
 from tests.builders import TEXT
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hlwq_cli.errors import UsageError
-from hlwq_cli.runtime.conversation import Turn
+from hlwq_cli.runtime.chat.conversation import Turn
 from hlwq_cli.runtime.model import HLWQModel, PolarQuantModel
 from hlwq_cli.samples import resolve_model, sample_file
 
@@ -191,7 +191,7 @@ def test_what_is_no_way_to_answer_is_refused(model: HLWQModel, option: dict[str,
 def test_pictures_for_a_blind_model_are_refused(coded: Callable[[str], Path], copied: Callable[[Path], Path]) -> None:
     from transformers import AutoTokenizer
 
-    from hlwq_cli.runtime.loading import load_model
+    from hlwq_cli.runtime.loading.load import load_model
 
     blind = HLWQModel(load_model(str(coded("llama"))), AutoTokenizer.from_pretrained(resolve_model("sample")))
     with pytest.raises(UsageError, match="no pictures"):

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import conversion_mapping
 
 from hlwq_cli.codec import lloyd_max
-from hlwq_cli.runtime.coded import Coding
-from hlwq_cli.runtime.linear import HLWQLinear
-from hlwq_cli.runtime.plugin import module_names, replace_modules
+from hlwq_cli.runtime.loading.quantizer import module_names, replace_modules
+from hlwq_cli.runtime.modules.format import Coding
+from hlwq_cli.runtime.modules.linear import HLWQLinear
 
 LAYERS = 20_000
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime import expert_cache
-from hlwq_cli.runtime.decoder import Decoder
-from hlwq_cli.runtime.expert_cache import ExpertRoom, Traffic, expert_cache_of
-from hlwq_cli.runtime.expert_files import HostRecords
-from hlwq_cli.runtime.experts import HLWQExperts
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.decode.decoder import Decoder
+from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.modules.experts import HLWQExperts
+from hlwq_cli.runtime.offload import expert_cache
+from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, Traffic, expert_cache_of
+from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.offload import slots
 from hlwq_kernels.offload.layer import OffloadedLayer
 from tests.kernels.slot_rules import SlotRules

@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers as t
 
-from hlwq_cli.runtime.static_cache import StaticCache, bucket
-from hlwq_cli.runtime.static_place import NotStaticError
+from hlwq_cli.runtime.kv.position import NotStaticError
+from hlwq_cli.runtime.kv.static_cache import StaticCache, bucket
 from tests.builders import TEXT
 
 

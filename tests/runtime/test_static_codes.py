@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers as t
 
-from hlwq_cli.runtime.kv_attention import cache_argument, code_kv_cache
-from hlwq_cli.runtime.kv_bits import KVBits
-from hlwq_cli.runtime.kv_cache import CodedLayer, coded_cache
-from hlwq_cli.runtime.static_cache import StaticCache
-from hlwq_cli.runtime.static_codes import CodedRingLayer
+from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
+from hlwq_cli.runtime.kv.bits import KVBits
+from hlwq_cli.runtime.kv.cache import CodedLayer, coded_cache
+from hlwq_cli.runtime.kv.static_cache import StaticCache
+from hlwq_cli.runtime.kv.static_quantized import CodedRingLayer
 from tests.builders import TEXT
 
 from .loads import load, tokens

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hlwq_cli.errors import UsageError
-from hlwq_cli.runtime.device_needs import CONTEXT_BYTES, TOKENS, DeviceNeeds
+from hlwq_cli.runtime.offload.memory_budget import CONTEXT_BYTES, TOKENS, DeviceNeeds
 from hlwq_cli.sizes import parse_size
 from tests.builders import gemma4_full
 

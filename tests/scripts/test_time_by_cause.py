@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hlwq_cli.runtime.expert_cache import ExpertRoom
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.offload.expert_cache import ExpertRoom
 from hlwq_kernels.decode_step import step
 from hlwq_kernels.linear import gemm_small_m as matmul
 from hlwq_kernels.linear import gemv as matvec

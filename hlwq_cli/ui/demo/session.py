@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import HlwqError, UsageError
-from ...runtime.answer import Answer
-from ...runtime.conversation import Turn
-from ...runtime.memory import memory_held
+from ...runtime.chat.conversation import Turn
+from ...runtime.chat.text_stream import Answer
 from ...runtime.model import HLWQModel
+from ...runtime.offload.memory import memory_held
 from .line import Line
 from .pictures import MAX_PICTURES, open_picture
 

@@ -15,7 +15,8 @@ from .kv_states import CachedTokens
 
 SOURCES = (
     "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_slices.cuh",
-    "attention/shape.cuh", "attention/worker.cuh", "attention/codes.cuh", "attention/exact.cuh", "attention/attention.cu",
+    "attention/shape.cuh", "attention/worker.cuh", "attention/codes.cuh", "attention/exact.cuh",
+    "attention/attention.cu",
 )  # fmt: skip
 MERGE_SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/combine.cu")
 MERGE_WARPS = 4

@@ -15,10 +15,10 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
-from .kv_bits import KVBits
-from .kv_cache import coded_tokens
-from .static_codes import CodedRingLayer
-from .static_place import NotStaticError, Place
+from .bits import KVBits
+from .cache import coded_tokens
+from .position import NotStaticError, Place
+from .static_quantized import CodedRingLayer
 
 
 class RingLayer(CacheLayerMixin):

@@ -25,7 +25,9 @@ def install() -> None:
 
 
 def _register() -> None:
-    importlib.import_module("hlwq_cli.runtime.plugin")  # registers when imported, or is being imported already
+    importlib.import_module(
+        "hlwq_cli.runtime.loading.quantizer"
+    )  # registers on import
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -15,9 +15,9 @@ from transformers.masking_utils import sdpa_mask
 
 from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
 
-from ..errors import UnsupportedError
-from .kv_bits import KVBits
-from .kv_cache import CodedLayer, CodedStates, coded_cache
+from ...errors import UnsupportedError
+from .bits import KVBits
+from .cache import CodedLayer, CodedStates, coded_cache
 from .static_cache import StaticCache
 from .step_attention import step_attention
 

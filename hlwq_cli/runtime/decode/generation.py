@@ -21,8 +21,8 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
+from ..kv.position import NotStaticError
 from .decoder import Decoder
-from .static_place import NotStaticError
 
 Decoding = Literal["graph", "eager", "transformers"]
 

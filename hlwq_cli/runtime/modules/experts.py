@@ -13,7 +13,7 @@ from hlwq_kernels.moe.experts import coded_experts
 from hlwq_kernels.offload.expert_layout import RecordLayout
 from hlwq_kernels.offload.layer import OffloadedLayer
 
-from .coded import CodedModule, Coding
+from .format import CodedModule, Coding
 
 PARAMETERS = ("gate_up_proj", "down_proj")
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from hlwq_kernels.linear.linear import coded_linear
 
-from .coded import Coding
+from .format import Coding
 from .matrix import CodedMatrix
 
 

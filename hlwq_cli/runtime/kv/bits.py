@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..codec.codebook import MAX_BITS, MIN_BITS
-from ..errors import UsageError
+from ...codec.codebook import MAX_BITS, MIN_BITS
+from ...errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ from hlwq_kernels.linear.gemm_small_m import multiply_codes, takes_gate
 from hlwq_kernels.linear.linear import coded_linear
 from hlwq_kernels.offload.layer import OffloadedLayer
 
-from .experts import gate_name_of
-from .linear import HLWQLinear
-from .static_cache import RingLayer
+from ...kv.static_cache import RingLayer
+from ...modules.experts import gate_name_of
+from ...modules.linear import HLWQLinear
 
 logger = logging.getLogger("hlwq")
 ALIKE = 0.02

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from .coded import CodedModule, Coding
+from .format import CodedModule, Coding
 
 
 class CodedMatrix(CodedModule):

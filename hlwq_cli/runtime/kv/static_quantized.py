@@ -15,9 +15,9 @@ from transformers.cache_utils import CacheLayerMixin
 from hlwq_kernels.attention.dispatch import CachedTokens
 from hlwq_kernels.attention.kv_encode import encode_tokens, padded_dim
 
-from .kv_bits import KVBits
-from .kv_cache import GROUP, WINDOW, CodedStates, coded_tokens, seen_in_codes, token_tables
-from .static_place import Place
+from .bits import KVBits
+from .cache import GROUP, WINDOW, CodedStates, coded_tokens, seen_in_codes, token_tables
+from .position import Place
 
 
 class _Side:

@@ -10,9 +10,9 @@ from torch import nn
 
 from hlwq_kernels.offload.layer import WAVE
 
-from ..errors import UsageError
-from ..sizes import format_size
-from .experts import HLWQExperts
+from ...errors import UsageError
+from ...sizes import format_size
+from ..modules.experts import HLWQExperts
 
 CONTEXT_BYTES = 600 * 10**6
 """What CUDA itself takes: context, kernels, libraries."""

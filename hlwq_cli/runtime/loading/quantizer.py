@@ -20,17 +20,17 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..checkpoint.format.shards import FORMAT_VERSION
-from ..checkpoint.io.safetensors_file import read_header
-from ..errors import CorruptError, UnsupportedError
-from .coded import Coding, Execution
-from .completeness import CodedParts, Gaps, codes_name, watch_loading
-from .embedding import HLWQEmbedding, code_embedding
-from .expert_files import OutsideExperts, stored_parts
-from .experts import PARAMETERS, HLWQExperts, code_experts
-from .linear import HLWQLinear
-from .matrix import CodedMatrix
-from .tying import refuse_resizing, tie_coded
+from ...checkpoint.format.shards import FORMAT_VERSION
+from ...checkpoint.io.safetensors_file import read_header
+from ...errors import CorruptError, UnsupportedError
+from ..modules.embedding import HLWQEmbedding, code_embedding
+from ..modules.experts import PARAMETERS, HLWQExperts, code_experts
+from ..modules.format import Coding, Execution
+from ..modules.linear import HLWQLinear
+from ..modules.matrix import CodedMatrix
+from ..modules.tying import refuse_resizing, tie_coded
+from ..offload.expert_files import OutsideExperts, stored_parts
+from .load_checks import CodedParts, Gaps, codes_name, watch_loading
 
 logger = logging.getLogger("hlwq")
 _told: set[str] = set()

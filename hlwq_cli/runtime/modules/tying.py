@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedError
+from ...errors import UnsupportedError
 from .embedding import HLWQEmbedding, HLWQTiedLinear
 from .matrix import CodedMatrix
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from hlwq_kernels.offload.expert_layout import Part, RecordLayout
 
-from ..checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
-from ..host_memory import HostMemory
-from .completeness import codes_name
-from .experts import PARAMETERS, HLWQExperts
+from ...checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
+from ...host_memory import HostMemory
+from ..loading.load_checks import codes_name
+from ..modules.experts import PARAMETERS, HLWQExperts
 
 logger = logging.getLogger("hlwq")
 READERS = 4

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import CorruptError
-from .experts import PARAMETERS
+from ...errors import CorruptError
+from ..modules.experts import PARAMETERS
 
 _PARTS = ("codes", "scales", "base")
 

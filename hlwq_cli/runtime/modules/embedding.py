@@ -7,7 +7,7 @@ from torch import nn
 
 from hlwq_kernels import decode_rows
 
-from .coded import Coding
+from .format import Coding
 from .linear import HLWQLinear
 from .matrix import CodedMatrix, DecodedWeight
 

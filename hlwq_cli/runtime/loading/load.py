@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from ..checkpoint.io.hub_repo import ask_once, hub_errors, is_repo_id
-from ..checkpoint.run.devices import find_devices
-from ..errors import CorruptError, NotFoundError, UnsupportedError, UsageError
-from ..samples import resolve_model
-from .coded import Execution
-from .completeness import Gaps
-from .expert_cache import ExpertRoom, offload_experts
-from .kv_attention import code_kv_cache
-from .kv_bits import KVBits
-from .plugin import execution as executed
-from .plugin import experts_outside
-from .processor import PictureProcessor, needs_picture_processor
+from ...checkpoint.io.hub_repo import ask_once, hub_errors, is_repo_id
+from ...checkpoint.run.devices import find_devices
+from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from ...samples import resolve_model
+from ..kv.attention import code_kv_cache
+from ..kv.bits import KVBits
+from ..modules.format import Execution
+from ..offload.expert_cache import ExpertRoom, offload_experts
+from .gemma4_processor import PictureProcessor, needs_picture_processor
+from .load_checks import Gaps
+from .quantizer import execution as executed
+from .quantizer import experts_outside
 
 
 def load_model(

@@ -14,13 +14,13 @@ from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
 from hlwq_kernels.offload.expert_layout import RecordLayout
 from hlwq_kernels.offload.layer import OffloadedLayer, Slots
 
-from ..errors import UnsupportedError, UsageError
-from ..sizes import format_size, parse_size
-from .coded import Coding
-from .device_needs import DeviceNeeds
+from ...errors import UnsupportedError, UsageError
+from ...sizes import format_size, parse_size
+from ..modules.experts import PARAMETERS, HLWQExperts
+from ..modules.format import Coding
 from .expert_files import FileRecords, HostRecords, OutsideExperts, fill
-from .experts import PARAMETERS, HLWQExperts
 from .memory import host_memory_free
+from .memory_budget import DeviceNeeds
 
 logger = logging.getLogger("hlwq")
 HOST_SPARE = 2**30

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from transformers import GenerationMixin
 
-from .experts import HLWQExperts
+from ..kv.attention import NAME as CODES
+from ..kv.attention import kv_bits_of
+from ..kv.position import NotStaticError
+from ..kv.static_cache import StaticCache, bucket
+from ..kv.step_attention import stepping
+from ..modules.experts import HLWQExperts
+from .families.gemma4 import StepLayer, are_alike, compared, step_layers, stepped
 from .fused_norms import fused, fusible_norms
-from .gemma4_step import StepLayer, are_alike, compared, step_layers, stepped
-from .kv_attention import NAME as CODES
-from .kv_attention import kv_bits_of
-from .static_cache import StaticCache, bucket
-from .static_place import NotStaticError
-from .step_attention import stepping
 
 logger = logging.getLogger("hlwq")
 REPLAYS = 5

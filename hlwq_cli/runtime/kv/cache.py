@@ -18,9 +18,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, Dynam
 from hlwq_kernels.attention.dispatch import CachedTokens
 from hlwq_kernels.attention.kv_encode import TokenTables, encode_tokens, padded_dim
 
-from ..codec.codebook import lloyd_max
-from ..errors import UnsupportedError
-from .kv_bits import KVBits
+from ...codec.codebook import lloyd_max
+from ...errors import UnsupportedError
+from .bits import KVBits
 
 WINDOW = 64
 """The newest tokens that are always exact, by default."""

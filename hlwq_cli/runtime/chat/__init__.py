@@ -1,0 +1,1 @@
+"""Conversations and the text that answers them."""

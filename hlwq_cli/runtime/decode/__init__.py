@@ -1,0 +1,1 @@
+"""Generation: one-token steps on static buffers, captured into CUDA graphs where there is CUDA."""

@@ -1,0 +1,1 @@
+"""Decode steps of single model families in few launches."""

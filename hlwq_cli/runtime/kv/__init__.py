@@ -1,0 +1,1 @@
+"""Key/value caches: static, in codes, and the attention that reads them."""

@@ -1,0 +1,1 @@
+"""Checkpoints as transformers models: the quantizer plugin, strict loading, processors."""

@@ -1,0 +1,1 @@
+"""Modules that hold codes: linear layers, embeddings, experts."""

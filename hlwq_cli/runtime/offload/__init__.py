@@ -1,0 +1,1 @@
+"""Experts outside the GPU, and the memory that a model takes there."""
