@@ -1,4 +1,4 @@
-"""Checkpoints executed as codes on the GPU answer as on the CPU; scripts/check_same_answers.py says what that means."""
+"""Checkpoints executed as codes on the GPU answer as on the CPU; scripts/checks/same_answers.py says how."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.modules.embedding import HLWQEmbedding, HLWQTiedLinear
-from scripts.check_same_answers import compare
+from scripts.checks.same_answers import compare
 from tests.gpu.device import CUDA, needs_cuda
 
 pytestmark = needs_cuda

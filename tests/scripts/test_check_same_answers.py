@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from scripts import check_same_answers
-from scripts.check_same_answers import Same, compare, row
+from scripts.checks import same_answers as check_same_answers
+from scripts.checks.same_answers import Same, compare, row
 
 
 def test_codes_and_decoded_weights_of_the_sample_answer_alike_with_its_head_in_codes(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, make_plan, open_source
-from scripts import make_synthetic
+from scripts.bench import synthetic_model as make_synthetic
 from tests.cli.run import environment
 from tests.files import read_tensors, tree
 
@@ -27,7 +27,8 @@ def make(config: Path, folder: Path, *options: str) -> Path:
 
 
 def make_in_a_process(config: Path, folder: Path, *options: str) -> Path:
-    command = [sys.executable, "scripts/make_synthetic.py", folder, "--config", config, "--device", "cpu", *options]
+    script = "scripts/bench/synthetic_model.py"
+    command = [sys.executable, script, folder, "--config", config, "--device", "cpu", *options]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, cwd=ROOT,
         env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'kernels'}"),

@@ -1,4 +1,4 @@
-"""What each thread of a run did when, to be looked at in a trace viewer or drawn by scripts/plot_timeline.py."""
+"""What each thread of a run did when, to be looked at in a trace viewer or drawn by scripts/studies/plot_trace.py."""
 
 from __future__ import annotations
 

@@ -25,9 +25,7 @@ def install() -> None:
 
 
 def _register() -> None:
-    importlib.import_module(
-        "hlwq_cli.runtime.loading.quantizer"
-    )  # registers on import
+    importlib.import_module("hlwq_cli.runtime.loading.quantizer")  # registers on import
 
 
 class _Finder(importlib.abc.MetaPathFinder):

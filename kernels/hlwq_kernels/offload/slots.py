@@ -17,7 +17,7 @@ import torch
 from ..common.cuda_kernel import CudaKernel, Macros
 
 SHIFT = 6
-"""Of the shifts from 1 to 7, and LRU, and picky variants, the best on recorded routings: scripts/bench_eviction.py."""
+"""Of the shifts from 1 to 7, and LRU, and picky variants, best on recorded routings: scripts/studies/eviction.py."""
 UNIT = 2**20
 _THREADS = 256
 _PLAN = CudaKernel("offload/slots.cu", name="plan")
@@ -29,7 +29,7 @@ _FETCHING_CTAS = 4
 _WARP = 32
 AHEAD = 1
 """Experts of a layer that are fetched before its router has spoken: as many as other work hides the copy of. Two pay
-less where that takes less than two copies, and wrong ones cost: scripts/bench_prefetch.py."""
+less where that takes less than two copies, and wrong ones cost: scripts/studies/prefetch.py."""
 
 
 class LayerTable(NamedTuple):

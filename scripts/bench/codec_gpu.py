@@ -1,0 +1,139 @@
+"""How fast the kernels are on a CUDA device, beside what copying memory takes on it in the same run.
+
+    python scripts/bench/codec_gpu.py [encode] [decode]
+
+Medians of runs timed by CUDA events, each after the L2 cache was overwritten. A kernel's GB/s count the bytes that go
+in and out once; "of copy" is their share of the bandwidth of a device-to-device copy (read plus written). Weights are
+random: speed, not quality. The torch twin, which defines the result, is timed on the first 16M weights.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hlwq_cli.codec import Scheme
+from hlwq_kernels import decode_rows, encode_rows
+from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.encode.reference import encode_rows_torch
+
+SHAPES = [(180224, 2816), (360448, 704), (8192, 2816), (4096, 2816)]
+SCHEMES = {
+    "5 bits, default": Scheme(5),
+    "5 bits, fast": Scheme(5, search=False),
+    "5 bits, classic": Scheme.classic(5),
+    "4 bits, default": Scheme(4),
+    "8 bits, default": Scheme(8),
+}
+TWIN_WEIGHTS = 2**24
+
+
+@dataclass(frozen=True)
+class Line:
+    """One measurement: weights, the bytes that go in and out, seconds, and the twin's seconds per weight."""
+
+    name: str
+    rows: int
+    columns: int
+    moved: int
+    seconds: float
+    twin: float
+
+
+def median_seconds(run: Callable[[], object], runs: int) -> float:
+    """The median time of `run` with a cold L2 cache, after two runs to warm up."""
+    flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
+    times = []
+    for i in range(runs + 2):
+        flush.fill_(i)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times[2:])
+
+
+def copy_bandwidth(runs: int) -> float:
+    """Bytes read and written a second by a copy of 2 GiB."""
+    source = torch.empty(2**31, dtype=torch.uint8, device="cuda").fill_(1)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), runs)
+
+
+def made(rows: int, columns: int) -> torch.Tensor:
+    parts = [torch.randn(part, columns, device="cuda").bfloat16() * 0.02 for part in [8192] * (rows // 8192)]
+    return torch.cat([*parts, torch.randn(rows % 8192, columns, device="cuda").bfloat16() * 0.02])
+
+
+def encode_lines(runs: int) -> list[Line]:
+    lines = []
+    for rows, columns in SHAPES:
+        weight = made(rows, columns)
+        for name, scheme in SCHEMES.items():
+            args = (scheme.tables, scheme.block_size, scheme.scale, scheme.search)
+            part = weight[: TWIN_WEIGHTS // columns]
+            seconds = median_seconds(lambda: encode_rows(weight, *args), runs)  # noqa: B023
+            twin = median_seconds(lambda: encode_rows_torch(part, *args), 3) / part.numel()  # noqa: B023
+            moved = weight.nbytes + rows * scheme.row_bytes(columns)
+            lines.append(Line(f"encode, {name}", rows, columns, moved, seconds, twin))
+    return lines
+
+
+def decode_lines(runs: int) -> list[Line]:
+    lines = []
+    for rows, columns in SHAPES:
+        weight = made(rows, columns)
+        for bits in (4, 5, 8):
+            scheme = Scheme(bits)
+            centroids = torch.from_numpy(scheme.tables.centroids).cuda()
+            coded = encode_rows(weight, scheme.tables, 64, "log8", search=False)
+            stored = (coded.codes, coded.scales, coded.base)
+            some = tuple(t[: TWIN_WEIGHTS // columns] for t in stored)
+            seconds = median_seconds(lambda: decode_rows(*stored, centroids, 64, columns, torch.bfloat16), runs)  # noqa: B023
+            twin = median_seconds(lambda: decode_rows_torch(*some, centroids, 64, columns), 3)  # noqa: B023
+            moved = weight.nbytes + rows * scheme.row_bytes(columns)
+            lines.append(
+                Line(f"decode, {bits} bits to bf16", rows, columns, moved, seconds, twin / (len(some[0]) * columns))
+            )
+    return lines
+
+
+def table(lines: list[Line], bandwidth: float) -> str:
+    head = "| kernel | rows x columns | ms | GB/s of bf16 | GB/s in and out | of copy | times the torch twin |"
+    rows = [head, "|---|---|---|---|---|---|---|"]
+    for x in lines:
+        weights = x.rows * x.columns
+        rows.append(
+            f"| {x.name} | {x.rows} x {x.columns} | {x.seconds * 1e3:.3f} | {2 * weights / x.seconds / 1e9:.0f} "
+            f"| {x.moved / x.seconds / 1e9:.0f} | {x.moved / x.seconds / bandwidth:.0%} "
+            f"| {x.twin * weights / x.seconds:.1f} |"
+        )
+    return "\n".join(rows)
+
+
+SECTIONS: dict[str, Callable[[int], list[Line]]] = {"encode": encode_lines, "decode": decode_lines}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "sections",
+        nargs="*",
+        metavar="SECTION",
+        choices=[*SECTIONS, []],
+        help=f"of {', '.join(SECTIONS)}; by default all",
+    )
+    parser.add_argument("--runs", type=int, default=15)
+    args = parser.parse_args()
+    bandwidth = copy_bandwidth(args.runs)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s\n", flush=True)
+    lines = [line for name in args.sections or SECTIONS for line in SECTIONS[name](args.runs)]
+    print(table(lines, bandwidth))
+
+
+if __name__ == "__main__":
+    main()

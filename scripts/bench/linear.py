@@ -1,0 +1,217 @@
+"""How fast products with codes are on a CUDA device, beside bf16 in the same run.
+
+    python scripts/bench/linear.py [one] [few] [experts] [prefill]
+
+Each figure is the median over replays of one CUDA graph that holds many calls, each on weights of its own, together far
+more than the L2 cache: so weights come from memory, and no launch waits for the host. Both sides are timed so. "of
+copy" is the share of a device-to-device copy's bandwidth at which the bytes of the codes were read. Random weights:
+speed, not quality.
+"""
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from hlwq_cli.codec import Scheme
+from hlwq_kernels import encode_rows
+from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.moe.experts import coded_experts
+from scripts.bench.codec_gpu import copy_bandwidth
+from scripts.bench.experts_bf16 import fastest, launch
+
+SHAPES = [(262144, 2816), (16384, 2816), (8192, 2816), (4096, 2816), (2816, 8192), (2112, 2816), (2816, 2112)]
+linear = torch.nn.functional.linear
+COLD_BYTES = 3 * 10**8
+MOST = 48
+Call = Callable[[], object]
+
+
+def seconds(calls: Sequence[Call], runs: int = 15) -> float:
+    """Median seconds of one call."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    times = []
+    for _ in range(runs + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(calls))
+    return statistics.median(times[2:])
+
+
+def coded(weight: torch.Tensor, bits: int) -> CodedWeight:
+    scheme = Scheme(bits, search=False)
+    rows = encode_rows(weight.flatten(0, -2), scheme.tables, 64, "log8", search=False)
+    lead = weight.shape[:-1]
+    return CodedWeight(
+        rows.codes.view(*lead, -1), rows.scales.view(*lead, -1), None if rows.base is None else rows.base.view(lead),
+        torch.from_numpy(scheme.tables.centroids).cuda(), 64,
+    )  # fmt: skip
+
+
+def nbytes(weight: CodedWeight) -> int:
+    return sum(t.nbytes for t in weight[:3] if isinstance(t, torch.Tensor))
+
+
+def made(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
+
+
+def copies(weight: CodedWeight, count: int) -> list[CodedWeight]:
+    return [weight._replace(codes=weight.codes.clone(), scales=weight.scales.clone()) for _ in range(count)]
+
+
+def dense_lines(tokens: int, bandwidth: float, all_bits: tuple[int, ...]) -> None:
+    print(f"\n{tokens} token{'s' if tokens > 1 else ''}\n")
+    print("| rows x columns | bf16, us | bits | us | times bf16 | of copy |\n|---|---|---|---|---|---|")
+    for rows, columns in SHAPES:
+        weight, x = made(rows, columns), made(tokens, columns)
+        dense = [weight] + [weight.clone() for _ in range(min(MOST, COLD_BYTES // weight.nbytes))]
+        usual = seconds([partial(linear, x, w) for w in dense])
+        del dense
+        for bits in all_bits:
+            one = coded(weight, bits)
+            many = copies(one, 1 + min(MOST, COLD_BYTES // nbytes(one)))
+            ours = seconds([partial(coded_linear, x, *w) for w in many])
+            print(f"| {rows} x {columns} | {usual * 1e6:.1f} | {bits} | {ours * 1e6:.1f} | {usual / ours:.2f} "
+                  f"| {nbytes(one) / ours / bandwidth:.0%} |", flush=True)  # fmt: skip
+
+
+def gate(rows: torch.Tensor) -> torch.Tensor:
+    a, b = rows.chunk(2, dim=-1)
+    return torch.nn.functional.gelu(a, approximate="tanh") * b
+
+
+def batched(
+    x: torch.Tensor, routed: torch.Tensor, chosen: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> object:
+    """One token as transformers' batched_mm does it, without its copy of repeated tokens."""
+    e = chosen[0]
+    inner = gate(torch.matmul(up[e], x[0]))
+    return (torch.bmm(down[e], inner[..., None])[..., 0] * routed[0, :, None]).sum(0)
+
+
+def grouped(
+    x: torch.Tensor, routed: torch.Tensor, chosen: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> object:
+    """Any number of tokens as transformers' grouped_mm does it."""
+    tokens, k = chosen.shape
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    ends = torch.histc(flat.float(), bins=len(up), min=0, max=len(up) - 1).cumsum(0).to(torch.int32)
+    inner = gate(torch.nn.functional.grouped_mm(x[order // k], up.transpose(-2, -1), offs=ends))
+    out = torch.nn.functional.grouped_mm(inner, down.transpose(-2, -1), offs=ends) * routed.flatten()[order, None]
+    back = torch.empty_like(out)
+    back[order] = out
+    return back.view(tokens, k, -1).sum(1)
+
+
+def same_order_in_bf16(
+    x: torch.Tensor, routed: torch.Tensor, choices: list[torch.Tensor], layers: list[tuple[torch.Tensor, torch.Tensor]]
+) -> float:
+    """Seconds of the product kernels' order of work fed bf16, in its fastest layouts, its result looked at."""
+    hidden = made(8, layers[0][0].shape[1]).float()
+    tuned = [fastest(kind, given, [layer[kind - 1] for layer in layers], choices, routed, seconds)
+             for kind, given in ((1, x), (2, hidden))]  # fmt: skip
+    calls = []
+    for i, chosen in enumerate(choices):
+        up, down = layers[i % len(layers)]
+        first, inner = launch(1, tuned[0], x, up, chosen, routed)
+        second, y = launch(2, tuned[1], inner, down, chosen, routed)
+        calls += [first, second]
+    found = seconds([lambda pair=pair: (pair[0](), pair[1]()) for pair in zip(calls[::2], calls[1::2], strict=True)])
+    torch.testing.assert_close(
+        y[0], batched(x, routed.bfloat16(), chosen, up, down), rtol=0.05, atol=0.05 * y.abs().max().item()
+    )
+    print(f"layouts: {tuned[0]}, {tuned[1]}\n")
+    return found
+
+
+def expert_lines(bandwidth: float, tokens: int, layers: int) -> None:
+    print(f"\nA layer of 128 experts, 2 x 704 x 2816 and 2816 x 704, 8 chosen a token, {tokens} tokens\n")
+    weights = [(made(128, 1408, 2816), made(128, 2816, 704)) for _ in range(layers)]
+    x, routed = made(tokens, 2816), torch.rand(tokens, 8, device="cuda")
+    choices = [torch.stack([torch.randperm(128)[:8] for _ in range(tokens)]).cuda() for _ in range(4 * layers)]
+    pairs = [(c, *weights[i % layers]) for i, c in enumerate(choices)]
+    rounded = routed.bfloat16()
+    plain = {"grouped_mm, bf16": seconds([partial(grouped, x, rounded, *p) for p in pairs])}
+    if tokens == 1:
+        plain["batched_mm, bf16"] = seconds([partial(batched, x, rounded, *p) for p in pairs])
+        plain["the kernels for codes, fed bf16"] = same_order_in_bf16(x, routed, choices, weights)
+    best = min(plain.values())
+    share = min(1.0, 8 * tokens / 128)
+    print("| what | us | times the best in bf16 | bytes read at, of copy |\n|---|---|---|---|")
+    for name, time in plain.items():
+        line(name, time, best, share * sum(w.nbytes for w in weights[0]), bandwidth)
+    for bits in (4, 5, 8) if tokens <= 8 else (5,):
+        both = [(coded(up, bits), coded(down, bits)) for up, down in weights]
+        calls = [
+            partial(coded_experts, x, c, routed, *both[i % layers], gate, "gelu_pytorch_tanh")
+            for i, c in enumerate(choices)
+        ]
+        time = seconds(calls) if tokens <= 64 else eager_seconds(calls)
+        line(f"codes, {bits} bits", time, best, share * sum(nbytes(w) for w in both[0]), bandwidth)
+
+
+def line(name: str, time: float, best: float, read: float, bandwidth: float) -> None:
+    print(f"| {name} | {time * 1e6:.1f} | {best / time:.2f} | {read / time / bandwidth:.0%} |", flush=True)
+
+
+def eager_seconds(calls: Sequence[Call], runs: int = 7) -> float:
+    """Median seconds of one call that asks the host, and so fits no graph."""
+    times = []
+    for i in range(runs + 2):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        calls[i % len(calls)]()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times[2:])
+
+
+def prefill_lines() -> None:
+    print("\nPrefill\n\n| rows x columns | tokens | bf16, us | 5 bits, us | overhead |\n|---|---|---|---|---|")
+    for rows, columns in ((8192, 2816), (2816, 8192), (4096, 2816), (2112, 2816)):
+        weight = made(rows, columns)
+        one = coded(weight, 5)
+        for tokens in (17, 32, 64, 128, 512, 2048, 8192):
+            x = made(tokens, columns)
+            usual = seconds([partial(linear, x, weight)] * 4)
+            ours = seconds([partial(coded_linear, x, *one)] * 4)
+            print(
+                f"| {rows} x {columns} | {tokens} | {usual * 1e6:.1f} | {ours * 1e6:.1f} | {ours / usual - 1:+.0%} |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help="of one, few, experts, prefill; by default all")
+    args = parser.parse_args()
+    bandwidth = copy_bandwidth(9)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s")
+    sections: dict[str, Call] = {
+        "one": lambda: dense_lines(1, bandwidth, (4, 5, 8)),
+        "few": lambda: (dense_lines(8, bandwidth, (5,)), dense_lines(16, bandwidth, (5,))),
+        "experts": lambda: [expert_lines(bandwidth, tokens, 2) for tokens in (1, 4, 4096)],
+        "prefill": prefill_lines,
+    }
+    for name in args.sections or sections:
+        sections[name]()
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()

@@ -1,0 +1,180 @@
+"""The headline command on its real workload, from Enter to prompt: makes it, times it, checks what it made.
+
+    python scripts/bench/quantize.py /dev/shm/hlwq [--config tests/data/gemma4-26b.json] [--keep DIR] [--trace FILE]
+    python scripts/bench/quantize.py DISK/hlwq --layers 28 --no-checks --runs 1
+
+In the folder, in memory or on a disk: a checkpoint of the configuration's names and shapes with random weights
+(make_synthetic.py); reading it and writing as much as the result has, by some numbers of threads, before and, where
+there is room, after (copy_floor.py); between them `hlwq quantize` as a user types it, twice; then `hlwq inspect
+--verify`, random expert matrices against their source, the command killed and given again, and one layer coded by the
+CPU and by the device. Needs room for the checkpoint and one result beside it. --keep moves the last result there.
+
+Random weights prove speed and plumbing only: they say nothing of a model's quality.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
+from hlwq_cli.sizes import format_size
+from scripts.bench.copy_baseline import Floor, copy_floor, forget
+from scripts.bench.quantize_checks import (
+    Checks,
+    Run,
+    a_third_is_written,
+    a_third_of_the_shards_is_whole,
+    check_experts,
+    check_one_layer,
+    check_result,
+    hashed,
+    hlwq,
+    killed_and_resumed,
+)  # fmt: skip
+from scripts.bench.synthetic_model import ROOT, write_checkpoint
+
+
+def stages(trace: dict[str, Any], started: float, ended: float) -> list[tuple[str, float, float, float, float]]:
+    """By stage: when it began and ended, seconds that any thread was in it, and seconds of all threads together."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    for event in trace["traceEvents"]:
+        if event["ph"] == "X":
+            begin = event["ts"] / 1e6 - started
+            spans.setdefault(event["name"], []).append((begin, begin + event["dur"] / 1e6))
+    rows = []
+    for name, times in spans.items():
+        covered, end = 0.0, -math.inf
+        for a, b in sorted(times):
+            covered += max(0.0, b - max(a, end))
+            end = max(end, b)
+        rows.append((name, min(a for a, _ in times), end, covered, sum(b - a for a, b in times)))
+    last = max(row[2] for row in rows)
+    return [*sorted(rows, key=lambda r: r[1]), ("end Python", last, ended - started, ended - started - last, 0.0)]
+
+
+def keep_layers(text: dict[str, Any], count: int) -> None:
+    """Cut a text configuration down to its last layers; of Gemma 4 the very last is of a kind of its own."""
+    gone = len(text["layer_types"]) - count
+    text["num_hidden_layers"] = count
+    text["layer_types"] = text["layer_types"][gone:]
+    of_layers = text.get("per_layer_config") or {}
+    text["per_layer_config"] = {f"{int(n) - gone:02}": of_layers[n] for n in of_layers if int(n) >= gone}
+
+
+def shown(floor: Floor) -> Floor:
+    """Said at once, lest what fails later takes it along."""
+    print(f"Copying by {floor.threads}, {floor.when}: {floor.seconds:.2f} s.", flush=True)
+    return floor
+
+
+def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str, Any]]:
+    forget(source)
+    started = time.time()
+    run = hlwq(*command, env={"HLWQ_TRACE": str(trace)})
+    document = json.loads(trace.read_text())
+    print(f"\n`hlwq {' '.join(command)}`: **{run.seconds:.2f} s** from Enter to prompt\n")
+    print("| stage | from | to | seconds | of all threads |\n|---|---|---|---|---|")
+    for name, begin, end, covered, total in stages(document, started, started + run.seconds):
+        print(f"| {name} | {begin:.2f} | {end:.2f} | {covered:.2f} | {total:.1f} |")
+    return run, document
+
+
+def show_speed(run: Run, trace: dict[str, Any], floors: list[Floor]) -> None:
+    work = [e for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "hash tensor", "write", "sync")]
+    begin, end = min(e["ts"] for e in work) / 1e6, max(e["ts"] + e["dur"] for e in work) / 1e6
+    print(f"\n| read {format_size(floors[0].read)}, write {format_size(floors[0].written)} | seconds "
+          f"| first byte read to last shard renamed, {end - begin:.2f} s | Enter to prompt, {run.seconds:.2f} s |"
+          "\n|---|---|---|---|")  # fmt: skip
+    for floor in floors:
+        times = " | ".join(f"{seconds / floor.seconds:.2f} times" for seconds in (end - begin, run.seconds))
+        print(f"| {floor.threads} thread{'s'[: floor.threads > 1]}, {floor.when} | {floor.seconds:.2f} | {times} |")
+    device = trace["otherData"].get("peak_device_bytes", 0)
+    print(f"\nPeak memory: {format_size(run.peak_bytes)} of the host (pages of libraries and pinned ones included), "
+          f"{format_size(device)} of the device (as torch holds it, its context aside).\n")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="must not exist; removed at the end")
+    parser.add_argument("--config", type=Path, default=ROOT / "tests" / "data" / "gemma4-26b.json")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--layers", type=int, help="the last so many only, where there is no room for all")
+    parser.add_argument("--threads", type=int, nargs="+", default=[16, 1, 16], help="of copying, one after the other")
+    parser.add_argument("--runs", type=int, default=2, help="of the command; the last is shown against copying")
+    parser.add_argument("--no-checks", action="store_true", help="speed only")
+    parser.add_argument("--max-shard-size", default="2GB")
+    parser.add_argument("--experts", type=int, default=200)
+    parser.add_argument("--keep", type=Path, help="where to move the result")
+    parser.add_argument("--trace", type=Path, help="where to leave the last run's timeline")
+    args = parser.parse_args()
+    if args.runs < 1:
+        parser.error("--runs: at least one")
+    if args.folder.exists():
+        sys.exit(f"{args.folder} is there already")
+    args.folder.mkdir(parents=True)
+    try:
+        checks = measure(args, args.folder)
+    finally:
+        shutil.rmtree(args.folder)
+    sys.exit(0 if all(held for _, _, held in checks.lines) else 1)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> Checks:
+    """Everything, in order; prints as it goes."""
+    source, out, trace = folder / "model", folder / "coded", args.trace or folder / "trace.json"
+    config, checks = json.loads(args.config.read_text()), Checks()
+    if args.layers:
+        keep_layers(config["text_config"], args.layers)
+    start = time.perf_counter()
+    written = write_checkpoint(source, config)
+    name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
+    layers = f", {args.layers} layers" if args.layers else ""
+    print(f"{args.config.stem}{layers}: {format_size(written)} of random weights, made in "
+          f"{time.perf_counter() - start:.1f} s. {name}, {os.cpu_count()} processors, "
+          f"torch {torch.__version__}.")  # fmt: skip
+    print("Random weights prove speed and plumbing only: they say nothing of a model's quality.", flush=True)
+    opened = open_source(str(source))
+    plan = make_plan(opened, load_recipe(bits=5))
+    share = plan.output_bytes / plan.source_bytes
+    floors = [shown(copy_floor(source, folder / "copied", share, n, "before")) for n in args.threads]
+    command = ["quantize", str(source), str(out), "--device", args.device, "--max-shard-size", args.max_shard_size]
+    for number in range(args.runs):
+        if number:
+            shutil.rmtree(out)
+        run, document = timed([*command, "-q"], source, trace)
+    if shutil.disk_usage(folder).free > 1.01 * plan.output_bytes:
+        floors.append(shown(copy_floor(source, folder / "copied", share, args.threads[-1], "after")))
+    show_speed(run, document, floors)
+    opened.close()
+    if not args.no_checks:
+        check(checks, plan, source, out, args, [*command, "-q"])
+    if args.keep:
+        shutil.move(out, args.keep)
+    return checks
+
+
+def check(checks: Checks, plan: Plan, source: Path, out: Path, args: argparse.Namespace, command: list[str]) -> None:
+    """Every promise about the result, which is made anew on the way."""
+    print("| check | found | holds |\n|---|---|---|")
+    check_result(checks, plan, out, args.config.name == "gemma4-26b.json" and not args.layers)
+    verify = hlwq("inspect", out, "--verify", "-q")
+    checks.add("`hlwq inspect --verify`", f"{verify.out.strip()}, {verify.seconds:.1f} s", verify.out == "ok\n")
+    place = torch.device("cuda" if args.device.startswith("cuda") else "cpu")
+    check_experts(checks, source, out, args.experts, place)
+    check_one_layer(checks, source, args.folder, args.device, out)
+    wanted = hashed(out)
+    for when in (a_third_is_written, a_third_of_the_shards_is_whole):
+        shutil.rmtree(out)
+        killed_and_resumed(checks, command, out, wanted, when)
+
+
+if __name__ == "__main__":
+    main()

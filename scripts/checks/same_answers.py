@@ -1,0 +1,166 @@
+"""A checkpoint executed as codes on a GPU answers as its decoded weights do on the CPU.
+
+    python scripts/checks/same_answers.py FOLDER... [--device cuda:0]
+
+For each folder: 64 greedy tokens after each prompt, and after a picture where the model sees, in float32: the same.
+Perplexity of the bundled addresses, in float32: the same to 1e-3. KL divergence, from float32 on the CPU, of codes in
+bfloat16, reading 1 and 8 tokens at a time (the kernels that multiply by codes) and all at once (decoded by layers): at
+most 1.5 times that of the same weights decoded to bfloat16. It is the median of 256 tokens, as a mean is mostly one
+token that rounding has sent to another expert. Exits with 1 where one of these fails.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import DynamicCache
+
+from hlwq_cli.measure.perplexity import perplexity, score
+from hlwq_cli.measure.text import load_text
+from hlwq_cli.measure.windows import Windows, make_windows
+from hlwq_cli.runtime.kv.attention import cache_argument
+from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.samples import sample_file
+
+PROMPTS = ("My fellow citizens,", "The state of our union is", "We")
+QUESTION = "What is in the picture?"
+NEW_TOKENS = 64
+STEPS = (1, 8, 256)
+"""How many tokens are read at a time."""
+READ = 256
+LARGEST_CHANGE = 1e-3
+TIMES_DENSE = 1.5
+FLOOR = 1e-6
+"""Nats: below it, divergences are rounding of float32 itself."""
+
+
+@dataclass(frozen=True)
+class Same:
+    """What one checkpoint gave.
+
+    Attributes:
+        different: prompts whose answers differ, with the first token that does.
+        perplexities: on the CPU and as codes on the device, float32.
+        coded: median KL divergence, in nats, of codes in bfloat16, by tokens read at a time.
+        dense: the same of decoded weights in bfloat16.
+    """
+
+    folder: str
+    different: dict[str, int]
+    perplexities: tuple[float, float]
+    coded: dict[int, float]
+    dense: dict[int, float]
+
+    @property
+    def change(self) -> float:
+        """Of perplexity, relative."""
+        return abs(self.perplexities[1] / self.perplexities[0] - 1)
+
+    @property
+    def failures(self) -> list[str]:
+        """What is not as it should be, in sentences."""
+        found = [f"{prompt!r} is answered otherwise from token {at} on" for prompt, at in self.different.items()]
+        if not self.change < LARGEST_CHANGE:
+            found.append(f"perplexity is {self.perplexities[1]} instead of {self.perplexities[0]}")
+        far = [s for s, kld in self.coded.items() if not kld <= TIMES_DENSE * self.dense[s] + FLOOR]
+        return found + [f"divergence {s} tokens at a time is {self.coded[s]}, decoded {self.dense[s]}" for s in far]
+
+
+@torch.inference_mode()
+def answer(model: HLWQModel, prompt: str, picture: Image.Image | None) -> list[int]:
+    """64 greedy tokens, whatever ends a text."""
+    inputs = model.prepare([prompt], None if picture is None else [[picture]], chat=picture is not None)
+    out = model.generation.generate(
+        **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0,
+        temperature=None, top_p=None, top_k=None,
+    )  # fmt: skip
+    tokens: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
+    return tokens
+
+
+def answers(model: HLWQModel) -> dict[str, list[int]]:
+    found = {prompt: answer(model, prompt, None) for prompt in PROMPTS}
+    if model.sees:
+        with Image.open(sample_file("eval/picture-00.png")) as picture:
+            found[QUESTION] = answer(model, QUESTION, picture.convert("RGB"))
+    return found
+
+
+def first_difference(ours: list[int], theirs: list[int]) -> int | None:
+    if len(ours) != len(theirs):
+        return min(len(ours), len(theirs))
+    return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+
+
+@torch.inference_mode()
+def log_probabilities(model: Any, ids: torch.Tensor, step: int) -> torch.Tensor:
+    """Of every next token, float32 (tokens, vocabulary) on the CPU, reading `step` tokens at a time."""
+    cache, found = DynamicCache(config=model.config.get_text_config()), []
+    for piece in ids.to(model.device)[None].split(step, dim=1):
+        logits = model(input_ids=piece, use_cache=True, **cache_argument(model, cache)).logits[0]
+        found.append(torch.log_softmax(logits.float(), dim=-1).cpu())
+    return torch.cat(found)
+
+
+def divergences(model: Any, expected: torch.Tensor, ids: torch.Tensor) -> dict[int, float]:
+    found = {}
+    for step in STEPS:
+        terms = expected.exp() * (expected - log_probabilities(model, ids, step))
+        found[step] = float(terms.double().sum(-1).median())
+    return found
+
+
+def windows_for(model: HLWQModel, windows: int, window: int) -> Windows:
+    return make_windows(load_text("sample"), model.tokenizer, "paper", window, windows)
+
+
+def compare(folder: str, device: str = "cuda:0", windows: int = 2, window: int = 1024) -> Same:
+    """Load a checkpoint four ways, one on the CPU, and see what each gives."""
+    load = partial(HLWQModel.from_pretrained, folder)
+    cpu, exact = load(device="cpu", dtype="float32"), load(device=device, dtype="float32", execution="coded")
+    ours, theirs = answers(exact), answers(cpu)
+    differences = {prompt: first_difference(ours[prompt], theirs[prompt]) for prompt in theirs}
+    text = windows_for(cpu, windows, window)
+    values = tuple(perplexity(score(m.model, text)).value for m in (cpu, exact))
+    ids = text.ids[0, :READ]
+    expected = log_probabilities(cpu.model, ids, READ)
+    klds = [
+        divergences(load(device=device, dtype="bfloat16", execution=how).model, expected, ids)
+        for how in ("coded", "dense")
+    ]
+    different = {prompt: at for prompt, at in differences.items() if at is not None}
+    return Same(folder, different, (values[0], values[1]), klds[0], klds[1])
+
+
+def row(same: Same) -> str:
+    klds = " | ".join(f"{same.coded[s]:.2e} / {same.dense[s]:.2e}" for s in same.coded)
+    answered = "the same" if not same.different else f"{len(same.different)} differ"
+    cpu, gpu = same.perplexities
+    return f"| {same.folder} | {answered} | {cpu:.4f} | {gpu:.4f} | {same.change:.1e} | {klds} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", help="coded checkpoints")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--window", type=int, default=1024)
+    args = parser.parse_args()
+    steps = " | ".join(f"KLD of codes / decoded, bf16, {s} at a time" for s in STEPS)
+    print(f"| checkpoint | {NEW_TOKENS} tokens | PPL on the CPU | PPL as codes | change | {steps} |")
+    print("|---" * (5 + len(STEPS)) + "|")
+    failures = []
+    for folder in args.folders:
+        same = compare(folder, args.device, args.windows, args.window)
+        print(row(same), flush=True)
+        failures += [f"{folder}: {failure}." for failure in same.failures]
+    if failures:
+        sys.exit("\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()

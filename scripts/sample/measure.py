@@ -1,0 +1,78 @@
+"""The bundled sample after quantize and export: perplexity and exact captions, at every width and both schemes.
+
+    python scripts/sample/measure.py [--windows 8] [--pictures 100]
+
+Perplexity by the `paper` protocol on the bundled addresses, paired against bf16; captions of fresh pictures, greedy,
+right only when right to the letter. Runs the real command line; computes in float32 on the CPU. Prints a table.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+
+import torch
+
+from hlwq_cli.measure.perplexity import paired, perplexity, score
+from hlwq_cli.measure.text import load_text
+from hlwq_cli.measure.windows import Windows, make_windows
+from hlwq_cli.runtime.model import HLWQModel
+from scripts.sample.pictures import FRESH_SEED, draw
+
+QUESTION = "What is in the picture?"
+BATCH = 25
+RECIPES = [
+    *(("default", bits) for bits in (8, 6, 5, 4, 3)),
+    *(("classic", bits) for bits in (8, 6, 5, 4, 3)),
+    *(("routers", bits) for bits in (8, 6, 5, 4, 3)),
+]
+
+
+def hlwq(*arguments: str) -> dict:
+    command = [sys.executable, "-m", "hlwq_cli.main", *arguments, "--json"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def exact_captions(model: HLWQModel, pictures: int) -> int:
+    right = 0
+    for first in range(0, pictures, BATCH):
+        drawn = [draw(FRESH_SEED + i) for i in range(first, min(first + BATCH, pictures))]
+        answers = model.generate([QUESTION] * len(drawn), [[p] for p, _ in drawn], max_new_tokens=48)
+        right += sum(a.strip() == caption for a, (_, caption) in zip(answers, drawn, strict=True))
+    return right
+
+
+def measure(path: str, windows: Windows, pictures: int) -> tuple[torch.Tensor, int]:
+    model = HLWQModel.from_pretrained(path, device="cpu", dtype="float32")
+    return score(model.model, windows), exact_captions(model, pictures)
+
+
+def coded_row(recipe: str, bits: int, windows: Windows, pictures: int, reference: torch.Tensor) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        coded, plain = f"{folder}/coded", f"{folder}/plain"
+        result = hlwq("quantize", "sample", coded, "--bits", str(bits), "--recipe", recipe)
+        hlwq("export", coded, plain)
+        nlls, right = measure(plain, windows, pictures)
+    p, d = perplexity(nlls), paired(nlls, reference)
+    rise = f"{d.log_ratio:+.4f} ± {d.error:.4f}"
+    return f"| {recipe} | {bits} | {result['bits_per_weight']:.3f} | {p.value:.2f} | {rise} | {right}/{pictures} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=100)
+    options = parser.parse_args()
+    tokenizer = HLWQModel.from_pretrained("sample", device="cpu").tokenizer
+    windows = make_windows(load_text("sample"), tokenizer, "paper", limit=options.windows)
+    print(windows.protocol.line)
+    print("\n| recipe | bits | bits/weight | PPL | ln PPL rise | exact captions |\n|---|---|---|---|---|---|")
+    reference, right = measure("sample", windows, options.pictures)
+    print(f"| bf16 | 16 | 16 | {perplexity(reference).value:.2f} | | {right}/{options.pictures} |", flush=True)
+    for recipe, bits in RECIPES:
+        print(coded_row(recipe, bits, windows, options.pictures, reference), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What cards of some sizes can run of a mixture of experts: slots a layer, computed from bytes, nothing measured.
+
+    python scripts/studies/card_sizes.py [--config tests/data/gemma4-26b.json] [--bits 5] [--cards 8 12 16 24]
+
+No weights are needed: the configuration's model is laid out without memory, coded as `hlwq quantize` plans it, and its
+bytes counted by what `--gpu-memory` counts with. A card is taken to have so many GB (10^9) free.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hlwq_cli.checkpoint import Plan, Source, load_recipe, make_plan
+from hlwq_cli.checkpoint.io.safetensors_file import TensorInfo
+from hlwq_cli.checkpoint.run.output_folder import quantization_config
+from hlwq_cli.errors import UsageError
+from hlwq_cli.runtime.loading.quantizer import HLWQConfig, module_names, replace_modules
+from hlwq_cli.runtime.offload.expert_cache import experts_per_token
+from hlwq_cli.runtime.offload.memory_budget import TOKENS, DeviceNeeds
+from hlwq_cli.sizes import format_size
+from scripts.bench.synthetic_model import ROOT, shapes
+
+
+def planned(config: dict[str, Any], bits: int) -> Plan:
+    """How a checkpoint of a configuration's names and shapes would be coded."""
+    tensors = {
+        n: TensorInfo(n, "BF16", s, "model.safetensors", 0, 2 * torch.Size(s).numel())
+        for n, s in shapes(config).items()
+    }
+    return make_plan(Source("configuration", None, config, tensors, (), Path("nowhere")), load_recipe(bits=bits))
+
+
+def coded_model(config: dict[str, Any], plan: Plan) -> Any:
+    """The model on the meta device, its experts outside the GPU."""
+    import transformers
+
+    settings = transformers.AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = getattr(transformers, config["architectures"][0])(settings).to(torch.bfloat16)
+    stored = {n: tuple(s) for job in plan.coded for n, _, s in job.outputs if n.rpartition(".")[2].startswith("codes")}
+    replace_modules(model, module_names(model, stored), HLWQConfig(**quantization_config(plan)).coding, outside=True)
+    return model
+
+
+def needs_of(config: dict[str, Any], bits: int) -> tuple[DeviceNeeds, int]:
+    """What the coded model takes on a GPU, and how many experts a token chooses."""
+    model = coded_model(config, planned(config, bits))
+    chosen = experts_per_token(model.config)
+    return DeviceNeeds.of(model, chosen), chosen
+
+
+def table(needs: DeviceNeeds, chosen: int, cards: list[float]) -> str:
+    lines = ["| GPU memory | experts of each layer on the GPU | fetched a token, even routing |", "|---|---|---|"]
+    for card in cards:
+        try:
+            slots = needs.slots(int(card * 10**9))
+        except UsageError as error:
+            lines.append(f"| {card:g} GB | none: {error.hint} | |")
+            continue
+        fetched = chosen * (1 - slots / needs.experts) * needs.slot
+        lines.append(f"| {card:g} GB | {slots} of {needs.experts} | {format_size(fetched)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "tests" / "data" / "gemma4-26b.json")
+    parser.add_argument("--bits", type=int, default=5)
+    parser.add_argument("--cards", type=float, nargs="+", default=[8, 8.6, 12, 16, 24])
+    args = parser.parse_args()
+    needs, chosen = needs_of(json.loads(args.config.read_text()), args.bits)
+    size = format_size
+    print(
+        f"{size(needs.weights)} of weights that are no experts, {size(needs.cache)} of keys and values and "
+        f"{size(needs.workspace)} of work space for {TOKENS:,} tokens, {size(needs.scratch)} of shared records; "
+        f"{size(needs.slot)} a slot in every layer, {size(needs.slot * needs.experts)} of experts outside.\n"
+    )
+    print(table(needs, chosen, args.cards))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Which expert should make room? Hit rates of policies on recorded and synthetic routings, beside the oracle's.
+
+    python scripts/studies/eviction.py [--tokens 4096] [--steps 3000]
+
+Recorded: the choices of the bundled sample's five layers (8 experts, 2 a token), reading its held-out text. Synthetic:
+128 experts, 8 a token: `uniform`; `zipf`, drawn by 1 / rank; `sticky`, where each expert of the last token stays with
+probability .45 and the rest are drawn evenly; `sticky zipf`, where the rest are drawn by 1 / rank. A step is a token;
+experts that it needs never make room in it, and all that are missing are fetched. Policies differ in who makes room:
+the one used longest ago (LRU); the smallest count of uses, of which each step takes a 2^shift-th (LFU); the smallest
+sum of a quick and a slow count, each over its largest (mix); the one needed again last (oracle, which knows the
+future). With `picky` a missing expert takes no slot from one of a larger count.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hlwq_cli.measure.text import load_text
+from hlwq_cli.runtime.loading.load import load_model, load_processor
+
+SHIFTS = (1, 2, 3, 4, 5, 6, 7)
+Routing = list[frozenset[int]]
+"""What each step needs."""
+Key = Callable[[int, int], float]
+"""Of an expert at a step: the least makes room."""
+
+
+def recorded(tokens: int) -> list[Routing]:
+    """Of each layer of the sample."""
+    model = load_model("sample", device="cpu", dtype="float32")
+    tokenizer = load_processor("sample")
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    ids = tokenizer(load_text("sample").text, return_tensors="pt").input_ids[:, :tokens]
+    layers = [m for m in model.modules() if type(m).__name__.endswith("TextExperts")]
+    found: list[Routing] = [[] for _ in layers]
+    for layer, routing in zip(layers, found, strict=True):
+        layer.register_forward_pre_hook(
+            lambda module, args, routing=routing: routing.extend(frozenset(row) for row in args[1].tolist())
+        )
+    with torch.no_grad():
+        for window in ids.split(512, dim=1):
+            model(window)
+    return found
+
+
+def synthetic(kind: str, steps: int, experts: int = 128, k: int = 8, kept: float = 0.45) -> Routing:
+    generator = torch.Generator().manual_seed(0)
+    shares = 1.0 / torch.arange(1, experts + 1) if "zipf" in kind else torch.ones(experts)
+    shares = shares[torch.randperm(experts, generator=generator)]
+    routing: Routing = []
+    for _ in range(steps):
+        stays: list[int] = []
+        if "sticky" in kind and routing:
+            stays = [e for e in sorted(routing[-1]) if float(torch.rand(1, generator=generator)) < kept]
+        left = shares.clone()
+        left[list(routing[-1]) if kind == "sticky" and routing else stays] = 0
+        drawn = torch.multinomial(left, k - len(stays), generator=generator).tolist() if len(stays) < k else []
+        routing.append(frozenset([*stays, *drawn]))
+    return routing
+
+
+def lru(routing: Routing, experts: int) -> Key:
+    last = [-1] * experts
+
+    def key(expert: int, step: int) -> float:
+        return last[expert]
+
+    key.used = lambda needed, step: [last.__setitem__(e, step) for e in needed]  # type: ignore[attr-defined]
+    return key
+
+
+def lfu(shift: int) -> Callable[[Routing, int], Key]:
+    """As the product counts, in whole numbers."""
+
+    def policy(routing: Routing, experts: int) -> Key:
+        scores = [0] * experts
+
+        def used(needed: frozenset[int], step: int) -> None:
+            for e in range(experts):
+                scores[e] += (e in needed) * 2**20 - -(-scores[e] // 2**shift)
+
+        def key(expert: int, step: int) -> float:
+            return scores[expert]
+
+        key.used = used  # type: ignore[attr-defined]
+        return key
+
+    return policy
+
+
+def mix(quick: int, slow: int) -> Callable[[Routing, int], Key]:
+    def policy(routing: Routing, experts: int) -> Key:
+        both: list[Any] = [lfu(shift)(routing, experts) for shift in (quick, slow)]
+
+        def key(expert: int, step: int) -> float:
+            return float(both[0](expert, step) / 2**quick + both[1](expert, step) / 2**slow)
+
+        key.used = lambda needed, step: [each.used(needed, step) for each in both]  # type: ignore[attr-defined]
+        return key
+
+    return policy
+
+
+def oracle(routing: Routing, experts: int) -> Key:
+    uses: list[list[int]] = [[] for _ in range(experts)]
+    for step in reversed(range(len(routing))):
+        for e in routing[step]:
+            uses[e].append(step)
+
+    def key(expert: int, step: int) -> float:
+        while uses[expert] and uses[expert][-1] <= step:
+            uses[expert].pop()
+        return -uses[expert][-1] if uses[expert] else -float("inf")
+
+    key.used = lambda needed, step: None  # type: ignore[attr-defined]
+    return key
+
+
+POLICIES: dict[str, Callable[[Routing, int], Key]] = {
+    "LRU": lru, **{f"LFU {s}": lfu(s) for s in SHIFTS}, "LFU 5, picky": lfu(5), "LFU 7, picky": lfu(7),
+    "mix 1, 5": mix(1, 5), "oracle": oracle,
+}  # fmt: skip
+
+
+def hit_rate(
+    routing: Routing, experts: int, slots: int, policy: Callable[[Routing, int], Key], picky: bool = False
+) -> float:
+    """Share of needed experts that were there, from the tenth part of the steps on."""
+    key: Any = policy(routing, experts)
+    held: set[int] = set()
+    hits = wanted = 0
+    for step, needed in enumerate(routing):
+        if step >= len(routing) // 10:
+            hits += len(needed & held)
+            wanted += len(needed)
+        key.used(needed, step)
+        missing, idle = sorted(needed - held), sorted(held - needed, key=lambda e: key(e, step))
+        room = slots - len(held)
+        if picky:
+            missing.sort(key=lambda e: -key(e, step))
+            pairs = zip(missing[room:], idle, strict=False)
+            missing = missing[: room + sum(key(e, step) > key(other, step) for e, other in pairs)]
+        replaced = idle[: max(0, min(len(missing) - room, len(idle)))]
+        held = held - set(replaced) | set(missing[: room + len(replaced)])
+    return hits / wanted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096, help="of the recorded text")
+    parser.add_argument("--steps", type=int, default=3000, help="of synthetic routings")
+    args = parser.parse_args()
+    print("| routing | slots | " + " | ".join(POLICIES) + " |")
+    print("|---|---|" + "---|" * len(POLICIES))
+    layers = recorded(args.tokens)
+    for slots in (1, 2, 3, 4, 6):
+        rates = [sum(hit_rate(r, 8, slots, p, "picky" in n) for r in layers) / len(layers) for n, p in POLICIES.items()]
+        print(f"| sample | {slots} of 8 | " + " | ".join(f"{r:.3f}" for r in rates) + " |", flush=True)
+    for kind in ("uniform", "zipf", "sticky", "sticky zipf"):
+        routing = synthetic(kind, args.steps)
+        for slots in (16, 34, 64, 99):
+            rates = [hit_rate(routing, 128, slots, p, "picky" in n) for n, p in POLICIES.items()]
+            print(f"| {kind} | {slots} of 128 | " + " | ".join(f"{r:.3f}" for r in rates) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Is it worth fetching a layer's experts before its router has spoken? Guesses made a layer before, a model of time.
+
+    python scripts/studies/prefetch.py [--tokens 4096] [--steps 3000] [--slots 34 99] [--work 100]
+
+A layer's router can be asked early, of what the layer before has at hand: its input, the sum behind its attention
+(which its own router sees), its output. First table: how often that names the experts chosen later, for the bundled
+sample on held-out text; beside it the experts of the token before, and a layer's most frequent ones. Then slots are
+played through, as the product keeps them, with the guesses that are missing fetched ahead, at most so many a layer.
+Time of a layer: copies of a record one after the other, and other work, in which the link has nothing to do; that is
+when guesses can be copied, and what they take beyond is waited for. In the tables of tokens a second a column is a
+guess and how many experts at most are fetched ahead in a layer. Drawn guesses name each expert with the probability
+given, in any order.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+
+from hlwq_cli.measure.text import load_text
+from hlwq_cli.runtime.loading.load import load_model, load_processor
+from hlwq_kernels.offload.slots import SHIFT, UNIT
+from scripts.studies.eviction import Routing, synthetic
+
+COPY, LAYERS = 3.81e6 / 50e9, 30
+"""Seconds of a record's copy, layers of the 26B."""
+SOURCES = ("input", "sum behind attention", "output", "token before", "most frequent")
+Guesses = list[list[int]]
+"""For each step experts, the likeliest first."""
+
+
+class Recorded(NamedTuple):
+    """A layer: what it chose, and what had been guessed."""
+
+    routing: Routing
+    guesses: dict[str, Guesses]
+
+
+def recorded(tokens: int) -> list[Recorded]:
+    """The sample's layers but the first, which has none before it."""
+    model = load_model("sample", device="cpu", dtype="float32")
+    tokenizer = load_processor("sample")
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    ids = tokenizer(load_text("sample").text, return_tensors="pt").input_ids[:, :tokens]
+    layers = [m for m in model.modules() if type(m).__name__ == "Gemma4TextDecoderLayer"]
+    found = [Recorded([], {source: [] for source in SOURCES}) for _ in layers]
+    for number, layer in enumerate(layers):
+        layer.experts.register_forward_pre_hook(
+            lambda module, args, n=number: found[n].routing.extend(frozenset(row) for row in args[1].tolist())
+        )
+    for layer, following, guessed in zip(layers, layers[1:], found[1:], strict=False):
+
+        def note(source: str, states: torch.Tensor, router: Any = following.router, into: Recorded = guessed) -> None:
+            scores = router.proj(router.norm(states.flatten(0, -2)) * router.scale * router.scalar_root_size)
+            into.guesses[source] += scores.argsort(-1, descending=True).tolist()
+
+        layer.register_forward_pre_hook(lambda module, args, note=note: note(SOURCES[0], args[0]))
+        layer.router.register_forward_pre_hook(lambda module, args, note=note: note(SOURCES[1], args[0]))
+        layer.register_forward_hook(lambda module, args, out, note=note: note(SOURCES[2], out))
+    with torch.no_grad():
+        for window in ids.split(512, dim=1):
+            model(window)
+    for routing, guesses in found[1:]:
+        often = sorted(range(8), key=lambda e, routing=routing: -sum(e in needed for needed in routing))
+        guesses["token before"] += [sorted(before) for before in [routing[0], *routing[:-1]]]
+        guesses["most frequent"] += [often] * len(routing)
+    return found[1:]
+
+
+def right(layer: Recorded, source: str, places: slice) -> tuple[int, int]:
+    """Of guesses at some places those that were chosen, and all."""
+    named = [g[places] for g in layer.guesses[source]]
+    return sum(len(n.intersection(g)) for n, g in zip(layer.routing, named, strict=True)), sum(map(len, named))
+
+
+class Played(NamedTuple):
+    """A layer's steps in slots, means of a step: experts missing when it began, and its seconds."""
+
+    missing: float
+    seconds: float
+
+
+def play(routing: Routing, guesses: Guesses, experts: int, slots: int, most: int, work: float) -> Played:
+    """With at most so many experts fetched ahead at a step; from the tenth part of the steps on."""
+    scores, held = numpy.zeros(experts, dtype=numpy.int64), set[int]()
+    counts, start = numpy.zeros(2), len(routing) // 10
+
+    def bring(wanted: list[int], keep: frozenset[int]) -> None:
+        idle = sorted(held - keep, key=lambda e: scores[e])
+        room = slots - len(held)
+        taken = wanted[: room + len(idle)]
+        held.difference_update(idle[: max(0, len(taken) - room)])
+        held.update(taken)
+
+    for step, (needed, guess) in enumerate(zip(routing, guesses, strict=True)):
+        ahead = [e for e in guess[: len(needed)] if e not in held][: min(most, slots)]
+        bring(ahead, frozenset(guess[: len(needed)]))
+        missing = sorted(needed - held)
+        scores -= -(-scores >> SHIFT)
+        scores[list(needed)] += UNIT
+        bring(missing, needed)
+        if step >= start:
+            counts += (len(missing), max(work, len(ahead) * COPY) + len(missing) * COPY)
+    return Played(*(counts / (len(routing) - start)).tolist())
+
+
+def drawn(routing: Routing, recall: float, experts: int) -> Guesses:
+    """Guesses that name each expert needed with a probability, and others evenly in place of the rest; in any order."""
+    random = numpy.random.default_rng(0)
+    found = []
+    for needed in routing:
+        others = [e for e in range(experts) if e not in needed]
+        named = [e if random.random() < recall else int(random.choice(others)) for e in sorted(needed)]
+        found.append(random.permutation(list(dict.fromkeys(named))).tolist())
+    return found
+
+
+def table(*names: str) -> Callable[..., None]:
+    """Print a heading, and give what prints rows."""
+    print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names), flush=True)
+    return lambda *cells: print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def show_recall(layers: list[Recorded]) -> float:
+    """Gives the mean of the guess from the sum behind attention."""
+    row = table("guess from", *(f"layer {n}" for n in range(2, len(layers) + 2)), "mean", "first guess right", "second")
+    means = {}
+    for source in SOURCES:
+        shares = [hits / len(layer.routing) / 2 for layer in layers for hits, _ in [right(layer, source, slice(2))]]
+        places = [[right(layer, source, slice(p, p + 1)) for layer in layers] for p in range(2)]
+        first, second = (sum(h for h, _ in some) / sum(n for _, n in some) for some in places)
+        means[source] = sum(shares) / len(shares)
+        row(source, *(f"{s:.3f}" for s in (*shares, means[source], first, second)))
+    return means["sum behind attention"]
+
+
+def rate(played: list[Played]) -> str:
+    """Tokens a second of as many layers as the 26B has."""
+    return f"{1 / (LAYERS * sum(p.seconds for p in played) / len(played)):.1f}"
+
+
+def show_sample(layers: list[Recorded], work: float) -> None:
+    of_each = {source: [layer.guesses[source] for layer in layers] for source in SOURCES[:3]}
+    of_each["no recall"] = [[sorted(set(range(8)) - n)[:2] for n in layer.routing] for layer in layers]
+    of_each["perfect"] = [[sorted(n) for n in layer.routing] for layer in layers]
+    row = table("sample, tok/s", "missing", "without", *(f"{name}, {most}" for name in of_each for most in (1, 2)))
+    for slots in (1, 2, 3, 4, 6):
+        plain = [play(layer.routing, layer.guesses["input"], 8, slots, 0, work) for layer in layers]
+        rates = [
+            rate([play(r.routing, g, 8, slots, most, work) for r, g in zip(layers, guesses, strict=True)])
+            for guesses in of_each.values() for most in (1, 2)
+        ]  # fmt: skip
+        row(f"{slots} of 8", f"{sum(p.missing for p in plain) / len(plain):.2f}", rate(plain), *rates)
+
+
+def show_synthetic(steps: int, slots: list[int], recalls: list[float], work: float) -> None:
+    row = table(
+        "drawn, tok/s", "missing", "without", *(f"recall {r:.2f}, {most}" for r in recalls for most in (1, 2, 8))
+    )
+    for kind in ("uniform", "zipf", "sticky", "sticky zipf"):
+        routing = synthetic(kind, steps)
+        guesses = [drawn(routing, recall, 128) for recall in recalls]
+        for own in slots:
+            plain = play(routing, guesses[0], 128, own, 0, work)
+            rates = [rate([play(routing, g, 128, own, most, work)]) for g in guesses for most in (1, 2, 8)]
+            row(f"{kind}, {own} of 128", f"{plain.missing:.2f}", rate([plain]), *rates)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096, help="of the recorded text")
+    parser.add_argument("--steps", type=int, default=3000, help="of synthetic routings")
+    parser.add_argument("--slots", type=int, nargs="+", default=[34, 99], help="of 128 experts, for the synthetic ones")
+    parser.add_argument("--work", type=float, default=100, help="microseconds of a layer without copies")
+    args = parser.parse_args()
+    layers, work = recorded(args.tokens), args.work / 1e6
+    recall = show_recall(layers)
+    show_sample(layers, work)
+    show_synthetic(args.steps, args.slots, [0.0, 0.5, recall, 1.0], work)
+
+
+if __name__ == "__main__":
+    main()
