@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from .builders import FAMILIES, save_family
-from .hub_server import HubServer
+from .support.builders import FAMILIES, save_family
+from .support.hub_server import HubServer
 
 HUB_HOME = tempfile.TemporaryDirectory(prefix="hlwq-hub-home-")
 HUB = HubServer()

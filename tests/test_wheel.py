@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import tiny_llama
+from tests.support.builders import tiny_llama
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.pushes import TOKEN
-from tests.hub_server import HubServer
+from tests.cli.push.pushes import TOKEN
+from tests.support.hub_server import HubServer
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import LLAMA, dense, save_tensors
 from tests.cli.run import COMMAND, environment
+from tests.support.builders import LLAMA, dense, save_tensors
 
 
 @pytest.fixture(scope="module")

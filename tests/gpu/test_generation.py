@@ -15,9 +15,9 @@ from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.runtime.modules.experts import HLWQExperts
 from hlwq_cli.samples import resolve_model
-from tests.builders import FAMILIES
 from tests.gpu.device import CUDA, needs_cuda
 from tests.runtime.loads import tokens
+from tests.support.builders import FAMILIES
 
 pytestmark = needs_cuda
 

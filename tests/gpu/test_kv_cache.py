@@ -10,10 +10,10 @@ from hlwq_cli.runtime.model import HLWQModel
 from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
 from hlwq_kernels.attention.kv_encode import encode_tokens, encode_tokens_torch
 from hlwq_kernels.attention.reference import attend_torch
-from tests.builders import TEXT
 from tests.gpu.device import CUDA, needs_cuda
-from tests.kernels.cached_cases import Case, Layout, expected, make_case, tables
+from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case, tables
 from tests.kernels.weights import BITS
+from tests.support.builders import TEXT
 
 pytestmark = needs_cuda
 

@@ -22,7 +22,7 @@ from hlwq_kernels.offload.slots import AHEAD
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_experts import gate, stacked
 from tests.gpu.test_matmul import activations
-from tests.kernels.slot_rules import SlotRules
+from tests.kernels.offload.slot_rules import SlotRules
 from tests.runtime.loads import logits, tokens
 
 pytestmark = needs_cuda

@@ -10,7 +10,7 @@ import pytest
 from hlwq_cli.errors import UsageError
 from hlwq_cli.runtime.offload.memory_budget import CONTEXT_BYTES, TOKENS, DeviceNeeds
 from hlwq_cli.sizes import parse_size
-from tests.builders import gemma4_full
+from tests.support.builders import gemma4_full
 
 ROOT = Path(__file__).parents[2]
 

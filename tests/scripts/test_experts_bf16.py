@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hlwq_kernels.linear.gemv import lay_out
-from tests.kernels.cuda_on_cpu import addresses, library
+from tests.support.cuda_on_cpu import addresses, library
 
 ROOT = Path(__file__).parents[2]
 _LAUNCH = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,7 @@ from hlwq_kernels.decode_step import step
 from hlwq_kernels.linear import gemm_small_m as matmul
 from hlwq_kernels.linear import gemv as matvec
 from hlwq_kernels.offload import slots
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from time_by_cause import _CAUSES, Event, a_token, by_cause, by_kernel, bytes_read, rows
+from scripts.bench.time_by_cause import _CAUSES, Event, a_token, by_cause, by_kernel, bytes_read, rows
 
 LAYER = ["multiply_one", "turn_heads", "attend_dense", "norms_between", "choose_experts", "plan", "fetch",
          "fetch_ahead", "multiply_each", "some_norm", "multiply_and_sum", "norms_after"]  # fmt: skip

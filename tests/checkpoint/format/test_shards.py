@@ -1,0 +1,202 @@
+"""How tensors lie in a shard: job after job and aligned, whatever their types and shapes; hashes follow as it fills."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from blake3 import blake3
+
+from hlwq_cli.checkpoint import KeptTensor, Recipe, load_recipe, quantize
+from hlwq_cli.checkpoint.format.shards import Shard, ShardWriter
+from hlwq_cli.checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header
+from hlwq_cli.checkpoint.run import open_shard as filling
+from hlwq_cli.checkpoint.run import pipeline
+from hlwq_cli.checkpoint.run.open_shard import Filling, RunningHash
+from hlwq_cli.checkpoint.run.slices import slices
+from hlwq_cli.checkpoint.run.trace import Timeline
+from hlwq_cli.codec import SquaredError
+from hlwq_cli.errors import ConflictError, CorruptError
+from tests.support.builders import LLAMA, dense, save_tensors
+from tests.support.files import opens_with_safetensors, read_json, tree
+
+ODD = {
+    "a.scalar": torch.tensor(1.5, dtype=torch.float64),
+    "b.scalar": torch.ones(1, dtype=torch.bfloat16),
+    "c.mask": torch.ones(3, dtype=torch.bool),
+    "d.bias": torch.arange(5, dtype=torch.float32),
+    "e.steps": torch.arange(3),
+    "f.nothing": torch.empty(0, 4),
+    "g.weight": torch.ones(7, 192).bfloat16(),
+    "h.weight": torch.ones(1, 1000).bfloat16(),
+    "model.layers.0.mlp.gate_proj.weight": torch.ones(5, 4096).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("recipe", [load_recipe(bits=b) for b in range(2, 9)] + [load_recipe("classic")])
+def test_every_tensor_is_aligned_to_its_type(tmp_path: Path, recipe: Recipe) -> None:
+    source = save_tensors(tmp_path / "m", dense(2, 192) | ODD, LLAMA)
+    result = quantize(str(source), tmp_path / "out", recipe)
+    assert {tuple(t.shape) for t in result.manifest.coded} >= {(5, 4096), (192, 192)}
+    tensors = read_header(tmp_path / "out" / "model.safetensors", "file")[0].values()
+    assert [t.name for t in tensors if t.offset % DTYPES[t.dtype].itemsize] == []
+    assert opens_with_safetensors(tmp_path / "out")
+
+
+def test_jobs_lie_in_order_and_what_could_unalign_them_at_the_end(tmp_path: Path) -> None:
+    source = save_tensors(tmp_path / "m", dense(2, 192) | ODD, LLAMA)
+    quantize(str(source), tmp_path / "out", load_recipe())
+    found = sorted(read_header(tmp_path / "out" / "model.safetensors", "file")[0].values(), key=lambda t: t.offset)
+    planned = [n for t in read_header(source / "model.safetensors", "file")[0].values() for n in written(t)]
+    planned = [n for n in planned if n in {t.name for t in found}]
+    odd = [t for t in found if t.name in names_of_odd(found)]
+    assert [t.name for t in found] == [n for n in planned if n not in names_of_odd(found)] + [t.name for t in odd]
+    sizes = [DTYPES[t.dtype].itemsize for t in odd]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {"d.bias", "b.scalar", "c.mask", "model.layers.0.mlp.gate_proj.base"} < {t.name for t in odd}
+
+
+def written(source: TensorInfo) -> list[str]:
+    name = source.name.removesuffix(".weight")
+    return [source.name, *(f"{name}.{kind}" for kind in ("codes", "scales", "base"))]
+
+
+def names_of_odd(found: list[TensorInfo]) -> set[str]:
+    jobs = {t.name.removesuffix(".base").removesuffix(".scales").removesuffix(".codes") for t in found if t.nbytes % 8}
+    return {n for job in jobs for n in (job, *written(TensorInfo(job, "", (), "", 0, 0)))}
+
+
+@pytest.mark.parametrize("step", [1, 20_000])
+def test_hashes_that_follow_are_those_of_the_whole(
+    coded: Callable[[str], Path], family: Callable[[str], Path], family_name: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, step: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(filling, "STEP_BYTES", step)
+    timeline = Timeline()
+    source = str(family(family_name))
+    monkeypatch.setattr(pipeline, "SLICE_WEIGHTS", 5000)
+    made = quantize(source, tmp_path / "out", load_recipe(), max_shard_bytes=150_000, threads=2, timeline=timeline)
+    assert tree(tmp_path / "out") == tree(coded(family_name))
+    steps = [n for what, n, *_ in timeline.spans if what == "hash tensor"]
+    assert sum(steps) == made.manifest.coded_bytes + made.manifest.kept_bytes  # each byte once
+    if step == 1:
+        assert len(steps) > len(made.manifest.coded) + len(made.manifest.kept)
+
+
+def bytes_job(name: str, length: int) -> KeptTensor:
+    return KeptTensor(TensorInfo(name, "U8", (length,), "file", 0, length), "other", "")
+
+
+class Filled:
+    """Three tensors of 4,000 bytes in one shard, written in slices of 1,000 in any order."""
+
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+        self.shard = Shard("s.safetensors", tuple(bytes_job(name, 4000) for name in "abc"))
+        self.pool, self.timeline = pool, Timeline()
+        self.pieces = list(slices(self.shard, 500))
+        waiting = Counter(p.job.name for p in self.pieces)
+        self.filling = Filling(self.shard, ShardWriter(folder, self.shard), waiting, self.timeline)
+        self.start = self.filling.writer.places["a"][0]
+
+    def land(self, number: int) -> int:
+        """Land a slice; returns how much of its tensor is written without a gap."""
+        piece = self.pieces[number]
+        self.filling.writer.write(piece.job.name, piece.start, bytearray([number]) * piece.length)
+        self.filling.land(piece, SquaredError(), self.pool)
+        return self.filling.written[piece.job.name]
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Filled:
+    return Filled(tmp_path, ThreadPoolExecutor(1))
+
+
+def test_a_tensor_is_hashed_as_far_as_its_slices_have_landed_without_a_gap(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "STEP_BYTES", 1)
+    assert [filled.land(n) for n in (4, 5, 7, 0, 1, 6, 3)] == [1000, 2000, 2000, 1000, 2000, 3000, 2000]
+    assert [filled.land(n) for n in (11, 10, 9)] == [0, 0, 0]
+    filled.pool.shutdown()
+    assert sum(n for _, n, *_ in filled.timeline.spans) <= 4000 + 2000
+
+
+def test_hashes_of_slices_out_of_order_are_right(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "STEP_BYTES", 500)
+    for number in (0, 1, 4, 2, 3, 5, 8, 7, 6, 11, 10, 9):
+        filled.land(number)
+    found = {name: future.result() for name, future in filled.filling.hashes.items()}
+    filled.filling.writer.finish()
+    data = filled.filling.writer.path.read_bytes()
+    parts = [data[filled.start + i * 4000 :][:4000] for i in range(3)]
+    assert parts[1] == b"".join(bytes([n]) * 1000 for n in (4, 5, 6, 7))
+    assert found == {name: blake3(part).hexdigest() for name, part in zip("abc", parts, strict=True)}
+
+
+def test_every_byte_that_is_hashed_is_given_to_the_disk_once(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "STEP_BYTES", 500)
+    given, advise = [], os.posix_fadvise
+
+    def noted(file: int, start: int, length: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_DONTNEED
+        given.append((start, length))
+        advise(file, start, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", noted)
+    for number in (0, 1, 4, 2, 3, 5, 8, 7, 6, 11, 10, 9):
+        filled.land(number)
+    filled.pool.shutdown()
+    assert len(given) > 3
+    assert sorted(byte for start, length in given for byte in range(start, start + length)) == list(
+        range(filled.start, filled.start + 12_000)
+    )
+
+
+@pytest.mark.parametrize("system", ["without", "refusing"])
+def test_a_system_that_takes_no_advice_is_given_none(
+    filled: Filled, monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    def refused(*_: int) -> None:
+        raise OSError(22, "no")
+
+    if system == "without":
+        monkeypatch.delattr(os, "posix_fadvise")
+    else:
+        monkeypatch.setattr(os, "posix_fadvise", refused)
+    for number in range(12):
+        filled.land(number)
+    assert {name: len(future.result()) for name, future in filled.filling.hashes.items()} == dict.fromkeys("abc", 64)
+
+
+def test_a_step_that_fails_fails_the_hash(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filling, "STEP_BYTES", 500)
+    writer = filled.filling.writer
+    for ask in ("follow", "finish"):
+        running = RunningHash(writer, [(writer.size, 1000), (0, 10)], filled.timeline)
+        running.follow(filled.pool, writer.size + 600)
+        filled.pool.submit(lambda: None).result()
+        with pytest.raises(CorruptError, match="cut short"):
+            running.follow(filled.pool, writer.size + 1000) if ask == "follow" else running.finish(filled.pool).result()
+
+
+def test_a_run_begun_with_another_layout_is_not_continued(tmp_path: Path) -> None:
+    source = save_tensors(tmp_path / "m", dense(), LLAMA)
+    quantize(str(source), tmp_path / "done", load_recipe())
+    begun = read_json(tmp_path / "done" / "hlwq_manifest.json")["fingerprint"]
+    assert begun.pop("layout") == 2
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".hlwq_run.jsonl").write_text(json.dumps(begun) + "\n")
+    with pytest.raises(ConflictError, match=r"unfinished run that differs in layout \(now 2, then None\)"):
+        quantize(str(source), tmp_path / "out", load_recipe())
+
+
+def test_a_shard_that_is_closed_is_not_hashed_as_zeros(tmp_path: Path) -> None:
+    shard = Shard("s.safetensors", (bytes_job("a", 64),))
+    writer = ShardWriter(tmp_path, shard)
+    writer.abandon()
+    with pytest.raises(AssertionError, match="closed"):
+        writer.hash_range(blake3(), 0, 64)

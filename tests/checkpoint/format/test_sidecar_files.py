@@ -1,0 +1,60 @@
+"""Every file that is no weight comes along byte for byte, there and back; pickles and git's own files do not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hlwq_cli.checkpoint import export, load_recipe, quantize
+from tests.support.builders import CARD, COMPANIONS, NOT_BROUGHT, add_companions, tiny_llama
+
+Family = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("name", [*COMPANIONS, "generation_config.json"])
+def test_companion_comes_along_byte_for_byte(family: Family, coded: Family, tmp_path: Path, name: str) -> None:
+    export(coded("qwen3"), tmp_path / "plain")
+    source = (family("qwen3") / name).read_bytes()
+    assert (coded("qwen3") / name).read_bytes() == source
+    assert (tmp_path / "plain" / name).read_bytes() == source
+
+
+@pytest.mark.parametrize("name", NOT_BROUGHT)
+def test_pickles_and_hidden_files_stay_behind(coded: Family, name: str) -> None:
+    assert not (coded("qwen3") / name).exists()
+
+
+def test_source_card_is_kept_beside_the_new_one_and_comes_back_on_export(coded: Family, tmp_path: Path) -> None:
+    export(coded("qwen3"), tmp_path / "plain")
+    assert (coded("qwen3") / "README.source.md").read_bytes() == CARD.encode()
+    assert (tmp_path / "plain" / "README.md").read_bytes() == CARD.encode()
+    assert not (tmp_path / "plain" / "README.source.md").exists()
+
+
+def test_new_card_names_licence_relation_and_tags(coded: Family) -> None:
+    card = (coded("qwen3") / "README.md").read_text()
+    for line in ("license: mit", "pipeline_tag: text-generation", "library_name: transformers", "- hlwq"):
+        assert f"\n{line}\n" in card
+    for reference in ("2411.17525", "2603.29078"):
+        assert reference in card
+
+
+def test_base_model_is_named_with_its_relation(tmp_path: Path) -> None:
+    quantize(str(tiny_llama(tmp_path / "m")), tmp_path / "out", load_recipe(), base_model="owner/origin")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nbase_model: owner/origin\nbase_model_relation: quantized\n" in card
+
+
+def test_export_leaves_no_trace_of_the_coding(coded: Family, tmp_path: Path) -> None:
+    export(coded("qwen3"), tmp_path / "plain")
+    names = {p.name for p in (tmp_path / "plain").iterdir()}
+    assert not [n for n in names if "hlwq" in n]
+    assert "quantization_config" not in (tmp_path / "plain" / "config.json").read_text()
+
+
+def test_an_earlier_result_inside_the_source_folder_is_no_companion(tmp_path: Path) -> None:
+    model = tiny_llama(tmp_path / "m")
+    add_companions(model)
+    quantize(str(model), model / "q5", load_recipe(bits=5))
+    quantize(str(model), model / "q4", load_recipe(bits=4))
+    assert not (model / "q4" / "q5").exists()

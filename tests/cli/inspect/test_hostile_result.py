@@ -1,0 +1,242 @@
+"""HLWQ folders that contradict themselves or mean harm: refused with a sentence that names the tensor or file."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.run import assert_refused, hlwq
+from tests.support.files import edit_header, edit_json, read_json, read_tensors, tree
+
+CONFIG, MANIFEST, INDEX = "config.json", "hlwq_manifest.json", "model.safetensors.index.json"
+Q = "model.layers.0.self_attn.q_proj"
+Copied = Callable[[Path], Path]
+
+
+@pytest.fixture
+def folder(coded: Copied, copied: Copied) -> Path:
+    """A whole result in several files, to be broken."""
+    return copied(coded("qwen3"))
+
+
+def edit_settings(folder: Path, **changes: Any) -> None:
+    edit_json(folder / CONFIG, quantization_config=read_json(folder / CONFIG)["quantization_config"] | changes)
+
+
+def file_of(folder: Path, tensor: str) -> Path:
+    return folder / str(read_json(folder / INDEX)["weight_map"][tensor])
+
+
+def refused(folder: Path, code: int, *says: str) -> None:
+    """inspect, inspect --verify and export all refuse, and export writes nothing."""
+    plain = folder.parent / "plain"
+    for ran in (hlwq("inspect", folder), hlwq("inspect", folder, "--verify"), hlwq("export", folder, plain)):
+        assert_refused(ran, code, *says)
+    assert not plain.exists()
+
+
+def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", 3, f"There is no folder {tmp_path / 'nowhere'}.")
+
+
+def test_folder_that_is_an_ordinary_checkpoint(family: Copied, copied: Copied) -> None:
+    refused(copied(family("qwen3")), 3, "is not an HLWQ checkpoint: it has no hlwq_manifest.json.")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
+@pytest.mark.parametrize("where", [CONFIG, MANIFEST])
+def test_unknown_format_version(folder: Path, version: Any, where: str) -> None:
+    if where == CONFIG:
+        edit_settings(folder, format_version=version)
+    else:
+        edit_json(folder / MANIFEST, format_version=version)
+    refused(folder, 1, f"format version {version}, not 1.", "Update hlwq.")
+
+
+def test_config_without_the_method(folder: Path) -> None:
+    edit_settings(folder, quant_method="gptq")
+    refused(folder, 1, "does not say quant_method hlwq.")
+
+
+BOOK = [-1.0 + i / 16 for i in range(32)]
+
+
+@pytest.mark.parametrize(
+    "book",
+    [
+        BOOK[:-1], [*BOOK, 2.0], BOOK[::-1], [BOOK[0], *BOOK[:-1]], [*BOOK[:-1], float("nan")],
+        [*BOOK[:-1], float("inf")], [], [str(c) for c in BOOK], [None] * 32, 5, None, "abc",
+    ],
+    ids=["short", "long", "descending", "twice the same", "nan", "inf", "empty", "words", "nulls", "5", "null", "abc"],
+)  # fmt: skip
+def test_codebook_that_is_not_ascending_numbers_of_its_width(folder: Path, book: Any) -> None:
+    edit_settings(folder, codebooks={"5": book})
+    refused(folder, 1, "5-bit codebook in config.json is not 32 ascending numbers.")
+
+
+@pytest.mark.parametrize("books", [{}, {"4": BOOK[:16]}, {"five": BOOK}, {"99": []}, {"-1": []}, [BOOK], None, "5"])
+def test_codebooks_that_lack_the_width_in_use(folder: Path, books: Any) -> None:
+    edit_settings(folder, codebooks=books)
+    refused(folder, 1, "codebook")
+
+
+@pytest.mark.parametrize("change", [{"block_size": 128}, {"block_size": 32}, {"scale": "fp16"}])
+def test_settings_that_disagree_with_the_shapes_name_the_tensor(folder: Path, change: dict[str, Any]) -> None:
+    edit_settings(folder, **change)
+    ran = hlwq("inspect", folder)
+    assert_refused(ran, 1, "model.layers.")
+
+
+@pytest.mark.parametrize("change", [{"block_size": 48}, {"block_size": "64"}, {"block_size": None}, {"scale": "e8"}])
+def test_settings_that_no_version_has(folder: Path, change: dict[str, Any]) -> None:
+    edit_settings(folder, **change)
+    refused(folder, 1, "config.json")
+
+
+def test_missing_shard_is_named(folder: Path) -> None:
+    path = file_of(folder, f"{Q}.codes")
+    path.unlink()
+    refused(folder, 1, f"lacks {path.name}.")
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_shard_of_another_size_is_named(folder: Path, change: int) -> None:
+    path = file_of(folder, f"{Q}.codes")
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-1] if change < 0 else raw + b"\0")
+    refused(folder, 1, f"{path.name} has not the size its manifest states")
+
+
+def test_coded_tensor_of_another_shape_is_named(folder: Path) -> None:
+    def flip(header: dict[str, Any]) -> None:
+        rows, columns = header[f"{Q}.codes"]["shape"]
+        header[f"{Q}.codes"]["shape"] = [columns, rows]
+
+    edit_header(file_of(folder, f"{Q}.codes"), flip)
+    refused(folder, 1, f"{Q}.codes is [80, 128] U8, not [128, 80] U8.")
+
+
+def test_kept_tensor_of_another_type_is_named(folder: Path) -> None:
+    def retype(header: dict[str, Any]) -> None:
+        header["model.norm.weight"]["dtype"] = "F16"
+
+    edit_header(file_of(folder, "model.norm.weight"), retype)
+    refused(folder, 1, "model.norm.weight")
+
+
+def test_kept_tensor_of_another_shape_is_named(folder: Path) -> None:
+    def reshape(header: dict[str, Any]) -> None:
+        header["model.norm.weight"]["shape"] = [2, 64]
+
+    edit_header(file_of(folder, "model.norm.weight"), reshape)
+    refused(folder, 1, "model.norm.weight")
+
+
+def test_renamed_tensor_is_named(folder: Path) -> None:
+    def rename(header: dict[str, Any]) -> None:
+        header["model.norn.weight"] = header.pop("model.norm.weight")
+
+    edit_header(file_of(folder, "model.norm.weight"), rename)
+    refused(folder, 1, "model.nor")
+
+
+def test_index_that_disagrees_names_the_tensor(folder: Path) -> None:
+    weight_map = read_json(folder / INDEX)["weight_map"]
+    del weight_map["model.norm.weight"]
+    edit_json(folder / INDEX, weight_map=weight_map)
+    refused(folder, 1, "Index and files disagree: model.norm.weight")
+
+
+def test_index_that_points_outside_the_folder(folder: Path) -> None:
+    weight_map = read_json(folder / INDEX)["weight_map"]
+    edit_json(folder / INDEX, weight_map=weight_map | {"model.norm.weight": "../x.safetensors"})
+    refused(folder, 1, "model.norm.weight", "outside the folder.")
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".safetensors"])
+@pytest.mark.parametrize("absolute", [False, True], ids=["relative", "absolute"])
+def test_manifest_that_names_a_file_outside_the_folder_is_refused(folder: Path, suffix: str, absolute: bool) -> None:
+    outside = folder.parent / f"victim{suffix}"
+    outside.write_text("precious")
+    name = str(outside) if absolute else f"../victim{suffix}"
+    files = [*read_json(folder / MANIFEST)["files"], {"name": name, "size": 8, "sha256": "0" * 64}]
+    edit_json(folder / MANIFEST, files=files)
+    refused(folder, 1, name)
+    assert outside.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", [CONFIG, INDEX, "README.md", "tokenizer.json"])
+def test_only_a_shard_may_have_no_hash(folder: Path, name: str) -> None:
+    files = [f | ({"sha256": None} if f["name"] == name else {}) for f in read_json(folder / MANIFEST)["files"]]
+    edit_json(folder / MANIFEST, files=files)
+    refused(folder, 1, f"sha256 of {name} is None")
+
+
+def test_export_never_writes_outside_its_folder(folder: Path, tmp_path: Path) -> None:
+    (folder.parent / "payload.txt").write_text("evil")
+    name = "../payload.txt"
+    files = [*read_json(folder / MANIFEST)["files"], {"name": name, "size": 4, "sha256": "0" * 64}]
+    edit_json(folder / MANIFEST, files=files)
+    (tmp_path / "deep").mkdir()
+    hlwq("export", folder, tmp_path / "deep" / "plain")
+    assert sorted(p.name for p in (tmp_path / "deep").iterdir()) in ([], ["plain"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", "[" * 100_000, "{}", '{"format_version": 1}'])
+def test_manifest_that_cannot_be_understood(folder: Path, text: str) -> None:
+    (folder / MANIFEST).write_text(text)
+    refused(folder, 1, MANIFEST)
+
+
+HOSTILE: list[Any] = [None, -1, 0, 2**70, 1.5, "x", [], {}, [[]], True, float("nan"), "\0", ["a"], [-1, 2], [2**40] * 3]
+
+
+RECORD_FIELDS = [
+    *(("coded", f) for f in ("name", "role", "shape", "bits", "bytes", "blake3", "nmse", "sources")),
+    *(("kept", f) for f in ("name", "role", "dtype", "shape", "bytes", "blake3", "reason")),
+    *(("files", f) for f in ("name", "size", "sha256")),
+]
+FIELDS = ["tool", "source", "rule", "source_bytes", "files", "coded", "kept", "dropped", "fingerprint"]
+
+
+def not_json(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+def looks_without_surprise(folder: Path, what: object) -> None:
+    """inspect, --verify and export each succeed or refuse with a sentence."""
+    plain = folder.parent / "plain"
+    for arguments in (["inspect", folder, "--json"], ["inspect", folder, "--verify"], ["export", folder, plain]):
+        ran = hlwq(*arguments)
+        assert "Unexpected" not in ran.err, (what, arguments[0], ran.err)
+        assert ran.code in (0, 1, 6), (what, arguments[0])
+        if ran.code == 0 and "--json" in arguments:
+            json.loads(ran.out, parse_constant=not_json)
+    shutil.rmtree(plain, ignore_errors=True)
+
+
+@pytest.mark.parametrize(("kind", "field"), RECORD_FIELDS)
+def test_no_value_in_a_record_ends_in_an_unexpected_error(folder: Path, kind: str, field: str) -> None:
+    manifest = read_json(folder / MANIFEST)
+    for value in HOSTILE:
+        first, *others = manifest[kind]
+        edit_json(folder / MANIFEST, **{kind: [first | {field: value}, *others]})
+        looks_without_surprise(folder, value)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_value_in_the_manifest_ends_in_an_unexpected_error(folder: Path, field: str) -> None:
+    for value in HOSTILE:
+        edit_json(folder / MANIFEST, **{field: value})
+        looks_without_surprise(folder, value)
+
+
+def test_nothing_is_changed_by_looking(folder: Path) -> None:
+    before = tree(folder)
+    for options in ([], ["--verify"], ["--diff", str(folder)], ["--json"]):
+        hlwq("inspect", folder, *options)
+    assert tree(folder) == before
+    assert read_tensors(folder)

@@ -1,0 +1,134 @@
+"""`hlwq push` against a real HTTP server that refuses, stumbles or is cut off: what is said, what is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.push.pushes import REPO, TOKEN, pushed, there
+from tests.cli.run import COMMAND, Ran, assert_refused, environment, hlwq
+from tests.support.files import tree
+from tests.support.hub_server import HubServer
+
+# huggingface_hub uploads in a way that its own HTTP client calls old.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+def test_wrong_byte_is_found_before_anything_is_asked(account: HubServer, folder: Path) -> None:
+    path = sorted(folder.glob("*.safetensors"))[0]
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    assert_refused(hlwq("push", folder, REPO), 1, f"{path.name} is not what the manifest states", "nothing was sent")
+    assert account.requests == []
+
+
+def test_unfinished_folder_is_refused(account: HubServer, folder: Path) -> None:
+    (folder / "hlwq_manifest.json").rename(folder / ".hlwq_run.jsonl")
+    assert_refused(hlwq("push", folder, REPO), 3, "holds an unfinished run.")
+    assert account.requests == []
+
+
+def test_without_a_token_it_is_4(hub: HubServer, folder: Path) -> None:
+    assert_refused(hlwq("push", folder, REPO), 4, "Pushing needs a token.")
+
+
+def test_unknown_token_is_4(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    ran = hlwq("push", folder, REPO)
+    assert_refused(ran, 4, f"The Hub does not let you write to {REPO}.")
+    assert TOKEN not in ran.err
+
+
+def test_token_that_may_only_read_is_4(account: HubServer, folder: Path) -> None:
+    account.login(TOKEN, "ann", "read")
+    assert_refused(hlwq("push", folder, REPO), 4, "The token may only read.")
+
+
+def test_name_of_others_is_4(account: HubServer, folder: Path) -> None:
+    assert_refused(hlwq("push", folder, "bob/model"), 4, "The Hub does not let you write to bob/model.")
+
+
+def test_name_that_is_none_is_2(account: HubServer, folder: Path) -> None:
+    assert_refused(hlwq("push", folder, "model"), 2, "Write owner/name.")
+    assert_refused(hlwq("card", folder, "--repo", "model"), 2, "Write owner/name.")
+
+
+@pytest.mark.parametrize("where", ["POST .*/repos/create", "POST .*/commit/", "GET /api/whoami"])
+@pytest.mark.parametrize(("status", "code"), [(401, 4), (403, 4), (404, 1), (429, 1), (500, 1)])
+def test_refusals_are_sentences_with_their_code(
+    account: HubServer, folder: Path, where: str, status: int, code: int
+) -> None:
+    account.fail(where, status, Retry_After="70")  # longer than a push waits
+    ran = hlwq("push", folder, REPO)
+    assert_refused_after_lines(ran, code, f"write to {REPO}" if code == 4 else f"The Hub answered {status} for {REPO}.")
+    assert code == 4 or "Try again in 70 seconds." in ran.err
+    assert "Unexpected" not in ran.err
+    assert TOKEN not in ran.err
+    assert REPO not in account.repos or there(account) == {}
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("where", ["GET /api/whoami", "GET /api/models", "POST .*/repos/create", "POST .*/commit/"])
+def test_hub_that_is_busy_once_is_asked_again(account: HubServer, folder: Path, where: str, status: int) -> None:
+    account.fail(where, status, times=2, Retry_After="0")
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+
+
+def test_storage_that_stumbles_once_is_asked_again(account: HubServer, folder: Path) -> None:
+    account.fail("PUT /upload/", 429, times=1, Retry_After="0")
+    account.cut("PUT /upload/", 1000)
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+
+
+def test_push_cut_off_for_good_continues_with_what_is_missing(account: HubServer, folder: Path) -> None:
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    oid = tree(folder)[last.name]
+    account.fail(f"PUT .*{oid}", 418)
+    ran = hlwq("push", folder, REPO)
+    assert_refused_after_lines(ran, 1, "The Hub answered 418")
+    assert "signature" not in ran.err
+    assert there(account) == {}
+    sent = list(account.writes.arrived)
+    assert sent
+    account._faults.clear()
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+    assert len(set(account.writes.arrived)) == len(account.writes.arrived)
+
+
+def assert_refused_after_lines(ran: Ran, code: int, *says: str) -> None:
+    """A refusal after lines of progress."""
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.splitlines()[-2].startswith("Error: ")
+    assert all(text in ran.err for text in says), ran.err
+
+
+def test_killed_push_continues_and_readers_saw_nothing_half(account: HubServer, folder: Path) -> None:
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    account.delay(f"PUT .*{tree(folder)[last.name]}", 60)
+    process = subprocess.Popen(
+        [*COMMAND, "push", str(folder), REPO], env=environment(HF_TOKEN=TOKEN),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    shards = len([*folder.glob("*.safetensors")])
+    deadline = time.monotonic() + 60
+    while len(account.writes.arrived) < shards - 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert there(account) == {}
+    before = set(account.writes.arrived)
+    assert len(before) >= shards - 1
+    account._delays.clear()
+    account.requests.clear()
+    pushed(folder, REPO)
+    assert there(account) == tree(folder)
+    assert not [line for line in account.written() if line.startswith("PUT") and any(oid in line for oid in before)]

@@ -1,0 +1,115 @@
+"""kill -9 at random moments, then the same command: the result is that of an undisturbed run, to the byte."""
+
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli.run import COMMAND, assert_refused, environment, hlwq, hlwq_process
+from tests.support.builders import LLAMA, add_companions, save_tensors
+from tests.support.files import tree
+
+KILLS = 20
+JOURNAL = ".hlwq_run.jsonl"
+OPTIONS = ["--threads", "1", "--max-shard-size", "1MB", "-q"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that takes a second or two to code, in dozens of shards."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = {
+        f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(1024, 1024, generator=generator).bfloat16()
+        for i in range(40)
+    }
+    folder = save_tensors(tmp_path_factory.mktemp("kill") / "model", tensors, LLAMA)
+    add_companions(folder)
+    return folder
+
+
+class Runs:
+    """The command, started, watched and killed."""
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+
+    def start(self, out: Path) -> subprocess.Popen[bytes]:
+        command = [*COMMAND, "quantize", str(self.source), str(out), *OPTIONS]
+        return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def wait_for_work(self, process: subprocess.Popen[bytes], out: Path) -> None:
+        """Return when a run touches its journal, which is when imports and planning are over."""
+        before = stamp(out)
+        while process.poll() is None and stamp(out) == before:
+            time.sleep(0.002)
+
+
+def stamp(out: Path) -> int:
+    path = out / JOURNAL
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
+    """The files of a run that nobody kills, and the seconds it worked."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    runs = Runs(source)
+    process = runs.start(out)
+    runs.wait_for_work(process, out)
+    started = time.monotonic()
+    assert process.wait(60) == 0
+    return tree(out), time.monotonic() - started
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "out"
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+
+def test_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturbed_one(
+    source: Path, undisturbed: tuple[dict[str, str], float], out: Path
+) -> None:
+    wanted, seconds = undisturbed
+    assert len([n for n in wanted if n.endswith(".safetensors")]) == 40
+    moments, runs, kills, finished = random.Random(20), Runs(source), 0, 0
+    while kills < KILLS:
+        process = runs.start(out)
+        runs.wait_for_work(process, out)
+        time.sleep(moments.uniform(0, seconds * 0.35))
+        process.kill()
+        if process.wait() == -signal.SIGKILL:
+            kills += 1
+        else:
+            finished += 1
+            assert tree(out) == wanted
+            shutil.rmtree(out)
+    ran = hlwq_process("quantize", source, out, *OPTIONS)
+    assert (ran.code, ran.out) == (0, f"{out}\n")
+    assert tree(out) == wanted
+    assert not [n for n in wanted if "partial" in n or n == JOURNAL]
+
+
+def test_an_unfinished_folder_is_refused_by_its_readers_and_by_other_arguments(source: Path, out: Path) -> None:
+    runs = Runs(source)
+    process = runs.start(out)
+    runs.wait_for_work(process, out)
+    time.sleep(0.3)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    before = whole_files(out)
+    for ran in (hlwq("inspect", out), hlwq("export", out, out.parent / "plain")):
+        assert_refused(ran, 3, "holds an unfinished run.", "Run the same quantize command again to finish it.")
+    ran = hlwq("quantize", source, out, *OPTIONS, "--bits", "4")
+    assert_refused(ran, 5, "recipe.bits (now 4, then 5)", "--overwrite")
+    assert whole_files(out) == before
+
+
+def whole_files(out: Path) -> dict[str, str]:
+    return {name: sha for name, sha in tree(out).items() if not name.endswith(".partial")}

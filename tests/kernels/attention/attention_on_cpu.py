@@ -1,0 +1,77 @@
+"""Attention by the CUDA kernels' source on the CPU: see cuda_on_cpu."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+
+from hlwq_kernels.attention.cuda_gpu import (
+    MERGE_SOURCES,
+    MERGE_WARPS,
+    SOURCES,
+    Variant,
+    attend_arguments,
+    merge_shared_bytes,
+)
+from hlwq_kernels.attention.dispatch import Rule
+from tests.kernels.attention.kv_cases import Case
+from tests.support.cuda_on_cpu import library
+
+_ATTEND = """
+static i64 a[24];
+static float f[2];
+extern "C" void launch(unsigned x, unsigned y, unsigned z, unsigned threads, const i64* arguments, const float* reals) {
+    memcpy(a, arguments, sizeof(a));
+    memcpy(f, reals, sizeof(f));
+    run_grid({x, y, z}, threads, []() {
+        attend((const void*)a[0], (const u8*)a[1], (const u8*)a[2], (const u8*)a[3], (const u8*)a[4],
+               (const float*)a[5], (const float*)a[6], (const float*)a[7], (const void*)a[8], (const void*)a[9],
+               (const u8*)a[10], (const i64*)a[11], a[12], a[13], a[14], a[15], a[16], a[17], a[18], a[19], a[20], f[0],
+               f[1], (float*)a[21], (float*)a[22], (float*)a[23]);
+    });
+}
+"""
+_MERGE = """
+static i64 a[6];
+extern "C" void launch(unsigned x, unsigned threads, const i64* arguments) {
+    memcpy(a, arguments, sizeof(a));
+    run_grid({x, 1, 1}, threads, []() {
+        merge((const float*)a[0], (const float*)a[1], (const float*)a[2], a[3], a[4], (void*)a[5]);
+    });
+}
+"""
+_ARENA = 16 * 2**16
+
+
+def _addresses(arguments: tuple[Any, ...]) -> Any:
+    plain = [x.data_ptr() if isinstance(x, torch.Tensor) else x or 0 for x in arguments]
+    return (ctypes.c_longlong * len(plain))(*plain)
+
+
+def attend_emulated(case: Case, rule: Rule, splits: int = 2, roomy: bool = True) -> torch.Tensor:
+    """`attend` of one token a sequence by the CUDA kernels' source."""
+    query, keys, values = case.query[:, :, 0], case.keys, case.values
+    (batch, query_heads, _), heads = query.shape, keys.codes.shape[1]
+    variant = Variant(
+        (keys.tables.bits, values.tables.bits), (keys.dim, values.dim), query_heads // heads, query.dtype,
+        rule.mask is not None, rule.softcap != 0.0, keys.tables.bits == values.tables.bits, roomy,
+    )  # fmt: skip
+    assert variant.shared_bytes <= _ARENA
+    exact = -(-keys.exact.shape[2] // variant.exact)
+    parts, rows = exact + splits, batch * query_heads
+    sums = torch.full((rows, parts, variant.stored[1]), torch.nan)
+    highests, weights = torch.full((2, rows, parts), torch.nan)
+    out = torch.full((batch, query_heads, values.dim), torch.nan).to(query.dtype)
+    mask = None if rule.mask is None else rule.mask[:, 0, 0]
+    arguments = attend_arguments(query, keys, values, mask, rule.scaling, rule.softcap, exact)
+    assert [type(x) for x in arguments[-2:]] == [ctypes.c_float] * 2
+    floats = (ctypes.c_float * 2)(*arguments[-2:])
+    addresses = _addresses((*arguments[:-2], sums, highests, weights))
+    grid = (parts, batch * heads, -(-variant.group // variant.rows))
+    library(SOURCES, variant.macros, _ATTEND).launch(*grid, 32 * variant.warps, addresses, floats)
+    assert merge_shared_bytes(variant, parts) <= _ARENA
+    merged = _addresses((sums, highests, weights, exact, parts, out))
+    library(MERGE_SOURCES, variant.merge_macros, _MERGE).launch(rows, 32 * MERGE_WARPS, merged)
+    return out[:, :, None]
