@@ -35,9 +35,13 @@ class _LazyGroup(TyperGroup):
 
 
 app = typer.Typer(
-    name="hlwq", cls=_LazyGroup, no_args_is_help=True, epilog=_EPILOG, pretty_exceptions_enable=False,
+    name="hlwq",
+    cls=_LazyGroup,
+    no_args_is_help=True,
+    epilog=_EPILOG,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+)
 
 
 def _show_version(value: bool) -> None:

@@ -45,8 +45,12 @@ def test_installed_wheel_quantizes_with_its_own_configs(wheel: Path, tmp_path: P
     )
     run = subprocess.run(
         [sys.executable, "-c", code, "quantize", str(model), "out", "--recipe", "classic", "--json"],
-        check=True, capture_output=True, text=True, env=environment, cwd=tmp_path,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
     assert all(path.startswith(str(target)) for path in run.stderr.splitlines()[0].split())
     assert json.loads(run.stdout)["coded"] > 0
     assert (tmp_path / "out" / "hlwq_manifest.json").exists()

@@ -64,9 +64,13 @@ def encode(
     rows = weight.reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
     encoded = encode_rows(rows, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
     cost = coding_cost(
-        encoded.error, encoded.energy, rows, name, first_row,
+        encoded.error,
+        encoded.energy,
+        rows,
+        name,
+        first_row,
         lead or (weight.shape[:-1] if not first_row else (first_row + len(rows),)),
-    )  # fmt: skip
+    )
     lead = weight.shape[:-1]
     coded = Coded(
         codes=encoded.codes.reshape(*lead, encoded.codes.shape[-1]),

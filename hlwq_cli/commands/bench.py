@@ -92,12 +92,23 @@ def bench(
     gates.check_askable(ppl=ppl, kld=kld, ref=ref)
     names = tuple(t.strip() for t in (tasks or "").split(",") if t.strip())
     request = Request(
-        ppl=ppl, kld=kld, cosine=cosine, speed=speed, tasks=names, task_folder=task_folder, task_limit=task_limit,
-        data=data, protocol=cast("ProtocolName", protocol), window=window, windows=windows,
-        device=device, dtype=dtype, execution=how,
+        ppl=ppl,
+        kld=kld,
+        cosine=cosine,
+        speed=speed,
+        tasks=names,
+        task_folder=task_folder,
+        task_limit=task_limit,
+        data=data,
+        protocol=cast("ProtocolName", protocol),
+        window=window,
+        windows=windows,
+        device=device,
+        dtype=dtype,
+        execution=how,
         kv_bits=None if kv_bits is None else KVBits.parse(kv_bits),
         expert_room=ExpertRoom.parse(None, gpu_memory),
-    )  # fmt: skip
+    )
     if save:
         check_savable(paths)
     if chart is not None:

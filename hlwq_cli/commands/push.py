@@ -45,9 +45,16 @@ def push(
                 bar.update(task, advance=n, total=total)
 
         result = upload(
-            path, repo, public=public, revision=revision, pr=pr, overwrite=overwrite, dry_run=dry_run,
-            hashed=hashed, tell=upload_display(sink),
-        )  # fmt: skip
+            path,
+            repo,
+            public=public,
+            revision=revision,
+            pr=pr,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            hashed=hashed,
+            tell=upload_display(sink),
+        )
     for note in result.notes:
         sink.note(note)
     show_pushed(sink, result)

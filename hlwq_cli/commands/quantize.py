@@ -90,10 +90,20 @@ def quantize(
     folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
     with recorded() as timeline, run_display(sink) as display:
         result = run(
-            model, folder, settled, revision=revision, max_shard_bytes=shard_bytes, max_unquantized=share,
-            overwrite=overwrite, base_model=base_model, device=device, threads=threads, delete_source=delete_source,
-            progress=display, timeline=timeline,
-        )  # fmt: skip
+            model,
+            folder,
+            settled,
+            revision=revision,
+            max_shard_bytes=shard_bytes,
+            max_unquantized=share,
+            overwrite=overwrite,
+            base_model=base_model,
+            device=device,
+            threads=threads,
+            delete_source=delete_source,
+            progress=display,
+            timeline=timeline,
+        )
     show_quantized(sink, result)
 
 

@@ -107,11 +107,19 @@ def push(
         write_card(checkpoint.folder, stated, text)
         done = _upload(remote, checkpoint.folder, changes, public, pr, tell)
     return PushResult(
-        url=_url(remote, done), repo=repo, revision=remote.revision, commit=done.commit if done else remote.commit,
-        created=not remote.exists, private=remote.private if remote.exists else not public,
-        sent=tuple(f.name for f in changes.sent), sent_bytes=changes.bytes, removed=changes.removed,
-        unchanged=changes.unchanged, dry_run=dry_run, notes=notes,
-    )  # fmt: skip
+        url=_url(remote, done),
+        repo=repo,
+        revision=remote.revision,
+        commit=done.commit if done else remote.commit,
+        created=not remote.exists,
+        private=remote.private if remote.exists else not public,
+        sent=tuple(f.name for f in changes.sent),
+        sent_bytes=changes.bytes,
+        removed=changes.removed,
+        unchanged=changes.unchanged,
+        dry_run=dry_run,
+        notes=notes,
+    )
 
 
 def _check_arguments(repo: str, revision: str | None, pr: bool) -> None:

@@ -128,8 +128,14 @@ def send(
             done += file.size
             tell(PushProgress(file.name, True, done, changes.bytes, i + 1, len(additions)))
         removals: list[Any] = [CommitOperationDelete(name, is_folder=False) for name in changes.removed]
-        info = patiently(lambda: api.create_commit(
-            remote.repo, [*additions, *removals], commit_message=message, revision=remote.revision,
-            parent_commit=remote.commit, create_pr=pr,
-        ))  # fmt: skip
+        info = patiently(
+            lambda: api.create_commit(
+                remote.repo,
+                [*additions, *removals],
+                commit_message=message,
+                revision=remote.revision,
+                parent_commit=remote.commit,
+                create_pr=pr,
+            )
+        )
     return Committed(str(info.oid), info.pr_url)

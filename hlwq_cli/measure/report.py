@@ -175,9 +175,12 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
         raise UsageError("--kld and --cosine compare with a reference.", "Give the unquantized model with --ref.")
     for path in paths:
         check_loadable(
-            path, device=request.device, dtype=request.dtype, execution=request.execution,
+            path,
+            device=request.device,
+            dtype=request.dtype,
+            execution=request.execution,
             expert_room=request.expert_room,
-        )  # fmt: skip
+        )
     if ref is not None:
         check_loadable(ref, device=request.device, dtype=request.dtype)
 

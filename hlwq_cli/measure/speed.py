@@ -103,9 +103,16 @@ def release_memory() -> None:
 def _answer(generation: Generation, ids: torch.Tensor, tokens: int) -> None:
     """Greedy, to the last token asked for."""
     generation.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, eos_token_id=None, pad_token_id=0,
-        do_sample=False, temperature=None, top_p=None, top_k=None,
-    )  # fmt: skip
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
 
 
 def _why_not_captured(generation: Generation, device: torch.device) -> str:

@@ -49,8 +49,10 @@ def dense_seconds(query: torch.Tensor, heads: int, tokens: int) -> tuple[float, 
     """torch's time over keys and values in bfloat16, and which way was the better."""
     batch, query_heads, _, dim = query.shape
     count = copies(4 * batch * heads * tokens * dim)
-    caches = [[torch.randn(batch, heads, tokens, dim, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
-              for _ in range(count)]  # fmt: skip
+    caches = [
+        [torch.randn(batch, heads, tokens, dim, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
+        for _ in range(count)
+    ]
     packed = query.reshape(batch, heads, query_heads // heads, dim)
     ways: dict[str, list[Callable[[], object]]] = {
         "packed": [partial(sdpa, packed, k, v) for k, v in caches],

@@ -45,8 +45,9 @@ def copy_floor(source: Path, out: Path, share: float, threads: int, when: str) -
     readers = [os.open(f, os.O_RDONLY) for f in files]
     written = [out.with_name(f"{out.name}-{number}") for number in range(threads)]
     writers = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for path in written]
-    pieces = [(r, start, min(start + PIECE, n)) for r, n in zip(readers, sizes, strict=True)
-              for start in range(0, n, PIECE)]  # fmt: skip
+    pieces = [
+        (r, start, min(start + PIECE, n)) for r, n in zip(readers, sizes, strict=True) for start in range(0, n, PIECE)
+    ]
     copied = [0] * threads
 
     def copy(number: int) -> None:

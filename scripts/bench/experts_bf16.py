@@ -83,16 +83,20 @@ def launch(
     defined = macros(kind, layout, shape, columns, share)
     return _KERNELS[kind].prepare(
         x.device, defined, grid, shape.threads, x, weights, rows, chosen, routed, y, overlap=True
-    ), y  # fmt: skip
+    ), y
 
 
 Timer = Callable[[list[Callable[[], object]]], float]
 
 
 def fastest(
-    kind: int, x: torch.Tensor, layers: list[torch.Tensor], choices: list[torch.Tensor], routed: torch.Tensor,
+    kind: int,
+    x: torch.Tensor,
+    layers: list[torch.Tensor],
+    choices: list[torch.Tensor],
+    routed: torch.Tensor,
     seconds: Timer,
-) -> Layout:  # fmt: skip
+) -> Layout:
     """The layout of those there are that takes the shortest time, by trying them all."""
 
     def time(layout: Layout) -> float:

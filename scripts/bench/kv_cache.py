@@ -54,9 +54,14 @@ def fidelity_table(args: argparse.Namespace) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for pair in args.pairs:
         request = Request(
-            kld=True, data=args.data, window=args.window, windows=args.windows, dtype="float32", device=args.device,
+            kld=True,
+            data=args.data,
+            window=args.window,
+            windows=args.windows,
+            dtype="float32",
+            device=args.device,
             kv_bits=KVBits.parse(pair),
-        )  # fmt: skip
+        )
         report = bench([args.model], request, args.model)
         (m,) = report.measured
         assert m.divergence

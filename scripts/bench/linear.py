@@ -55,9 +55,12 @@ def coded(weight: torch.Tensor, bits: int) -> CodedWeight:
     rows = encode_rows(weight.flatten(0, -2), scheme.tables, 64, "log8", search=False)
     lead = weight.shape[:-1]
     return CodedWeight(
-        rows.codes.view(*lead, -1), rows.scales.view(*lead, -1), None if rows.base is None else rows.base.view(lead),
-        torch.from_numpy(scheme.tables.centroids).cuda(), 64,
-    )  # fmt: skip
+        rows.codes.view(*lead, -1),
+        rows.scales.view(*lead, -1),
+        None if rows.base is None else rows.base.view(lead),
+        torch.from_numpy(scheme.tables.centroids).cuda(),
+        64,
+    )
 
 
 def nbytes(weight: CodedWeight) -> int:
@@ -84,8 +87,11 @@ def dense_lines(tokens: int, bandwidth: float, all_bits: tuple[int, ...]) -> Non
             one = coded(weight, bits)
             many = copies(one, 1 + min(MOST, COLD_BYTES // nbytes(one)))
             ours = seconds([partial(coded_linear, x, *w) for w in many])
-            print(f"| {rows} x {columns} | {usual * 1e6:.1f} | {bits} | {ours * 1e6:.1f} | {usual / ours:.2f} "
-                  f"| {nbytes(one) / ours / bandwidth:.0%} |", flush=True)  # fmt: skip
+            print(
+                f"| {rows} x {columns} | {usual * 1e6:.1f} | {bits} | {ours * 1e6:.1f} | {usual / ours:.2f} "
+                f"| {nbytes(one) / ours / bandwidth:.0%} |",
+                flush=True,
+            )
 
 
 def gate(rows: torch.Tensor) -> torch.Tensor:
@@ -122,8 +128,10 @@ def same_order_in_bf16(
 ) -> float:
     """Seconds of the product kernels' order of work fed bf16, in its fastest layouts, its result looked at."""
     hidden = made(8, layers[0][0].shape[1]).float()
-    tuned = [fastest(kind, given, [layer[kind - 1] for layer in layers], choices, routed, seconds)
-             for kind, given in ((1, x), (2, hidden))]  # fmt: skip
+    tuned = [
+        fastest(kind, given, [layer[kind - 1] for layer in layers], choices, routed, seconds)
+        for kind, given in ((1, x), (2, hidden))
+    ]
     calls = []
     for i, chosen in enumerate(choices):
         up, down = layers[i % len(layers)]

@@ -71,8 +71,10 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
     fetch_ahead_at_most(args.ahead)
     free_before, start = host_memory_free(), time.perf_counter()
     room = {
-        "slots": ExpertRoom.parse(args.slots, args.gpu_memory), "none": ExpertRoom(slots=1), "resident": None,
-    }[case]  # fmt: skip
+        "slots": ExpertRoom.parse(args.slots, args.gpu_memory),
+        "none": ExpertRoom(slots=1),
+        "resident": None,
+    }[case]
     model = load_model(args.folder, device=args.device, execution="coded", expert_room=room)
     device: torch.device = model.device
     tell("load_seconds", time.perf_counter() - start)
@@ -91,9 +93,16 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
     def answer(generation: Generation, prompt: int, tokens: int) -> None:
         some = ids[:, :prompt]
         generation.generate(
-            input_ids=some, attention_mask=torch.ones_like(some), max_new_tokens=tokens, eos_token_id=None,
-            pad_token_id=0, do_sample=False, temperature=None, top_p=None, top_k=None,
-        )  # fmt: skip
+            input_ids=some,
+            attention_mask=torch.ones_like(some),
+            max_new_tokens=tokens,
+            eos_token_id=None,
+            pad_token_id=0,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
 
     def decode(kind: str) -> None:
         table = None if kind == "own" else drawn_choices(kind, len(layers), experts, k)

@@ -38,7 +38,7 @@ from scripts.bench.quantize_checks import (
     hashed,
     hlwq,
     killed_and_resumed,
-)  # fmt: skip
+)
 from scripts.bench.synthetic_model import ROOT, write_checkpoint
 
 
@@ -90,15 +90,19 @@ def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str,
 def show_speed(run: Run, trace: dict[str, Any], floors: list[Floor]) -> None:
     work = [e for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "hash tensor", "write", "sync")]
     begin, end = min(e["ts"] for e in work) / 1e6, max(e["ts"] + e["dur"] for e in work) / 1e6
-    print(f"\n| read {format_size(floors[0].read)}, write {format_size(floors[0].written)} | seconds "
-          f"| first byte read to last shard renamed, {end - begin:.2f} s | Enter to prompt, {run.seconds:.2f} s |"
-          "\n|---|---|---|---|")  # fmt: skip
+    print(
+        f"\n| read {format_size(floors[0].read)}, write {format_size(floors[0].written)} | seconds "
+        f"| first byte read to last shard renamed, {end - begin:.2f} s | Enter to prompt, {run.seconds:.2f} s |"
+        "\n|---|---|---|---|"
+    )
     for floor in floors:
         times = " | ".join(f"{seconds / floor.seconds:.2f} times" for seconds in (end - begin, run.seconds))
         print(f"| {floor.threads} thread{'s'[: floor.threads > 1]}, {floor.when} | {floor.seconds:.2f} | {times} |")
     device = trace["otherData"].get("peak_device_bytes", 0)
-    print(f"\nPeak memory: {format_size(run.peak_bytes)} of the host (pages of libraries and pinned ones included), "
-          f"{format_size(device)} of the device (as torch holds it, its context aside).\n")  # fmt: skip
+    print(
+        f"\nPeak memory: {format_size(run.peak_bytes)} of the host (pages of libraries and pinned ones included), "
+        f"{format_size(device)} of the device (as torch holds it, its context aside).\n"
+    )
 
 
 def main() -> None:
@@ -137,9 +141,11 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     written = write_checkpoint(source, config)
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     layers = f", {args.layers} layers" if args.layers else ""
-    print(f"{args.config.stem}{layers}: {format_size(written)} of random weights, made in "
-          f"{time.perf_counter() - start:.1f} s. {name}, {os.cpu_count()} processors, "
-          f"torch {torch.__version__}.")  # fmt: skip
+    print(
+        f"{args.config.stem}{layers}: {format_size(written)} of random weights, made in "
+        f"{time.perf_counter() - start:.1f} s. {name}, {os.cpu_count()} processors, "
+        f"torch {torch.__version__}."
+    )
     print("Random weights prove speed and plumbing only: they say nothing of a model's quality.", flush=True)
     opened = open_source(str(source))
     plan = make_plan(opened, load_recipe(bits=5))

@@ -81,8 +81,11 @@ def check_result(checks: Checks, plan: Plan, out: Path, real: bool) -> None:
     checks.add("files written", str(len(found["files"]) + 1), all((out / f["name"]).is_file() for f in found["files"]))
     planned = sum(len(c.shape) == 2 for c in plan.coded), sum(c.shape[0] for c in plan.coded if len(c.shape) == 3)
     wanted = (396, 7680, 30) if real else (*planned, routers)
-    checks.add("coded layers, coded experts, kept routers", f"{flat} + {experts:,}, {routers}",
-               (flat, experts, routers) == wanted)  # fmt: skip
+    checks.add(
+        "coded layers, coded experts, kept routers",
+        f"{flat} + {experts:,}, {routers}",
+        (flat, experts, routers) == wanted,
+    )
     expected = 17.6e9 if real else plan.output_bytes + 10**6
     checks.add("size of the result", format_size(size), abs(size / expected - 1) < (0.01 if real else 1))
 
@@ -105,8 +108,9 @@ def check_experts(checks: Checks, source: Path, out: Path, count: int, device: t
     mean = sum(errors) / len(errors)
     checks.add(
         f"{count} random expert matrices decoded: error of each within {allowed:.1%} of its tensor's",
-        f"mean {mean:.3e}, {min(errors):.3e} to {max(errors):.3e}, off by {worst:.2%} at most", worst < allowed,
-    )  # fmt: skip
+        f"mean {mean:.3e}, {min(errors):.3e} to {max(errors):.3e}, off by {worst:.2%} at most",
+        worst < allowed,
+    )
     original.close()
     checkpoint.close()
 
@@ -133,8 +137,9 @@ def decoded_rows(
     codes, scales, *base = parts
     centroids = checkpoint.codebooks[record.bits].to(device)
     scheme = checkpoint.scheme(record)
-    return decode_rows(codes, scales, base[0].flatten() if base else None, centroids, scheme.block_size,
-                       record.shape[-1])  # fmt: skip
+    return decode_rows(
+        codes, scales, base[0].flatten() if base else None, centroids, scheme.block_size, record.shape[-1]
+    )
 
 
 def a_third_is_written(out: Path, wanted: Manifest) -> bool:
@@ -162,8 +167,11 @@ def killed_and_resumed(
     killed, done = process.wait() == -signal.SIGKILL, whole_shards(out)
     again = hlwq(*command)
     same = hashed(out) == wanted
-    checks.add(f"killed when {when.__name__.replace('_', ' ')}, {done} of {shards}; given again: the same files",
-               f"{again.seconds:.1f} s for the rest", killed and same)  # fmt: skip
+    checks.add(
+        f"killed when {when.__name__.replace('_', ' ')}, {done} of {shards}; given again: the same files",
+        f"{again.seconds:.1f} s for the rest",
+        killed and same,
+    )
 
 
 def whole_shards(out: Path) -> int:
@@ -181,8 +189,11 @@ def check_one_layer(checks: Checks, source: Path, folder: Path, device: str, cod
     whole = {t["name"]: t["blake3"] for t in manifest(coded)["coded"] + manifest(coded)["kept"]}
     same = by_name[0] == by_name[1] == {n: whole[n] for n in by_name[0]} and found[0]["files"] == found[1]["files"]
     seconds = ", ".join(f"{name} {run.seconds:.1f} s" for name, run in runs.items())
-    checks.add(f"{len(by_name[0])} tensors of {ONE_LAYER}* have one hash by cpu, {device} and the whole run", seconds,
-               same and bool(by_name[0]))  # fmt: skip
+    checks.add(
+        f"{len(by_name[0])} tensors of {ONE_LAYER}* have one hash by cpu, {device} and the whole run",
+        seconds,
+        same and bool(by_name[0]),
+    )
 
 
 def copy_layer(source: Path, part: Path) -> None:

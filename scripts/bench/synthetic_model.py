@@ -152,8 +152,9 @@ def write_weights(folder: Path, wanted: Shapes, seed: int, device: torch.device,
     """Write safetensors files and their index."""
     files = split(wanted, shard)
     one = len(files) == 1
-    names = ["model.safetensors" if one else f"model-{i:05}-of-{len(files):05}.safetensors" for i in
-             range(1, len(files) + 1)]  # fmt: skip
+    names = [
+        "model.safetensors" if one else f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)
+    ]
     work: list[Chunk] = []
     descriptors = []
     for number, (name, tensors) in enumerate(zip(names, files, strict=True)):

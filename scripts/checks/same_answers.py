@@ -75,9 +75,15 @@ def answer(model: HLWQModel, prompt: str, picture: Image.Image | None) -> list[i
     """64 greedy tokens, whatever ends a text."""
     inputs = model.prepare([prompt], None if picture is None else [[picture]], chat=picture is not None)
     out = model.generation.generate(
-        **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0,
-        temperature=None, top_p=None, top_k=None,
-    )  # fmt: skip
+        **inputs,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
     tokens: list[int] = out[0, inputs["input_ids"].shape[1] :].tolist()
     return tokens
 

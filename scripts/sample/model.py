@@ -99,9 +99,14 @@ def build(name: str) -> Gemma4ForConditionalGeneration:
     stops = [SPECIAL.index("<eos>"), SPECIAL.index("<turn|>")]
     text = config.text_config
     model.generation_config = GenerationConfig(
-        bos_token_id=text.bos_token_id, eos_token_id=stops, pad_token_id=text.pad_token_id,
-        do_sample=True, temperature=0.7, top_k=64, top_p=0.95,
-    )  # fmt: skip
+        bos_token_id=text.bos_token_id,
+        eos_token_id=stops,
+        pad_token_id=text.pad_token_id,
+        do_sample=True,
+        temperature=0.7,
+        top_k=64,
+        top_p=0.95,
+    )
     return model
 
 
@@ -207,9 +212,13 @@ def attention_masks(model: Gemma4ForConditionalGeneration, ids: Tensor) -> dict[
     """Masks by layer type for rows that all share the layout of ids (1, T), made by the model class itself."""
     kinds = (ids == model.config.image_token_id).long()
     return model.create_masks_for_generate(
-        model.config, model.get_input_embeddings()(ids), None, None, torch.arange(ids.shape[1])[None].to(ids.device),
+        model.config,
+        model.get_input_embeddings()(ids),
+        None,
+        None,
+        torch.arange(ids.shape[1])[None].to(ids.device),
         mm_token_type_ids=kinds if kinds.any() else None,
-    )  # fmt: skip
+    )
 
 
 def hidden_states(model: Gemma4ForConditionalGeneration, embeds: Tensor, masks: dict[str, Tensor | None]) -> Tensor:

@@ -40,9 +40,13 @@ def draw(events: list[dict[str, Any]], title: str, out: Path) -> None:
     axes.set_title(title, fontsize=10)
     seen = [w for w in COLOURS if any(e["name"] == w for e in spans)]
     figure.legend(
-        [plt.Rectangle((0, 0), 1, 1, color=COLOURS[w]) for w in seen], [LABELS.get(w, w) for w in seen],
-        loc="outside lower center", ncols=6, fontsize=8, frameon=False,
-    )  # fmt: skip
+        [plt.Rectangle((0, 0), 1, 1, color=COLOURS[w]) for w in seen],
+        [LABELS.get(w, w) for w in seen],
+        loc="outside lower center",
+        ncols=6,
+        fontsize=8,
+        frameon=False,
+    )
     figure.savefig(out, dpi=110)
 
 

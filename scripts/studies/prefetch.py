@@ -150,8 +150,9 @@ def show_sample(layers: list[Recorded], work: float) -> None:
         plain = [play(layer.routing, layer.guesses["input"], 8, slots, 0, work) for layer in layers]
         rates = [
             rate([play(r.routing, g, 8, slots, most, work) for r, g in zip(layers, guesses, strict=True)])
-            for guesses in of_each.values() for most in (1, 2)
-        ]  # fmt: skip
+            for guesses in of_each.values()
+            for most in (1, 2)
+        ]
         row(f"{slots} of 8", f"{sum(p.missing for p in plain) / len(plain):.2f}", rate(plain), *rates)
 
 

@@ -32,9 +32,12 @@ def on_terminal(*arguments: str | Path, **env: str) -> tuple[int, str, str]:
     thread = threading.Thread(target=read)
     thread.start()
     process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=slave, text=True,
+        [*COMMAND, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        text=True,
         env=environment(TERM="xterm-256color", COLUMNS="100", **env),
-    )  # fmt: skip
+    )
     os.close(slave)
     out, _ = process.communicate(timeout=120)
     thread.join()

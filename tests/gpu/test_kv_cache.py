@@ -162,9 +162,12 @@ def test_a_graph_captured_once_reads_lengths_from_the_device(layout: Layout) -> 
         lengths.copy_(torch.tensor([coded, exact]))
         graph.replay()
         exactly = attend_torch(
-            whole.query.float(), keys.settled(), values.settled(), torch.tensor([coded]),
+            whole.query.float(),
+            keys.settled(),
+            values.settled(),
+            torch.tensor([coded]),
             rule(layout, mask=mask[..., : coded + exact]),
-        )  # fmt: skip
+        )
         off = (out.float() - exactly).abs().max() / exactly.abs().max()
         assert off < ROOM[torch.bfloat16], (coded, exact, float(off))
 

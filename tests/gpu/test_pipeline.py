@@ -61,16 +61,25 @@ def test_any_recipe_gives_the_bytes_of_the_cpu(family: Family, recipe: str, tmp_
 @pytest.mark.parametrize("device", ["cuda", "cuda,cpu"])
 @pytest.mark.parametrize("weights", [300_000, pipeline.GPU_SLICE_WEIGHTS])
 def test_large_tensors_in_slices_of_any_size_have_the_bytes_of_the_cpu(
-    large: Path, large_on_cpu: dict[str, str], device: str, weights: int, tmp_path: Path,
+    large: Path,
+    large_on_cpu: dict[str, str],
+    device: str,
+    weights: int,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(pipeline, "GPU_SLICE_WEIGHTS", weights)
     monkeypatch.setattr(filling, "STEP_BYTES", 5_000_000)
     timeline = Timeline()
     quantize(
-        str(large), tmp_path / "out", load_recipe(), device=device, max_shard_bytes=40_000_000, timeline=timeline,
+        str(large),
+        tmp_path / "out",
+        load_recipe(),
+        device=device,
+        max_shard_bytes=40_000_000,
+        timeline=timeline,
         threads=12,
-    )  # fmt: skip
+    )
     assert tree(tmp_path / "out") == large_on_cpu
     done = {"start GPU", "start kernels", "read", "code", "write", "hash tensor", "sync"}
     assert {what for what, *_ in timeline.spans} >= done
@@ -85,9 +94,14 @@ def test_memory_of_the_device_is_a_slice_and_its_codes_a_lane(
     torch.cuda.reset_peak_memory_stats(CUDA)
     timeline = Timeline()
     quantize(
-        str(large), tmp_path / "out", load_recipe(), device="cuda", max_shard_bytes=40_000_000, threads=4,
+        str(large),
+        tmp_path / "out",
+        load_recipe(),
+        device="cuda",
+        max_shard_bytes=40_000_000,
+        threads=4,
         timeline=timeline,
-    )  # fmt: skip
+    )
     assert tree(tmp_path / "out") == large_on_cpu
     slice_bytes = 2 * pipeline.GPU_SLICE_WEIGHTS
     assert slice_bytes < timeline.notes["peak_device_bytes"] - held < 4 * 2 * slice_bytes

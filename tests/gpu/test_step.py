@@ -83,8 +83,10 @@ def test_heads_are_turned_and_kept(dtype: torch.dtype, heads: int, key_heads: in
     angles = made(rows, size // 2, dtype=torch.float32).repeat(1, 2)
     found = []
     for run in (step.turn_heads, lambda *a: by_torch(step.turn_heads, *a)):
-        cache = Cache(*(torch.ones(rows, key_heads, slots, size, dtype=dtype, device=CUDA) for _ in range(2)),
-                      torch.tensor([41], device=CUDA))  # fmt: skip
+        cache = Cache(
+            *(torch.ones(rows, key_heads, slots, size, dtype=dtype, device=CUDA) for _ in range(2)),
+            torch.tensor([41], device=CUDA),
+        )
         for values in (v, k):
             query = run(q, k, values, *norms, angles.cos().to(dtype), angles.sin().to(dtype), cache)
             found.append((query, cache.keys.clone(), cache.values.clone()))
@@ -107,8 +109,14 @@ def test_attention_over_a_dense_cache(dtype: torch.dtype, heads: int, key_heads:
     mask[0, : length // 3] = torch.finfo(dtype).min
     mask[1, length // 2 + 1 :] = torch.finfo(dtype).min
     cache = Cache(keys, values, torch.tensor([0], device=CUDA))
-    exact = by_torch(step.attend_dense, query.double(), Cache(keys.double(), values.double(), cache.slot),
-                     mask.double(), size**-0.5, scratch)  # fmt: skip
+    exact = by_torch(
+        step.attend_dense,
+        query.double(),
+        Cache(keys.double(), values.double(), cache.slot),
+        mask.double(),
+        size**-0.5,
+        scratch,
+    )
     for _ in range(2):
         found = step.attend_dense(query, cache, mask, size**-0.5, scratch)
         error = (found.double() - exact).norm() / exact.norm()

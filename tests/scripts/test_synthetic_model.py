@@ -30,9 +30,13 @@ def make_in_a_process(config: Path, folder: Path, *options: str) -> Path:
     script = "scripts/bench/synthetic_model.py"
     command = [sys.executable, script, folder, "--config", config, "--device", "cpu", *options]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=ROOT,
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
         env=environment(PYTHONPATH=f"{ROOT}:{ROOT / 'kernels'}"),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -28,10 +28,16 @@ def profile(tokens: int) -> list[Event]:
 def test_each_kernel_counts_once_and_what_lies_outside_of_layers_apart() -> None:
     found = a_token(by_cause(profile(5), 2), by_cause(profile(1), 2), 4)
     assert found == {
-        "head and the rest": 101.0, "experts' products": 2 * (9.0 + 11.0), "norms and routing": 2 * (4.0 + 5.0 + 12.0),
-        "fetch ahead (beside)": 16.0, "fetch": 14.0, "plan": 12.0, "others in layers": 20.0, "attention": 10.0,
+        "head and the rest": 101.0,
+        "experts' products": 2 * (9.0 + 11.0),
+        "norms and routing": 2 * (4.0 + 5.0 + 12.0),
+        "fetch ahead (beside)": 16.0,
+        "fetch": 14.0,
+        "plan": 12.0,
+        "others in layers": 20.0,
+        "attention": 10.0,
         "dense products": 1.0,
-    }  # fmt: skip
+    }
     kernels = a_token(by_kernel(profile(5)), by_kernel(profile(1)), 4)
     assert sum(kernels.values()) == sum(found.values())
     assert next(iter(kernels)) == "gemv"

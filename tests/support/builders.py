@@ -49,15 +49,25 @@ def gemma4_small() -> dict[str, Any]:
     """The real configuration shrunk with its traps: 704 and 4304 divide like 192 and 208 here, layer 2 has k = v."""
     config = gemma4_full()
     config["text_config"] |= TEXT | {
-        "vocab_size_per_layer_input": 320, "num_hidden_layers": 3, "num_experts": 4, "top_k_experts": 2,
-        "moe_intermediate_size": 192, "sliding_window": 64,
+        "vocab_size_per_layer_input": 320,
+        "num_hidden_layers": 3,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 192,
+        "sliding_window": 64,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
         "per_layer_config": {"02": {"head_dim": 64, "num_key_value_heads": 1}},
-    }  # fmt: skip
+    }
     config["vision_config"] |= {
-        "hidden_size": HIDDEN, "intermediate_size": 208, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "head_dim": 32, "position_embedding_size": 64, "patch_size": 8,
-    }  # fmt: skip
+        "hidden_size": HIDDEN,
+        "intermediate_size": 208,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "position_embedding_size": 64,
+        "patch_size": 8,
+    }
     names = [key for key in config if key.endswith(("_token_id", "_token_index"))]
     return config | {name: 310 + i for i, name in enumerate(names)}
 

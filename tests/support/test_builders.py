@@ -43,8 +43,13 @@ def test_gemma4_stores_stacked_experts_a_router_a_scalar_and_no_v_where_k_equals
 def test_tied_heads_are_not_stored(family: Family) -> None:
     stored = {name: any("lm_head" in t for t in read_tensors(family(name))) for name in FAMILIES}
     assert stored == {
-        "llama": True, "qwen3": False, "gemma3": False, "gemma4": False, "qwen3_moe": True, "mixtral": True
-    }  # fmt: skip
+        "llama": True,
+        "qwen3": False,
+        "gemma3": False,
+        "gemma4": False,
+        "qwen3_moe": True,
+        "mixtral": True,
+    }
 
 
 def test_every_tensor_is_random_so_that_a_lost_one_shows(family: Family, family_name: str) -> None:

@@ -217,9 +217,10 @@ def _open_repo(model: str, revision: str | None) -> Source:
 def _companions(files: list[str]) -> tuple[str, ...]:
     """Files to bring along: all but weights, hidden ones, caches and the model card, which is written anew."""
     return tuple(
-        f for f in files
+        f
+        for f in files
         if not f.endswith(_WEIGHT_SUFFIXES) and not any(part.startswith((".", "__pycache__")) for part in Path(f).parts)
-    )  # fmt: skip
+    )
 
 
 def refuse_quantized(source: Source) -> None:

@@ -51,9 +51,15 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     """
 
     def __init__(
-        self, source: Source, out: Path, shards: Sequence[Shard], devices: Sequence[Device], lanes: int,
-        timeline: Timeline, private: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        source: Source,
+        out: Path,
+        shards: Sequence[Shard],
+        devices: Sequence[Device],
+        lanes: int,
+        timeline: Timeline,
+        private: Path | None = None,
+    ) -> None:
         self._private = private
         self.source, self.out, self.timeline = source, out, timeline
         self._on_gpu = any(d.is_gpu for d in devices)

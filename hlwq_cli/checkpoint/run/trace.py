@@ -49,10 +49,17 @@ class Timeline:
             for name, number in threads.items()
         ]
         events += [
-            {"name": what, "ph": "X", "pid": 0, "tid": threads[thread], "ts": round(start * 1e6),
-             "dur": round((end - start) * 1e6), "args": {"bytes": nbytes}}
+            {
+                "name": what,
+                "ph": "X",
+                "pid": 0,
+                "tid": threads[thread],
+                "ts": round(start * 1e6),
+                "dur": round((end - start) * 1e6),
+                "args": {"bytes": nbytes},
+            }
             for what, nbytes, thread, start, end in self.spans
-        ]  # fmt: skip
+        ]
         path.write_text(json.dumps({"traceEvents": events, "otherData": self.notes}))
 
 

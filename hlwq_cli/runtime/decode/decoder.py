@@ -99,9 +99,13 @@ class Decoder:
         positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
         self._positions.copy_(positions[:, -1:])
         prepared = self.model.prepare_inputs_for_generation(
-            **inputs, position_ids=positions, is_first_iteration=True, use_cache=True,
-            **{self._cache_name: self._cache}, **self._last_only,
-        )  # fmt: skip
+            **inputs,
+            position_ids=positions,
+            is_first_iteration=True,
+            use_cache=True,
+            **{self._cache_name: self._cache},
+            **self._last_only,
+        )
         with fused(self._norms), stepped(self._layers):
             logits: torch.Tensor = self.model(**prepared, return_dict=True).logits[:, -1].float()
         self._cache.place.prefilling = False
@@ -156,9 +160,14 @@ class Decoder:
         assert self._cache is not None
         with stepping(self.config, experts), fused(self._norms), stepped(self._layers):
             out = self.model(
-                input_ids=self._ids, position_ids=self._positions, attention_mask=self._cache.begin_step(),
-                use_cache=True, return_dict=True, **{self._cache_name: self._cache}, **self._last_only,
-            )  # fmt: skip
+                input_ids=self._ids,
+                position_ids=self._positions,
+                attention_mask=self._cache.begin_step(),
+                use_cache=True,
+                return_dict=True,
+                **{self._cache_name: self._cache},
+                **self._last_only,
+            )
         assert self._logits is not None
         self._logits.copy_(out.logits[:, -1])
 

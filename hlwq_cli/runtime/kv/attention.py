@@ -49,9 +49,16 @@ def kv_attention(
         raise UnsupportedError(f"This model's attention takes {', '.join(unknown)}.", "Run it without a coded cache.")
     if isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor) and not softcap:
         return step_attention(
-            module, query, key, value, attention_mask,
-            dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs,
-        )  # fmt: skip
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            **kwargs,
+        )
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap or 0.0, attention_mask, causal)
     keys, values, seen = _cached(key, value, query.shape[-2])

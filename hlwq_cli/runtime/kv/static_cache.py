@@ -89,9 +89,14 @@ class StaticCache(Cache):
     """
 
     def __init__(
-        self, config: Any, batch: int, capacity: int, dtype: torch.dtype, device: torch.device,
+        self,
+        config: Any,
+        batch: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
         bits: KVBits | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.bits, self.coded = bits, 0
         self.place = Place(batch, capacity, device)
         self.batch, self.capacity, self.dtype = batch, capacity, dtype

@@ -140,9 +140,13 @@ def model_class(config: Any) -> Any:
 
 
 def check_loadable(
-    path: str, *, device: str = "auto", dtype: str = "auto", execution: Execution = "auto",
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    execution: Execution = "auto",
     expert_room: ExpertRoom | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Find out before any work what would keep `load_model` from beginning.
 
     Raises:

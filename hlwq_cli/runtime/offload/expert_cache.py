@@ -78,9 +78,12 @@ class Traffic:
 
     def __sub__(self, other: Traffic) -> Traffic:
         return Traffic(
-            self.wanted - other.wanted, self.missing - other.missing, self.fetched - other.fetched,
-            self.streamed - other.streamed, self.ahead - other.ahead,
-        )  # fmt: skip
+            self.wanted - other.wanted,
+            self.missing - other.missing,
+            self.fetched - other.fetched,
+            self.streamed - other.streamed,
+            self.ahead - other.ahead,
+        )
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,21 @@ class Shown:
 def theme() -> gr.themes.Base:
     """Colours, and the system's own fonts: nothing is fetched. Subdued text is darker than gradio's, to be read."""
     plain = gr.themes.Default(
-        primary_hue="indigo", secondary_hue="indigo", neutral_hue="slate", radius_size="lg",
-        font=_FONTS, font_mono=_MONO,
-    )  # fmt: skip
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=_FONTS,
+        font_mono=_MONO,
+    )
     return plain.set(
-        body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400",
-        block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400",
-        input_placeholder_color="*neutral_500", input_placeholder_color_dark="*neutral_400",
-    )  # fmt: skip
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
 
 
 def build_page(shown: Sequence[Shown]) -> gr.Blocks:
@@ -70,10 +77,17 @@ def _chat(shown: Shown, alone: bool) -> gr.Chatbot:
     name = html.escape(shown.facts.name)
     example = "a picture and a question" if shown.model.sees else "a question"
     return gr.Chatbot(
-        label=shown.facts.name, show_label=not alone, height="min(64vh, 700px)", min_width=280, layout="bubble",
-        buttons=["copy"], feedback_options=None, allow_file_downloads=False, allow_tags=False,
+        label=shown.facts.name,
+        show_label=not alone,
+        height="min(64vh, 700px)",
+        min_width=280,
+        layout="bubble",
+        buttons=["copy"],
+        feedback_options=None,
+        allow_file_downloads=False,
+        allow_tags=False,
         placeholder=f"Send {example} to **{name}**." if alone else name,
-    )  # fmt: skip
+    )
 
 
 def _box(sees: bool) -> gr.Textbox | gr.MultimodalTextbox:
@@ -84,9 +98,13 @@ def _box(sees: bool) -> gr.Textbox | gr.MultimodalTextbox:
     if not sees:
         return gr.Textbox(placeholder="Write a message", **common)
     return gr.MultimodalTextbox(
-        placeholder="Write a message, drop a picture in", file_types=["image"], file_count="multiple",
-        sources=["upload"], max_plain_text_length=10**9, **common,
-    )  # fmt: skip
+        placeholder="Write a message, drop a picture in",
+        file_types=["image"],
+        file_count="multiple",
+        sources=["upload"],
+        max_plain_text_length=10**9,
+        **common,
+    )
 
 
 def _facts(shown: Shown) -> None:
@@ -94,9 +112,12 @@ def _facts(shown: Shown) -> None:
     if shown.facts.chart is not None:
         with gr.Accordion("Measured against its source", open=False):
             gr.Image(
-                str(shown.facts.chart), show_label=False, interactive=False, buttons=["fullscreen"],
+                str(shown.facts.chart),
+                show_label=False,
+                interactive=False,
+                buttons=["fullscreen"],
                 label="Divergence against size, error of every tensor, weights over the centroids",
-            )  # fmt: skip
+            )
 
 
 def _settings(model: HLWQModel) -> list[Any]:

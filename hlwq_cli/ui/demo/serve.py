@@ -118,11 +118,24 @@ def _launch(page: Any, access: Access, port: int | None) -> Address:
     page.queue(api_open=False)
     try:
         _, url, share_url = page.launch(
-            server_name=HOST, server_port=port, share=access.share, auth=access.login, max_file_size=MAX_UPLOAD,
-            prevent_thread_lock=True, quiet=True, inbrowser=False, footer_links=[], run_history=False,
-            enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False, theme=theme(), css_paths=CSS,
+            server_name=HOST,
+            server_port=port,
+            share=access.share,
+            auth=access.login,
+            max_file_size=MAX_UPLOAD,
+            prevent_thread_lock=True,
+            quiet=True,
+            inbrowser=False,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            theme=theme(),
+            css_paths=CSS,
             app_kwargs={"middleware": [Middleware(Headers)]},
-        )  # fmt: skip
+        )
     except OSError as error:
         raise HlwqError(f"No port could be had: {error}", "Give another --port.") from error
     if access.share and not share_url:

@@ -180,9 +180,11 @@ class Session:
             [open_picture(p) for p in exchange.pictures] or None,
             history=history if model.chats else (),
             system=settings.system.strip() or None,
-            temperature=settings.temperature, top_p=settings.top_p, seed=settings.seed,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
             max_new_tokens=settings.max_new_tokens,
-        )  # fmt: skip
+        )
         self._current = answer
         if self._stopped.is_set():  # between the check and the start
             answer.cancel()

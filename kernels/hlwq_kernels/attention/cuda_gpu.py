@@ -165,13 +165,31 @@ def attend_cuda(
     out = query.new_empty(batch, query_heads, values.dim)
     arguments = attend_arguments(query, keys, values, mask, scaling, softcap, exact)
     _ATTEND.launch(
-        device, variant.macros, (parts, batch * heads, chunks), 32 * variant.warps, *arguments, sums, highests, weights,
-        shared=variant.shared_bytes, overlap=True,
-    )  # fmt: skip
+        device,
+        variant.macros,
+        (parts, batch * heads, chunks),
+        32 * variant.warps,
+        *arguments,
+        sums,
+        highests,
+        weights,
+        shared=variant.shared_bytes,
+        overlap=True,
+    )
     _MERGE.launch(
-        device, variant.merge_macros, (rows,), 32 * MERGE_WARPS, sums, highests, weights, exact, parts, out,
-        shared=merge_shared_bytes(variant, parts), overlap=True,
-    )  # fmt: skip
+        device,
+        variant.merge_macros,
+        (rows,),
+        32 * MERGE_WARPS,
+        sums,
+        highests,
+        weights,
+        exact,
+        parts,
+        out,
+        shared=merge_shared_bytes(variant, parts),
+        overlap=True,
+    )
     return out
 
 
@@ -195,9 +213,14 @@ def merge_shared_bytes(variant: Variant, parts: int) -> int:
 
 
 def attend_arguments(
-    query: torch.Tensor, keys: CachedTokens, values: CachedTokens, mask: torch.Tensor | None, scaling: float,
-    softcap: float, exact_parts: int,
-) -> tuple[Any, ...]:  # fmt: skip
+    query: torch.Tensor,
+    keys: CachedTokens,
+    values: CachedTokens,
+    mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float,
+    exact_parts: int,
+) -> tuple[Any, ...]:
     """What `attend` in attention/attention.cu takes, less where its results go."""
     k_exact, v_exact = _by_head(keys.exact), _by_head(values.exact)
     exact, ring = k_exact.shape[2], 0 if keys.lengths is None else k_exact.shape[2]
@@ -223,10 +246,15 @@ def _roomy(device: torch.device) -> bool:
 
 def _variant(query: torch.Tensor, keys: CachedTokens, values: CachedTokens, masked: bool, capped: bool) -> Variant:
     return _cached_variant(
-        (keys.tables.bits, values.tables.bits), (keys.dim, values.dim), query.shape[1] // keys.codes.shape[1],
-        query.dtype, masked, capped, keys.tables.centroids.data_ptr() == values.tables.centroids.data_ptr(),
+        (keys.tables.bits, values.tables.bits),
+        (keys.dim, values.dim),
+        query.shape[1] // keys.codes.shape[1],
+        query.dtype,
+        masked,
+        capped,
+        keys.tables.centroids.data_ptr() == values.tables.centroids.data_ptr(),
         _roomy(query.device),
-    )  # fmt: skip
+    )
 
 
 _cached_variant = lru_cache(maxsize=None)(Variant)

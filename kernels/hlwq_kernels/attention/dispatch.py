@@ -24,10 +24,21 @@ def attend(
     if query.shape[2] != 1 or not shared or keys.first != keys.coded:
         return attend_torch(query, keys.settled(), values.settled(), seen, rule)
     found: torch.Tensor = _attend_one_op(
-        query[:, :, 0], keys.codes, keys.scales, keys.exact, list(keys.tables),
-        values.codes, values.scales, values.exact, list(values.tables),
-        keys.coded, keys.lengths, None if mask is None else mask[:, 0, 0], rule.scaling, rule.softcap,
-    )  # fmt: skip
+        query[:, :, 0],
+        keys.codes,
+        keys.scales,
+        keys.exact,
+        list(keys.tables),
+        values.codes,
+        values.scales,
+        values.exact,
+        list(values.tables),
+        keys.coded,
+        keys.lengths,
+        None if mask is None else mask[:, 0, 0],
+        rule.scaling,
+        rule.softcap,
+    )
     return found[:, :, None]
 
 

@@ -43,7 +43,17 @@ def encode_tokens_cuda(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tens
         shared = token_shared_bytes(tables.bits, stored)
         grid = min(-(-scales.numel() // warps), _KERNEL.resident(x.device, macros, THREADS, shared))
         _KERNEL.launch(
-            x.device, macros, (grid,), THREADS, x, scales.numel(), tables.boundaries, tables.centroids,
-            tables.scales, codes, scales, shared=shared,
-        )  # fmt: skip
+            x.device,
+            macros,
+            (grid,),
+            THREADS,
+            x,
+            scales.numel(),
+            tables.boundaries,
+            tables.centroids,
+            tables.scales,
+            codes,
+            scales,
+            shared=shared,
+        )
     return codes, scales

@@ -222,16 +222,28 @@ class CudaKernel:
         self.sources, self.name, self.fma = sources, name, fma
 
     def launch(
-        self, device: torch.device, macros: Macros, grid: tuple[int, ...], block: int, *args: Any,
-        shared: int = 0, overlap: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        device: torch.device,
+        macros: Macros,
+        grid: tuple[int, ...],
+        block: int,
+        *args: Any,
+        shared: int = 0,
+        overlap: bool = False,
+    ) -> None:
         """Queue the kernel; see `prepare`."""
         self.prepare(device, macros, grid, block, *args, shared=shared, overlap=overlap)()
 
     def prepare(
-        self, device: torch.device, macros: Macros, grid: tuple[int, ...], block: int, *args: Any,
-        shared: int = 0, overlap: bool = False,
-    ) -> Launch:  # fmt: skip
+        self,
+        device: torch.device,
+        macros: Macros,
+        grid: tuple[int, ...],
+        block: int,
+        *args: Any,
+        shared: int = 0,
+        overlap: bool = False,
+    ) -> Launch:
         """The kernel with its arguments, compiled and ready to be queued.
 
         Args:

@@ -32,10 +32,25 @@ def _joined(x, GROUPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["total", "blocks", "row_units", "part_blocks"])
 def _decode_kernel(
-    codes, scales, base, steps, centroids, out, wanted, total, blocks, row_units, part_blocks, inverse_root,
-    BITS: tl.constexpr, GROUPS: tl.constexpr, BLOCKS: tl.constexpr, ALIGN: tl.constexpr, LOG8: tl.constexpr,
+    codes,
+    scales,
+    base,
+    steps,
+    centroids,
+    out,
+    wanted,
+    total,
+    blocks,
+    row_units,
+    part_blocks,
+    inverse_root,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    LOG8: tl.constexpr,
     SOME: tl.constexpr,
-):  # fmt: skip
+):
     if SOME:  # a program's blocks belong to two parts at most
         first = tl.program_id(0) * BLOCKS
         last = tl.minimum(first + BLOCKS, total) - 1
@@ -86,13 +101,27 @@ def decode_rows_triton(
     if rows and blocks:
         with current_device(codes.device):
             _decode_kernel[(triton.cdiv(rows * blocks, THREADS),)](
-                _aligned(codes), scales.contiguous(), None if base is None else base.contiguous(),
-                scale_steps_on(codes.device), centroids.to(codes.device), out, wanted,
-                rows * blocks, blocks, row_bytes // align, part_blocks, float(np.float32(block_size**-0.5)),
-                BITS=bits, GROUPS=block_size // LANE.value, BLOCKS=THREADS, ALIGN=align, LOG8=base is not None,
+                _aligned(codes),
+                scales.contiguous(),
+                None if base is None else base.contiguous(),
+                scale_steps_on(codes.device),
+                centroids.to(codes.device),
+                out,
+                wanted,
+                rows * blocks,
+                blocks,
+                row_bytes // align,
+                part_blocks,
+                float(np.float32(block_size**-0.5)),
+                BITS=bits,
+                GROUPS=block_size // LANE.value,
+                BLOCKS=THREADS,
+                ALIGN=align,
+                LOG8=base is not None,
                 SOME=wanted is not None and part_blocks >= THREADS,
-                num_warps=THREADS // 32, enable_fp_fusion=False,
-            )  # fmt: skip
+                num_warps=THREADS // 32,
+                enable_fp_fusion=False,
+            )
     return out if columns == out.shape[1] else out[:, :columns].contiguous()
 
 

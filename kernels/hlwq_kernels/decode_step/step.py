@@ -86,9 +86,14 @@ class Scratch:
 
 
 def norms_between(
-    x: torch.Tensor, residual: torch.Tensor, norm: Norm, for_dense: Norm, for_experts: Norm | None,
-    router_scale: torch.Tensor | None, router_root: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:  # fmt: skip
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm: Norm,
+    for_dense: Norm,
+    for_experts: Norm | None,
+    router_scale: torch.Tensor | None,
+    router_root: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Between attention and what follows: sum = residual + norm(x), and norms of it.
 
     Args:
@@ -113,17 +118,37 @@ def norms_between(
     total, dense = torch.empty_like(x), torch.empty_like(x)
     experts, router = (torch.empty_like(x), torch.empty_like(x)) if routes else (None, None)
     _BETWEEN.launch(
-        x.device, _macros(x), (len(x),), _threads(x), x, residual, norm.weight, for_dense.weight,
-        None if for_experts is None else for_experts.weight, router_scale, ctypes.c_float(router_root),
-        ctypes.c_float(norm.eps), total, dense, experts, router, overlap=True,
-    )  # fmt: skip
+        x.device,
+        _macros(x),
+        (len(x),),
+        _threads(x),
+        x,
+        residual,
+        norm.weight,
+        for_dense.weight,
+        None if for_experts is None else for_experts.weight,
+        router_scale,
+        ctypes.c_float(router_root),
+        ctypes.c_float(norm.eps),
+        total,
+        dense,
+        experts,
+        router,
+        overlap=True,
+    )
     return total, dense, experts, router
 
 
 def norms_after(
-    dense: torch.Tensor, experts: torch.Tensor | None, residual: torch.Tensor, of_dense: Norm | None,
-    of_experts: Norm | None, norm: Norm, scalar: torch.Tensor, following: Norm | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
+    dense: torch.Tensor,
+    experts: torch.Tensor | None,
+    residual: torch.Tensor,
+    of_dense: Norm | None,
+    of_experts: Norm | None,
+    norm: Norm,
+    scalar: torch.Tensor,
+    following: Norm | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Behind a layer: (residual + norm(norm(dense) + norm(experts))) * scalar, and the next layer's norm of that.
 
     Args:
@@ -148,9 +173,21 @@ def norms_after(
     out, follows = torch.empty_like(dense), None if following is None else torch.empty_like(dense)
     weights = [None if n is None else n.weight for n in (of_dense, of_experts, norm)]
     _AFTER.launch(
-        dense.device, _macros(dense), (len(dense),), _threads(dense), dense, experts, residual, *weights, scalar,
-        None if following is None else following.weight, ctypes.c_float(norm.eps), out, follows, overlap=True,
-    )  # fmt: skip
+        dense.device,
+        _macros(dense),
+        (len(dense),),
+        _threads(dense),
+        dense,
+        experts,
+        residual,
+        *weights,
+        scalar,
+        None if following is None else following.weight,
+        ctypes.c_float(norm.eps),
+        out,
+        follows,
+        overlap=True,
+    )
     return out, follows
 
 
@@ -163,9 +200,15 @@ class Cache(NamedTuple):
 
 
 def turn_heads(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, of_queries: Norm, of_keys: Norm,
-    cosines: torch.Tensor, sines: torch.Tensor, cache: Cache,
-) -> torch.Tensor:  # fmt: skip
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    of_queries: Norm,
+    of_keys: Norm,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    cache: Cache,
+) -> torch.Tensor:
     """Norm heads, turn queries and keys by their position, and put keys and values into the cache.
 
     Args:
@@ -192,10 +235,28 @@ def turn_heads(
     out = queries.new_empty(rows, heads, size)
     macros = (*UNUSED, *_types(queries), ("THREADS", 32), ("SIZE", size), ("QUERIES", heads), ("KEYS", key_heads))
     _HEADS.launch(
-        queries.device, macros, (heads + 2 * key_heads, rows), 32, queries, queries.stride(0), keys, keys.stride(0),
-        values, values.stride(0), of_queries.weight, of_keys.weight, cosines, sines, cache.slot,
-        ctypes.c_float(of_keys.eps), out, cache.keys, cache.values, slots, overlap=True,
-    )  # fmt: skip
+        queries.device,
+        macros,
+        (heads + 2 * key_heads, rows),
+        32,
+        queries,
+        queries.stride(0),
+        keys,
+        keys.stride(0),
+        values,
+        values.stride(0),
+        of_queries.weight,
+        of_keys.weight,
+        cosines,
+        sines,
+        cache.slot,
+        ctypes.c_float(of_keys.eps),
+        out,
+        cache.keys,
+        cache.values,
+        slots,
+        overlap=True,
+    )
     return out
 
 
@@ -233,9 +294,22 @@ def attend_dense(
     sums, sizes = room, room[rows * heads * parts * size :]
     macros = (*UNUSED, *_types(query), ("THREADS", _THREADS), ("SIZE", size), ("GROUP", group))
     _ATTEND.launch(
-        query.device, macros, (parts, heads // group, rows), _THREADS, query, cache.keys, cache.values, key_heads,
-        cache.keys.shape[2], length, mask, ctypes.c_float(scaling), sums, sizes, overlap=True,
-    )  # fmt: skip
+        query.device,
+        macros,
+        (parts, heads // group, rows),
+        _THREADS,
+        query,
+        cache.keys,
+        cache.values,
+        key_heads,
+        cache.keys.shape[2],
+        length,
+        mask,
+        ctypes.c_float(scaling),
+        sums,
+        sizes,
+        overlap=True,
+    )
     _JOIN.launch(query.device, macros, (rows * heads,), max(32, size // 4), sums, sizes, parts, y, overlap=True)
     return y.view(rows, -1)
 
@@ -263,9 +337,20 @@ def choose_experts(
     routed = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
     macros = (*UNUSED, *_types(x), ("THREADS", _THREADS), ("EXPERTS", experts), ("CHOSEN", k))
     _ROUTE.launch(
-        x.device, macros, (experts, len(x)), _THREADS, x, x.shape[1], weight, scale,
-        scratch.floats(len(x) * experts, x.device), scratch.counts(len(x), x.device), chosen, routed, overlap=True,
-    )  # fmt: skip
+        x.device,
+        macros,
+        (experts, len(x)),
+        _THREADS,
+        x,
+        x.shape[1],
+        weight,
+        scale,
+        scratch.floats(len(x) * experts, x.device),
+        scratch.counts(len(x), x.device),
+        chosen,
+        routed,
+        overlap=True,
+    )
     return chosen, routed
 
 

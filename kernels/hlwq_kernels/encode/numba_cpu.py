@@ -17,7 +17,7 @@ from ..codes.blocks_numba import (
     pack_row,
     power_of_two,
     row_range,
-)  # fmt: skip
+)
 from ..codes.planes import plane_widths
 from ..codes.tables import ERROR_UNIT, SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables
 from .dispatch import EncodedRows, ScaleKind
@@ -25,9 +25,27 @@ from .dispatch import EncodedRows, ScaleKind
 
 @jit
 def _encode(  # type: ignore[no-untyped-def]
-    weight, order, log8, search, widths, steps, factors, centroids, boundaries, per_unit, cell_codes, cell_values,
-    root, inverse_root, inverse_outermost, packed, stored, bases, errors, energies,
-):  # fmt: skip
+    weight,
+    order,
+    log8,
+    search,
+    widths,
+    steps,
+    factors,
+    centroids,
+    boundaries,
+    per_unit,
+    cell_codes,
+    cell_values,
+    root,
+    inverse_root,
+    inverse_outermost,
+    packed,
+    stored,
+    bases,
+    errors,
+    energies,
+):
     n = 1 << len(order)
     rows = weight.shape[0]
     blocks = stored.shape[1]
@@ -61,9 +79,17 @@ def _encode(  # type: ignore[no-untyped-def]
                     chosen = choose(block, scales, count, per_unit, cell_values, order, magnitude, work, index)
                 if scales[chosen] > f32(0.0):
                     error = code(
-                        block, scales[chosen], per_unit, cell_codes, boundaries, centroids,
-                        order, codes[b * n : b * n + n], work, index,
-                    )  # fmt: skip
+                        block,
+                        scales[chosen],
+                        per_unit,
+                        cell_codes,
+                        boundaries,
+                        centroids,
+                        order,
+                        codes[b * n : b * n + n],
+                        work,
+                        index,
+                    )
                 if error < energy[b]:
                     stored[row, b] = marks[chosen]
                 else:
@@ -88,12 +114,27 @@ def encode_rows_numba(
     error, energy = torch.empty(rows, dtype=torch.float64), torch.empty(rows, dtype=torch.float64)
     order, root = (0,) * (block_size.bit_length() - 1), f32(block_size**0.5)
     _encode(
-        weight.to(torch.float32).contiguous().numpy(), order, log8, search, np.array(plane_widths(tables.bits)),
-        SCALE_STEPS, SEARCH_FACTORS, tables.centroids, tables.boundaries, f32(tables.cells_per_unit),
-        tables.cell_codes, tables.cell_values, root, f32(block_size**-0.5),
+        weight.to(torch.float32).contiguous().numpy(),
+        order,
+        log8,
+        search,
+        np.array(plane_widths(tables.bits)),
+        SCALE_STEPS,
+        SEARCH_FACTORS,
+        tables.centroids,
+        tables.boundaries,
+        f32(tables.cells_per_unit),
+        tables.cell_codes,
+        tables.cell_values,
+        root,
+        f32(block_size**-0.5),
         f32(tables.inverse_outermost),
-        codes.numpy(), scales.numpy(), base.numpy(), error.numpy(), energy.numpy(),
-    )  # fmt: skip
+        codes.numpy(),
+        scales.numpy(),
+        base.numpy(),
+        error.numpy(),
+        energy.numpy(),
+    )
     return EncodedRows(
         codes=codes,
         scales=scales.to(torch.uint8 if log8 else torch.float16),

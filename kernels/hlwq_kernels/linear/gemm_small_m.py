@@ -72,9 +72,20 @@ def _multiply_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: t
         *coding(weight, y, 32 * _WARPS, copies), ("INPUT", TYPES[x.dtype]), ("SPLIT", split), ("TILES", tiles),
     )  # fmt: skip
     _FEW.launch(
-        y.device, macros, (min(resident, -(-groups * split // _WARPS)),), 32 * _WARPS, values, units, tokens,
-        *stored(weight, y), bias, y.shape[1], weight.padded, y, overlap=True,
-    )  # fmt: skip
+        y.device,
+        macros,
+        (min(resident, -(-groups * split // _WARPS)),),
+        32 * _WARPS,
+        values,
+        units,
+        tokens,
+        *stored(weight, y),
+        bias,
+        y.shape[1],
+        weight.padded,
+        y,
+        overlap=True,
+    )
 
 
 def _split(groups: int, columns: int, resident: int) -> int:

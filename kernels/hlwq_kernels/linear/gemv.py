@@ -72,9 +72,13 @@ def multiply_each(x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, d
 
 
 def multiply_and_sum(
-    x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, routed: torch.Tensor, gate: str | None,
+    x: torch.Tensor,
+    experts: CodedWeight,
+    chosen: torch.Tensor,
+    routed: torch.Tensor,
+    gate: str | None,
     dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """For each token the sum of rows of x, gated, times the experts that it chose, weighed.
 
     Args:
@@ -110,9 +114,16 @@ class Shape(NamedTuple):
 
 
 def _launch(
-    x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, *, kind: int = 0, bias: torch.Tensor | None = None,
-    chosen: torch.Tensor | None = None, routed: torch.Tensor | None = None, gate: str | None = None,
-) -> None:  # fmt: skip
+    x: torch.Tensor,
+    weight: CodedWeight,
+    y: torch.Tensor,
+    *,
+    kind: int = 0,
+    bias: torch.Tensor | None = None,
+    chosen: torch.Tensor | None = None,
+    routed: torch.Tensor | None = None,
+    gate: str | None = None,
+) -> None:
     """Kinds are the kernel's EXPERTS, and have names of their own."""
     if not y.numel():
         return
@@ -130,9 +141,22 @@ def _launch(
     )  # fmt: skip
     grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
     _KERNELS[kind].launch(
-        y.device, macros, grid, shape.threads, x, x.shape[1] // (2 if gate else 1), *stored(weight, y), bias,
-        y.shape[1], chosen, routed, weight.codes.shape[0] if kind else 1, *_strides(weight, kind), y, overlap=True,
-    )  # fmt: skip
+        y.device,
+        macros,
+        grid,
+        shape.threads,
+        x,
+        x.shape[1] // (2 if gate else 1),
+        *stored(weight, y),
+        bias,
+        y.shape[1],
+        chosen,
+        routed,
+        weight.codes.shape[0] if kind else 1,
+        *_strides(weight, kind),
+        y,
+        overlap=True,
+    )
 
 
 def _beside(weight: CodedWeight, slices: int, shape: Shape) -> int:

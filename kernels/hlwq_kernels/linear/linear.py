@@ -79,9 +79,14 @@ _linear = op_where_traced(_linear_op, _linear_on_its_device)
 
 @_linear_op.register_fake
 def _(
-    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, base: torch.Tensor | None, centroids: torch.Tensor,
-    block_size: int, bias: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], codes.shape[0]))
 
 

@@ -29,8 +29,18 @@ def weigh_rows(rows: torch.Tensor, place: torch.Tensor, routed: torch.Tensor) ->
     if y.numel():
         kind = _TYPES[rows.dtype]
         macros: Macros = (*UNUSED, ("INPUT", kind), ("OUTPUT", kind), ("THREADS", _THREADS))
-        _WEIGH.launch(y.device, macros, (len(y),), _THREADS, rows, rows.shape[1], place.contiguous(),
-                      routed.contiguous(), place.shape[1], y)  # fmt: skip
+        _WEIGH.launch(
+            y.device,
+            macros,
+            (len(y),),
+            _THREADS,
+            rows,
+            rows.shape[1],
+            place.contiguous(),
+            routed.contiguous(),
+            place.shape[1],
+            y,
+        )
     return y
 
 

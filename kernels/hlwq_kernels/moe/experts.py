@@ -61,9 +61,14 @@ def coded_experts(
 
 
 def few_experts(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: CodedWeight, down: CodedWeight, gate: Gate,
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    routed: torch.Tensor,
+    gate_up: CodedWeight,
+    down: CodedWeight,
+    gate: Gate,
     gate_name: str | None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """`coded_experts` of few pairs, from codes as they are; what a token gets does not depend on the others."""
     chosen, routed = chosen.to(torch.int64).contiguous(), routed.to(torch.float32).contiguous()
     if not takes_sum(down, chosen.shape[1]):
@@ -120,9 +125,15 @@ def _one(experts: CodedWeight, expert: int) -> CodedWeight:
 
 
 def _each_on_its_device(
-    x: torch.Tensor, chosen: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, base: torch.Tensor | None,
-    centroids: torch.Tensor, block_size: int, dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     experts = CodedWeight(codes, scales, base, centroids, block_size)
     return multiply_each(x, experts, chosen, dtype)
 
@@ -133,16 +144,30 @@ _each = op_where_traced(_each_op, _each_on_its_device)
 
 @_each_op.register_fake
 def _(
-    x: torch.Tensor, chosen: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, base: torch.Tensor | None,
-    centroids: torch.Tensor, block_size: int, dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     return x.new_empty((chosen.shape[0] * chosen.shape[1], codes.shape[1]), dtype=dtype)
 
 
 def _sum_on_its_device(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
-    base: torch.Tensor | None, centroids: torch.Tensor, block_size: int, gate: str, dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    routed: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    gate: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     experts = CodedWeight(codes, scales, base, centroids, block_size)
     return multiply_and_sum(x, experts, chosen, routed, gate or None, dtype)
 
@@ -153,9 +178,17 @@ _sum = op_where_traced(_sum_op, _sum_on_its_device)
 
 @_sum_op.register_fake
 def _(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
-    base: torch.Tensor | None, centroids: torch.Tensor, block_size: int, gate: str, dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    routed: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    base: torch.Tensor | None,
+    centroids: torch.Tensor,
+    block_size: int,
+    gate: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
     return x.new_empty((chosen.shape[0], codes.shape[1]), dtype=dtype)
 
 

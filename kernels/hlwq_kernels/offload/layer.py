@@ -67,9 +67,15 @@ class Slots:
     """
 
     def __init__(
-        self, layers: int, experts: int, slots: int, scratch: int, layout: RecordLayout, device: torch.device,
+        self,
+        layers: int,
+        experts: int,
+        slots: int,
+        scratch: int,
+        layout: RecordLayout,
+        device: torch.device,
         plans_itself: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.layout, self.device, self.plans_itself = layout, device, plans_itself
         self.experts, self.slots, self.scratch = experts, slots, scratch
         place = device if plans_itself else torch.device("cpu")

@@ -107,9 +107,22 @@ def plan_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted, counters:
     slots = torch.empty_like(chosen)
     experts, own = len(table.slot_of), len(table.expert_in)
     _PLAN.launch(
-        chosen.device, plan_macros(experts, own), (1,), _THREADS, chosen, chosen.numel(), table.first, table.scratch,
-        table.slot_of, table.expert_in, table.scores, slots, wanted.copies, wanted.number, counters,
-    )  # fmt: skip
+        chosen.device,
+        plan_macros(experts, own),
+        (1,),
+        _THREADS,
+        chosen,
+        chosen.numel(),
+        table.first,
+        table.scratch,
+        table.slot_of,
+        table.expert_in,
+        table.scores,
+        slots,
+        wanted.copies,
+        wanted.number,
+        counters,
+    )
     return slots
 
 
@@ -125,9 +138,20 @@ def plan_ahead_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted) -> 
     """
     experts, own = len(table.slot_of), len(table.expert_in)
     _PLAN_AHEAD.launch(
-        chosen.device, plan_macros(experts, own), (1,), _THREADS, chosen, chosen.numel(), table.first, table.slot_of,
-        table.expert_in, table.scores, len(wanted.copies), wanted.copies, wanted.number,
-    )  # fmt: skip
+        chosen.device,
+        plan_macros(experts, own),
+        (1,),
+        _THREADS,
+        chosen,
+        chosen.numel(),
+        table.first,
+        table.slot_of,
+        table.expert_in,
+        table.scores,
+        len(wanted.copies),
+        wanted.copies,
+        wanted.number,
+    )
 
 
 def fetch_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, fetched: torch.Tensor) -> None:
@@ -152,13 +176,26 @@ def fetch_ahead_cuda(records: torch.Tensor, into: torch.Tensor, wanted: Wanted, 
 
 
 def _fetch(
-    kernel: CudaKernel, threads: int, ctas: int, records: torch.Tensor, into: torch.Tensor, wanted: Wanted,
+    kernel: CudaKernel,
+    threads: int,
+    ctas: int,
+    records: torch.Tensor,
+    into: torch.Tensor,
+    wanted: Wanted,
     fetched: torch.Tensor,
-) -> None:  # fmt: skip
+) -> None:
     kernel.launch(
-        into.device, plan_macros(1, 1, threads), (_processors(into.device) * ctas,), threads, records, into,
-        wanted.copies, wanted.number, records.shape[1] // 16, fetched,
-    )  # fmt: skip
+        into.device,
+        plan_macros(1, 1, threads),
+        (_processors(into.device) * ctas,),
+        threads,
+        records,
+        into,
+        wanted.copies,
+        wanted.number,
+        records.shape[1] // 16,
+        fetched,
+    )
 
 
 def _processors(device: torch.device) -> int:

@@ -85,8 +85,12 @@ def test_every_file_of_weights_repeats_the_format_version(coded: Family) -> None
 def test_config_states_the_coding(coded: Family) -> None:
     found = settings(coded("gemma4"))
     assert {k: found[k] for k in ("quant_method", "format_version", "bits", "block_size", "scale")} == {
-        "quant_method": "hlwq", "format_version": 1, "bits": 5, "block_size": 64, "scale": "log8"
-    }  # fmt: skip
+        "quant_method": "hlwq",
+        "format_version": 1,
+        "bits": 5,
+        "block_size": 64,
+        "scale": "log8",
+    }
     assert (found["rotation"], found["codebook"]) == ("hadamard", "lloyd-max")
     assert found["source"] == {"repo": None, "revision": None}
     assert found["tensors"] == {}
@@ -123,8 +127,10 @@ def test_bits_is_the_most_common_width_and_the_others_are_named(tmp_path: Path) 
 def test_modules_to_not_convert_is_exact(coded: Family) -> None:
     assert settings(coded("llama"))["modules_to_not_convert"] == ["lm_head"]
     assert settings(coded("mixtral"))["modules_to_not_convert"] == [
-        "lm_head", "model.layers.0.block_sparse_moe.gate", "model.layers.1.block_sparse_moe.gate"
-    ]  # fmt: skip
+        "lm_head",
+        "model.layers.0.block_sparse_moe.gate",
+        "model.layers.1.block_sparse_moe.gate",
+    ]
 
 
 def test_modules_to_not_convert_names_a_tied_head_that_no_file_holds(coded: Family) -> None:

@@ -72,9 +72,13 @@ def names_of_odd(found: list[TensorInfo]) -> set[str]:
 
 @pytest.mark.parametrize("step", [1, 20_000])
 def test_hashes_that_follow_are_those_of_the_whole(
-    coded: Callable[[str], Path], family: Callable[[str], Path], family_name: str, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, step: int,
-) -> None:  # fmt: skip
+    coded: Callable[[str], Path],
+    family: Callable[[str], Path],
+    family_name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
     monkeypatch.setattr(filling, "STEP_BYTES", step)
     timeline = Timeline()
     source = str(family(family_name))

@@ -51,20 +51,36 @@ MIXTURES: dict[str, tuple[str, str, dict[str, Any], int]] = {
 }  # fmt: skip
 
 SEEING: dict[str, tuple[str, dict[str, Any]]] = {
-    "llava": ("Llava", {
-        "text_config": TEXT | {"model_type": "llama"}, "vision_config": EYES | {"model_type": "clip_vision_model"},
-        "image_token_index": 255,
-    }),
-    "paligemma": ("PaliGemma", {
-        "text_config": TEXT | {"model_type": "gemma"}, "vision_config": EYES | {"model_type": "siglip_vision_model"},
-        "projection_dim": 128,
-    }),
-    "qwen2_5_vl": ("Qwen2_5_VL", {
-        "text_config": TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
-        "vision_config": {"hidden_size": 128, "intermediate_size": 192, "depth": 2, "num_heads": 4,
-                          "out_hidden_size": 128},
-    }),
-}  # fmt: skip
+    "llava": (
+        "Llava",
+        {
+            "text_config": TEXT | {"model_type": "llama"},
+            "vision_config": EYES | {"model_type": "clip_vision_model"},
+            "image_token_index": 255,
+        },
+    ),
+    "paligemma": (
+        "PaliGemma",
+        {
+            "text_config": TEXT | {"model_type": "gemma"},
+            "vision_config": EYES | {"model_type": "siglip_vision_model"},
+            "projection_dim": 128,
+        },
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VL",
+        {
+            "text_config": TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
+            "vision_config": {
+                "hidden_size": 128,
+                "intermediate_size": 192,
+                "depth": 2,
+                "num_heads": 4,
+                "out_hidden_size": 128,
+            },
+        },
+    ),
+}
 
 
 def plan_of(folder: Path, family: str, head: str, settings: dict[str, Any]) -> Plan:

@@ -65,8 +65,12 @@ def test_exclude_wins_over_include_and_tensor(plan: Callable[..., Plan]) -> None
 def test_attention_plus_one_gives_attention_one_bit_more(plan: Callable[..., Plan]) -> None:
     made = plan("gemma4", name="attention-plus-one", bits=4)
     assert {(c.role, c.scheme.bits) for c in made.coded} == {
-        ("attention", 5), ("vision", 5), ("projector", 5), ("mlp", 4), ("expert", 4)
-    }  # fmt: skip
+        ("attention", 5),
+        ("vision", 5),
+        ("projector", 5),
+        ("mlp", 4),
+        ("expert", 4),
+    }
 
 
 def test_attention_plus_one_stops_at_8_bits(plan: Callable[..., Plan]) -> None:

@@ -72,9 +72,11 @@ def test_model_class_decides_where_transformers_knows_the_model(tmp_path: Path) 
     assert made.rule == BY_CLASS
     layer = "gpt_neox.layers.0"
     assert {c.name for c in made.coded} == {
-        f"{layer}.attention.query_key_value", f"{layer}.attention.dense",
-        f"{layer}.mlp.dense_h_to_4h", f"{layer}.mlp.dense_4h_to_h",
-    }  # fmt: skip
+        f"{layer}.attention.query_key_value",
+        f"{layer}.attention.dense",
+        f"{layer}.mlp.dense_h_to_4h",
+        f"{layer}.mlp.dense_4h_to_h",
+    }
 
 
 def test_tensors_that_the_class_does_not_hold_in_linear_layers_are_kept(tmp_path: Path) -> None:

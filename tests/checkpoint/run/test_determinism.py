@@ -16,9 +16,12 @@ Family = Callable[[str], Path]
 def test_threads_do_not_change_a_byte(family: Family, tmp_path: Path, family_name: str, recipe: str) -> None:
     for threads in (1, 2, 5):
         quantize(
-            str(family(family_name)), tmp_path / str(threads), load_recipe(recipe), threads=threads,
+            str(family(family_name)),
+            tmp_path / str(threads),
+            load_recipe(recipe),
+            threads=threads,
             max_shard_bytes=150_000,
-        )  # fmt: skip
+        )
     assert tree(tmp_path / "2") == tree(tmp_path / "1")
     assert tree(tmp_path / "5") == tree(tmp_path / "1")
 

@@ -13,8 +13,11 @@ def test_a_run_killed_before_any_change_to_its_folder_is_finished_by_the_same_co
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.checkpoint.run.kill_points", family("qwen3"), coded("qwen3"), memory_folder],
-        capture_output=True, text=True, timeout=120, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
     *wrong, kills = done.stdout.splitlines()
     assert int(kills.removeprefix("kills ")) > 40, done.stderr[-2000:]
     assert wrong == []

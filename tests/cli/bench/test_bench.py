@@ -57,9 +57,23 @@ def test_people_get_the_protocol_and_a_table() -> None:
 
 def test_all_measures_a_missed_gate_and_a_chart(coded_sample: str, tmp_path: Path) -> None:
     ran = hlwq(
-        "bench", coded_sample, "--ref", "sample", "--kld", "--cosine", *TEXT, "--json", "--chart",
-        tmp_path / "out.png", "--max-kld", "0", "--min-top1", "0", "--max-ppl-delta", "-9",
-    )  # fmt: skip
+        "bench",
+        coded_sample,
+        "--ref",
+        "sample",
+        "--kld",
+        "--cosine",
+        *TEXT,
+        "--json",
+        "--chart",
+        tmp_path / "out.png",
+        "--max-kld",
+        "0",
+        "--min-top1",
+        "0",
+        "--max-ppl-delta",
+        "-9",
+    )
     assert ran.code == 6, ran.err
     found = document(ran)
     assert len(found["gates_missed"]) == 2
@@ -75,9 +89,21 @@ def test_all_measures_a_missed_gate_and_a_chart(coded_sample: str, tmp_path: Pat
 
 def test_keys_and_values_in_codes_are_measured_against_the_same_model_without(coded_sample: str) -> None:
     ran = hlwq(
-        "bench", coded_sample, "--ref", coded_sample, "--kld", "--kv-bits", "4,2",
-        "--data", "sample", "--window", "256", "--windows", "1", "--json",
-    )  # fmt: skip
+        "bench",
+        coded_sample,
+        "--ref",
+        coded_sample,
+        "--kld",
+        "--kv-bits",
+        "4,2",
+        "--data",
+        "sample",
+        "--window",
+        "256",
+        "--windows",
+        "1",
+        "--json",
+    )
     assert ran.code == 0, ran.err
     found = document(ran)["report"]
     (measured,) = found["measured"]

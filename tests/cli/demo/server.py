@@ -29,10 +29,13 @@ class DemoServer:
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE)
         settings = {"OMP_NUM_THREADS": "1", "NO_PROXY": "", "no_proxy": ""}
         self.process = subprocess.Popen(
-            [*COMMAND, "demo", *map(str, arguments)], env=environment(**(settings | proxies | variables)), text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [*COMMAND, "demo", *map(str, arguments)],
+            env=environment(**(settings | proxies | variables)),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        )
         self.out: list[str] = []
         self.err: list[str] = []
         self._readers = [

@@ -79,8 +79,11 @@ def test_result_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
     show_demo(Sink(Format.json), address)
     told = capsys.readouterr()
     assert json.loads(told.out) == {
-        "schema": 1, "command": "demo", "url": "http://127.0.0.1:7860/", "share_url": "https://x.example",
-    }  # fmt: skip
+        "schema": 1,
+        "command": "demo",
+        "url": "http://127.0.0.1:7860/",
+        "share_url": "https://x.example",
+    }
     show_demo(Sink(Format.quiet), address)
     show_login(Sink(Format.quiet), Access(True, ("hlwq", "s3cret"), generated=True))
     told = capsys.readouterr()
@@ -99,8 +102,11 @@ def test_a_tunnel_that_cannot_be_made_serves_nothing() -> None:
     proxies = {"HTTPS_PROXY": NOWHERE, "HTTP_PROXY": NOWHERE}
     ran = subprocess.run(
         [sys.executable, "-m", "hlwq_cli.main", "demo", "sample", "--share", "-q"],
-        env=environment(**proxies), capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env=environment(**proxies),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert (ran.returncode, ran.stdout) == (1, "")
     what, hint = ran.stderr.splitlines()[-2:]
     assert what == "Error: Gradio's tunnel could not be made, so the page is not shared."

@@ -115,9 +115,11 @@ def test_killed_push_continues_and_readers_saw_nothing_half(account: HubServer, 
     last = sorted(folder.glob("*.safetensors"))[-1]
     account.delay(f"PUT .*{tree(folder)[last.name]}", 60)
     process = subprocess.Popen(
-        [*COMMAND, "push", str(folder), REPO], env=environment(HF_TOKEN=TOKEN),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [*COMMAND, "push", str(folder), REPO],
+        env=environment(HF_TOKEN=TOKEN),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     shards = len([*folder.glob("*.safetensors")])
     deadline = time.monotonic() + 60
     while len(account.writes.arrived) < shards - 1 and time.monotonic() < deadline:

@@ -73,9 +73,7 @@ def test_tied_head_is_shown_as_dropped(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     document = plan(save_tensors(tmp_path / "m", tensors, LLAMA | {"tie_word_embeddings": True}))
     (head,) = [t for t in document["tensors"] if t["role"] == "head"]
-    assert (head["bytes"], head["decision"]) == (
-        0, "dropped: tied to model.embed_tokens.weight, never written"
-    )  # fmt: skip
+    assert (head["bytes"], head["decision"]) == (0, "dropped: tied to model.embed_tokens.weight, never written")
 
 
 @pytest.mark.parametrize("option", ["--tensor", "--include", "--exclude"])

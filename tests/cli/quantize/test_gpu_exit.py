@@ -26,9 +26,13 @@ main()
 def left(*args: str | Path, on_gpu: bool = True, stdout: int = subprocess.PIPE) -> tuple[int, str, bool]:
     """The exit code, what was said on stdout, and whether Python ended its usual way."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(on_gpu=on_gpu), *map(str, args)], env=environment(), stdout=stdout,
-        stderr=subprocess.PIPE, text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM.format(on_gpu=on_gpu), *map(str, args)],
+        env=environment(),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
     return done.returncode, done.stdout, done.stderr.endswith("the end\n")

@@ -140,8 +140,10 @@ def test_connection_that_drops_in_the_middle_can_be_taken_up_again(hub: HubServe
 def test_no_network_is_a_sentence(tmp_path: Path) -> None:
     env = environment(HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN, HF_HOME=str(tmp_path / "home"))
     commands: list[list[str | Path]] = [
-        ["quantize", "owner/name", tmp_path / "out"], ["inspect", "owner/name"], ["bench", "owner/name", "--ppl"],
-    ]  # fmt: skip
+        ["quantize", "owner/name", tmp_path / "out"],
+        ["inspect", "owner/name"],
+        ["bench", "owner/name", "--ppl"],
+    ]
     for arguments in commands:
         ran = hlwq_process(*arguments, env=env)
         assert_refused(ran, 1, "The Hub cannot be reached for owner/name.", "Check the network")

@@ -24,9 +24,13 @@ def test_interrupted_run_prints_the_command_that_finishes_it(source: Path, tmp_p
     out = tmp_path / "an out"
     arguments = ["quantize", str(source), str(out), "--threads", "1", "--max-shard-size", "1MB", "--exclude", r"\.3\."]
     process = subprocess.Popen(
-        [*COMMAND, *arguments], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [*COMMAND, *arguments],
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-    )  # fmt: skip
+    )
     while process.poll() is None and len([*out.glob("model-*.safetensors")]) < 2:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)

@@ -55,9 +55,15 @@ def attend_emulated(case: Case, rule: Rule, splits: int = 2, roomy: bool = True)
     query, keys, values = case.query[:, :, 0], case.keys, case.values
     (batch, query_heads, _), heads = query.shape, keys.codes.shape[1]
     variant = Variant(
-        (keys.tables.bits, values.tables.bits), (keys.dim, values.dim), query_heads // heads, query.dtype,
-        rule.mask is not None, rule.softcap != 0.0, keys.tables.bits == values.tables.bits, roomy,
-    )  # fmt: skip
+        (keys.tables.bits, values.tables.bits),
+        (keys.dim, values.dim),
+        query_heads // heads,
+        query.dtype,
+        rule.mask is not None,
+        rule.softcap != 0.0,
+        keys.tables.bits == values.tables.bits,
+        roomy,
+    )
     assert variant.shared_bytes <= _ARENA
     exact = -(-keys.exact.shape[2] // variant.exact)
     parts, rows = exact + splits, batch * query_heads

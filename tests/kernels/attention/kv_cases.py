@@ -38,9 +38,16 @@ def cached(states: torch.Tensor, coded: int, first: int, bits: int, room: int = 
 
 
 def make_case(
-    layout: Layout, coded: int, exact: int, bits: tuple[int, int] = (4, 4), queries: int = 1, batch: int = 2,
-    dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0,
-) -> Case:  # fmt: skip
+    layout: Layout,
+    coded: int,
+    exact: int,
+    bits: tuple[int, int] = (4, 4),
+    queries: int = 1,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Case:
     """`queries` newest tokens of a cache of `coded` + `exact`; with several, each sees half of the codes or all."""
     torch.manual_seed(seed)
     heads, group, dim, value_dim = layout

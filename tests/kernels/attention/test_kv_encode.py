@@ -42,8 +42,13 @@ def test_one_loud_value_is_spread_by_the_rotation(dim: int) -> None:
 
 def test_heads_are_rotated_whole_or_in_the_largest_blocks_that_fit() -> None:
     assert [(padded_dim(d), rotation_block(d)) for d in (64, 512, 80, 96, 192, 576)] == [
-        (64, 64), (512, 512), (96, 32), (96, 32), (192, 64), (576, 64),
-    ]  # fmt: skip
+        (64, 64),
+        (512, 512),
+        (96, 32),
+        (96, 32),
+        (192, 64),
+        (576, 64),
+    ]
 
 
 @pytest.mark.parametrize("dim", [64, 80, 512])

@@ -39,9 +39,17 @@ def product(
     chosen = torch.tensor([[2, 0], [EXPERTS, 1]]) if kind else torch.tensor([[0]])
     (tokens, k), routed = chosen.shape, torch.rand(chosen.shape, generator=seed)
     x = torch.randn(tokens * (k if kind == 2 else 1), columns, generator=seed)
-    each = torch.stack([torch.stack([
-        weight[e] @ x[t * k + j if kind == 2 else t].double() if e < EXPERTS else torch.zeros(rows).double()
-        for j, e in enumerate(row)]) for t, row in enumerate(chosen.tolist())])  # fmt: skip
+    each = torch.stack(
+        [
+            torch.stack(
+                [
+                    weight[e] @ x[t * k + j if kind == 2 else t].double() if e < EXPERTS else torch.zeros(rows).double()
+                    for j, e in enumerate(row)
+                ]
+            )
+            for t, row in enumerate(chosen.tolist())
+        ]
+    )
     y = torch.full((tokens * (k if kind == 1 else 1) + 1, rows), UNTOUCHED)
     macros = (
         ("BITS", bits), ("N", 64), ("LOG8", int(log8)), ("ALIGN", 4), ("COPIES", 2), ("INPUT", 0), ("OUTPUT", 0),

@@ -148,10 +148,15 @@ def test_every_layer_may_slide_and_every_layer_may_not(layers: int) -> None:
 def test_layers_that_share_keys_and_have_inputs_of_their_own() -> None:
     torch.manual_seed(1)
     config = t.Gemma4TextConfig(
-        **TEXT | {"num_hidden_layers": 6}, vocab_size_per_layer_input=320, hidden_size_per_layer_input=16,
-        num_kv_shared_layers=2, sliding_window=16, global_head_dim=32, final_logit_softcapping=30.0,
+        **TEXT | {"num_hidden_layers": 6},
+        vocab_size_per_layer_input=320,
+        hidden_size_per_layer_input=16,
+        num_kv_shared_layers=2,
+        sliding_window=16,
+        global_head_dim=32,
+        final_logit_softcapping=30.0,
         layer_types=["sliding_attention", "full_attention"] * 3,
-    )  # fmt: skip
+    )
     model = t.Gemma4ForCausalLM(config).eval()
     model.generation_config.eos_token_id = None
     same(model, looped(model), **asked(9, 30, **VARIED))

@@ -78,9 +78,13 @@ def test_logits_with_a_picture_equal_those_of_the_decoded_weights(
 @pytest.mark.parametrize("how", EXECUTIONS)
 def test_generates(coded: Family, family_name: str, how: Any) -> None:
     out = load(coded(family_name), how).generate(
-        tokens(), attention_mask=torch.ones(2, 9, dtype=torch.int64), max_new_tokens=3, min_new_tokens=3,
-        do_sample=False, pad_token_id=0,
-    )  # fmt: skip
+        tokens(),
+        attention_mask=torch.ones(2, 9, dtype=torch.int64),
+        max_new_tokens=3,
+        min_new_tokens=3,
+        do_sample=False,
+        pad_token_id=0,
+    )
     assert out.shape == (2, 12)
     assert torch.equal(out[:, :9], tokens())
 
@@ -112,17 +116,27 @@ def test_gpt_oss_experts_are_kept_and_the_manifest_says_so(tmp_path: Path) -> No
 
     torch.manual_seed(0)
     config = t.GptOssConfig(
-        vocab_size=320, hidden_size=128, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, num_local_experts=4, num_experts_per_tok=2,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+    )
     model = t.GptOssForCausalLM(config)
     model.save_pretrained(tmp_path / "source")
     quantize(str(tmp_path / "source"), tmp_path / "out", load_recipe())
     manifest = open_coded(tmp_path / "out").manifest
     kept = {k.name: k.reason for k in manifest.kept if ".experts." in k.name}
     assert {n.rpartition(".")[2] for n in kept} == {
-        "gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias",
-    }  # fmt: skip
+        "gate_up_proj",
+        "gate_up_proj_bias",
+        "down_proj",
+        "down_proj_bias",
+    }
     assert all(reason for reason in kept.values())
     assert manifest.coded
     export(tmp_path / "out", tmp_path / "plain", "f32")

@@ -191,10 +191,15 @@ def test_a_model_that_no_architecture_file_names_runs_with_coded_embeddings_and_
     torch.manual_seed(0)
     model = t.OPTForCausalLM(
         t.OPTConfig(
-            vocab_size=320, hidden_size=128, word_embed_proj_dim=128, ffn_dim=192, num_hidden_layers=1,
-            num_attention_heads=4, max_position_embeddings=64,
+            vocab_size=320,
+            hidden_size=128,
+            word_embed_proj_dim=128,
+            ffn_dim=192,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=64,
         )
-    )  # fmt: skip
+    )
     model.save_pretrained(tmp_path / "m")
     quantize(str(tmp_path / "m"), tmp_path / "out", load_recipe("head"))
     assert list(coded_names(tmp_path / "out")) == ["model.decoder.embed_tokens"]

@@ -121,9 +121,10 @@ class HubServer:
         """METHOD and path of everything asked that could change something."""
         reads = ("/api/validate-yaml", "/paths-info/")
         return [
-            f"{r.method} {r.path}" for r in self.requests
+            f"{r.method} {r.path}"
+            for r in self.requests
             if r.method not in ("GET", "HEAD") and not any(p in r.path for p in reads)
-        ]  # fmt: skip
+        ]
 
     def bytes_sent(self, pattern: str) -> int:
         """Bytes of bodies sent for paths that `pattern` is found in."""

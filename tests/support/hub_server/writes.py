@@ -208,9 +208,12 @@ class Writes:
         repo.pulls += pr
         target = f"refs/pr/{repo.pulls}" if pr else revision
         commit = repo.write(
-            revision, {v["path"]: base64.b64decode(v["content"], validate=True) for v in values["file"]},
-            {v["path"]: v["oid"] for v in values["lfsFile"]}, [v["path"] for v in values["deletedFile"]], target,
-        )  # fmt: skip
+            revision,
+            {v["path"]: base64.b64decode(v["content"], validate=True) for v in values["file"]},
+            {v["path"]: v["oid"] for v in values["lfsFile"]},
+            [v["path"] for v in values["deletedFile"]],
+            target,
+        )
         reply = {"success": True, "commitOid": commit, "commitUrl": f"{self.endpoint}/{repo.id}/commit/{commit}"}
         if pr:
             reply["pullRequestUrl"] = f"{self.endpoint}/{repo.id}/discussions/{repo.pulls}"

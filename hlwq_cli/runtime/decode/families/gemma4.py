@@ -148,19 +148,27 @@ class StepLayer:
         layer = self.layer
         experts, router = (layer.experts, layer.router) if layer.enable_moe_block else (None, None)
         total, x, for_experts, for_router = norms_between(
-            attended, residual, _norm(layer.post_attention_layernorm), _norm(layer.pre_feedforward_layernorm),
+            attended,
+            residual,
+            _norm(layer.post_attention_layernorm),
+            _norm(layer.pre_feedforward_layernorm),
             None if experts is None else _norm(layer.pre_feedforward_layernorm_2),
-            None if router is None else router.scale, 1.0 if router is None else router.scalar_root_size,
-        )  # fmt: skip
+            None if router is None else router.scale,
+            1.0 if router is None else router.scalar_root_size,
+        )
         dense, routed = self._dense_and_experts(x, for_experts, for_router)
         if routed is not None and self.following is not None and len(total) == 1:
             self.following.prefetch(total, self)
         return norms_after(
-            dense, routed, total, None if router is None else _norm(layer.post_feedforward_layernorm_1),
+            dense,
+            routed,
+            total,
+            None if router is None else _norm(layer.post_feedforward_layernorm_1),
             None if router is None else _norm(layer.post_feedforward_layernorm_2),
-            _norm(layer.post_feedforward_layernorm), layer.layer_scalar,
+            _norm(layer.post_feedforward_layernorm),
+            layer.layer_scalar,
             None if self.following is None else self.following.first,
-        )  # fmt: skip
+        )
 
     def _dense_and_experts(
         self, x: torch.Tensor, for_experts: torch.Tensor | None, for_router: torch.Tensor | None
