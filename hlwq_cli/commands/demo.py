@@ -100,8 +100,8 @@ class _Load:
 
 def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
     from ..runtime.model import HLWQModel
-    from ..ui.demo.facts import describe
     from ..ui.demo.page import Shown, build_page
+    from ..ui.demo.summary import describe
     from ..ui.progress import steps_display
 
     shown = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.push.pushes import TOKEN
+from tests.cli.push.push_command import TOKEN
 from tests.support.hub_server import HubServer
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from .run import COMMAND, hlwq
+from .run_command import COMMAND, hlwq
 
 HEAVY = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetensors", "gradio")
 

@@ -13,7 +13,7 @@ import pytest
 
 from hlwq_cli.measure.speed import Rate
 from hlwq_cli.ui.sink import Format, Sink
-from tests.cli.run import COMMAND, Ran, environment, hlwq, hlwq_process
+from tests.cli.run_command import COMMAND, Ran, environment, hlwq, hlwq_process
 from tests.support.builders import tiny_llama
 
 ANSI = re.compile(r"\x1b")

@@ -13,7 +13,7 @@ from hlwq_cli.checkpoint.run.trace import Timeline
 from hlwq_cli.errors import NonFiniteError
 from hlwq_cli.host_memory import HostMemory
 from hlwq_kernels.encode import dispatch as encode
-from tests.cli.run import hlwq_process
+from tests.cli.run_command import hlwq_process
 from tests.gpu.device import CUDA, made_rows, needs_cuda
 from tests.support.builders import LLAMA, dense, save_tensors
 from tests.support.files import tree

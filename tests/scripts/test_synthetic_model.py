@@ -11,7 +11,7 @@ import torch
 
 from hlwq_cli.checkpoint import load_recipe, make_plan, open_source
 from scripts.bench import synthetic_model as make_synthetic
-from tests.cli.run import environment
+from tests.cli.run_command import environment
 from tests.support.files import read_tensors, tree
 
 ROOT = Path(__file__).parents[2]

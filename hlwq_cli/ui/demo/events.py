@@ -11,8 +11,8 @@ import gradio as gr
 
 from ...errors import HlwqError, UsageError
 from ...runtime.model import HLWQModel
-from .line import Line
 from .render import messages
+from .request_queue import Line
 from .session import Session, Settings
 
 SEND, STOP = "Send", "Stop"

@@ -12,8 +12,8 @@ import gradio as gr
 
 from ...runtime.model import HLWQModel
 from .events import SEND, Parts, connect
-from .facts import Facts
 from .render import facts_table, headline
+from .summary import Facts
 
 CSS = Path(__file__).with_name("page.css")
 _MAX_LENGTH = 8192

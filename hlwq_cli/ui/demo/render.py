@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...sizes import format_size
-from .facts import Facts
 from .session import Exchange, Reply, Session
+from .summary import Facts
 
 _ENDS = {"stopped": "stopped", "full": "as long as allowed"}
 

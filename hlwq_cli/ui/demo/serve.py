@@ -111,8 +111,8 @@ def _launch(page: Any, access: Access, port: int | None) -> Address:
     from starlette.middleware import Middleware
 
     from .headers import Headers
+    from .images import MAX_UPLOAD
     from .page import CSS, theme
-    from .pictures import MAX_UPLOAD
 
     _reach_loopback_directly()
     page.queue(api_open=False)

@@ -15,8 +15,8 @@ from ...runtime.chat.conversation import Turn
 from ...runtime.chat.text_stream import Answer
 from ...runtime.model import HLWQModel
 from ...runtime.offload.memory import memory_held
-from .line import Line
-from .pictures import MAX_PICTURES, open_picture
+from .images import MAX_PICTURES, open_picture
+from .request_queue import Line
 
 MAX_CHARACTERS = 1_000_000
 _POLL_SECONDS = 0.5

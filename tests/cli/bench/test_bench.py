@@ -17,7 +17,7 @@ from tests.support.builders import LLAMA
 from tests.support.files import write_header
 from tests.support.hub_server import HubServer
 
-from ..run import Ran, environment, hlwq, hlwq_process
+from ..run_command import Ran, environment, hlwq, hlwq_process
 
 TEXT = ("--data", "sample", "--window", "64", "--windows", "2")
 

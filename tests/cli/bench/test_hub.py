@@ -12,7 +12,7 @@ from hlwq_cli.errors import NotAllowedError
 from hlwq_cli.samples import resolve_model
 from tests.support.hub_server import HubServer
 
-from ..run import assert_refused, hlwq
+from ..run_command import assert_refused, hlwq
 
 TEXT = ("--data", "sample", "--window", "64", "--windows", "1")
 

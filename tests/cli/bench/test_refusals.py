@@ -12,7 +12,7 @@ from hlwq_cli.errors import CorruptError
 from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.samples import resolve_model
 
-from ..run import assert_refused, hlwq
+from ..run_command import assert_refused, hlwq
 from .test_bench import TEXT
 
 

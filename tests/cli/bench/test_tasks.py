@@ -11,7 +11,7 @@ import torch
 from hlwq_cli.runtime.model import HLWQModel
 from tests.support.hub_server import HubServer
 
-from ..run import assert_refused, hlwq
+from ..run_command import assert_refused, hlwq
 
 DOCUMENTS = [
     {"start": "The state of our", "ends": [" union is strong", " cabbage is purple"], "right": 0},

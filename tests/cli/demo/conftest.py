@@ -13,10 +13,10 @@ from playwright.sync_api import Browser, BrowserContext, Request, sync_playwrigh
 
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.samples import resolve_model, sample_file
-from tests.cli.run import hlwq
+from tests.cli.run_command import hlwq
 
-from .server import DemoServer, demo
-from .talk import Talk
+from .chat_page import Talk
+from .demo_server import DemoServer, demo
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
+from .chat_page import Talk, greedy
 from .conftest import Captions, NewTalk
-from .server import DemoServer
-from .talk import Talk, greedy
+from .demo_server import DemoServer
 
 DIRECT = build_opener(ProxyHandler({}))
 ELSEWHERE = "http://127.0.0.9:9/x.png"

@@ -15,9 +15,9 @@ from playwright.sync_api import expect
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import sample_file
 
+from .chat_page import greedy
 from .conftest import NewTalk
-from .server import DemoServer, demo
-from .talk import greedy
+from .demo_server import DemoServer, demo
 
 LOGIN = ("ann", "correct: horse <battery>")
 

@@ -13,8 +13,8 @@ from hlwq_cli.runtime.chat.conversation import Turn
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import sample_file
 
+from .chat_page import ENDLESS, greedy
 from .conftest import Captions, NewTalk
-from .talk import ENDLESS, greedy
 
 LONGEST = 1900
 

@@ -12,9 +12,9 @@ import pytest
 from hlwq_cli.ui.demo.serve import Access, Address, choose_access
 from hlwq_cli.ui.show_demo import show_demo, show_login
 from hlwq_cli.ui.sink import Format, Sink
-from tests.cli.run import assert_refused, environment, hlwq
+from tests.cli.run_command import assert_refused, environment, hlwq
 
-from .server import NOWHERE
+from .demo_server import NOWHERE
 
 
 def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:

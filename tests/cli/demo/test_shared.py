@@ -18,12 +18,12 @@ from playwright.sync_api import Browser, expect
 
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import sample_file
-from tests.cli.run import hlwq
+from tests.cli.run_command import hlwq
 from tests.conftest import HUB
 
+from .chat_page import ENDLESS, greedy, log_in
 from .conftest import Captions, NewTalk
-from .server import DemoServer, demo
-from .talk import ENDLESS, greedy, log_in
+from .demo_server import DemoServer, demo
 from .test_bad_input import DIRECT
 
 REPO, TOKEN = "ann/sample-Q5", "hf_" + "round" * 8

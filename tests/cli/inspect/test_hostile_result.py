@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.run import assert_refused, hlwq
+from tests.cli.run_command import assert_refused, hlwq
 from tests.support.files import edit_header, edit_json, read_json, read_tensors, tree
 
 CONFIG, MANIFEST, INDEX = "config.json", "hlwq_manifest.json", "model.safetensors.index.json"

@@ -15,7 +15,7 @@ from hlwq_cli.checkpoint import load_recipe, open_coded, quantize, verify
 from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from hlwq_cli.errors import CorruptError
-from tests.cli.run import Ran, hlwq
+from tests.cli.run_command import Ran, hlwq
 from tests.support.builders import COMPANIONS, LLAMA, dense, save_tensors
 from tests.support.files import edit_header, read_json
 

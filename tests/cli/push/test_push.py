@@ -11,8 +11,8 @@ import pytest
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.hub.push import push
-from tests.cli.push.pushes import REPO, TOKEN, pushed, there
-from tests.cli.run import assert_refused, environment, hlwq, hlwq_process
+from tests.cli.push.push_command import REPO, TOKEN, pushed, there
+from tests.cli.run_command import assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import LLAMA, dense, save_tensors
 from tests.support.files import read_json, tree
 from tests.support.hub_server import HubServer

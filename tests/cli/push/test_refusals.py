@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.push.pushes import REPO, TOKEN, pushed, there
-from tests.cli.run import COMMAND, Ran, assert_refused, environment, hlwq
+from tests.cli.push.push_command import REPO, TOKEN, pushed, there
+from tests.cli.run_command import COMMAND, Ran, assert_refused, environment, hlwq
 from tests.support.files import tree
 from tests.support.hub_server import HubServer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.run import assert_refused, hlwq
+from tests.cli.run_command import assert_refused, hlwq
 from tests.support.builders import LLAMA
 from tests.support.files import write_header
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import assert_refused, hlwq
+from tests.cli.run_command import assert_refused, hlwq
 from tests.support.builders import LLAMA, add_companions, dense, save_tensors, tiny_llama
 from tests.support.files import tree
 

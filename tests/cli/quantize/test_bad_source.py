@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.run import Ran, assert_refused, hlwq
+from tests.cli.run_command import Ran, assert_refused, hlwq
 from tests.support.builders import LLAMA, dense, save_shards, save_tensors, tiny_llama
 from tests.support.files import edit_json, read_json
 

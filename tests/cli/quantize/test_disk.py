@@ -9,7 +9,7 @@ import pytest
 
 from hlwq_cli.checkpoint import Progress, load_recipe, quantize
 from hlwq_cli.errors import OutOfSpaceError
-from tests.cli.run import assert_refused, hlwq, hlwq_process
+from tests.cli.run_command import assert_refused, hlwq, hlwq_process
 from tests.support.builders import tiny_llama
 from tests.support.files import tree
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import environment
+from tests.cli.run_command import environment
 from tests.support.builders import LLAMA, dense, save_tensors
 
 PROGRAM = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import environment, hlwq, hlwq_process
+from tests.cli.run_command import environment, hlwq, hlwq_process
 from tests.support.builders import COMPANIONS, LLAMA, add_companions, dense, save_tensors, tiny_llama
 from tests.support.files import read_json, read_tensors, relative_error, tree
 from tests.support.hub_server import HubServer

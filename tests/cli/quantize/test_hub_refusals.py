@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import Ran, assert_refused, environment, hlwq, hlwq_process
+from tests.cli.run_command import Ran, assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import tiny_llama
 from tests.support.files import edit_header
 from tests.support.hub_server import HubServer

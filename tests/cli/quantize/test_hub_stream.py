@@ -15,7 +15,7 @@ import torch
 
 from hlwq_cli.checkpoint import Progress, load_recipe, quantize
 from hlwq_cli.errors import HlwqError
-from tests.cli.run import COMMAND, assert_refused, environment, hlwq, hlwq_process
+from tests.cli.run_command import COMMAND, assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import LLAMA, add_companions, save_shards
 from tests.support.files import tree
 from tests.support.hub_server import HubServer

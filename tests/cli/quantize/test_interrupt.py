@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import COMMAND, environment
+from tests.cli.run_command import COMMAND, environment
 from tests.support.builders import LLAMA, dense, save_tensors
 from tests.support.files import tree
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.run import COMMAND, assert_refused, environment, hlwq, hlwq_process
+from tests.cli.run_command import COMMAND, assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import LLAMA, add_companions, save_tensors
 from tests.support.files import tree
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.cli.run import hlwq
+from tests.cli.run_command import hlwq
 from tests.support.files import tree
 from tests.support.hub_server import HubServer
 

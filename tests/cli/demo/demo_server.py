@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.cli.run import COMMAND, environment
+from tests.cli.run_command import COMMAND, environment
 
 NOWHERE = "http://127.0.0.9:9"
 """A proxy that is not there: whatever the server asks of another machine fails, and at once."""
