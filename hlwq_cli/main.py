@@ -65,9 +65,9 @@ def main() -> None:
         app()
     except SystemExit as status:
         if sys.argv[1:2] == ["quantize"]:
-            from .startup import leave_gpu
+            from .startup import exit_fast_on_gpu
 
-            leave_gpu(status)
+            exit_fast_on_gpu(status)
         raise
 
 

@@ -25,7 +25,7 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS.get(match[2], 1))
 
 
-def parse_share(text: str) -> float:
+def parse_fraction(text: str) -> float:
     """`10%` or `0.1`."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", text)
     value = float(match[1]) / (100 if match[2] else 1) if match else -1.0

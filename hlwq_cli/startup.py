@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 
 @contextmanager
-def large_imports() -> Iterator[None]:
+def imports_without_gc() -> Iterator[None]:
     """Import without collecting garbage meanwhile, and count what was imported as no garbage ever after.
 
     torch makes a million objects, none of which goes: looking through them takes a sixth of its import, and a tenth
@@ -43,7 +43,7 @@ def _start_driver() -> None:
         ctypes.CDLL("libcuda.so.1").cuInit(0)
 
 
-def leave_gpu(status: SystemExit) -> None:
+def exit_fast_on_gpu(status: SystemExit) -> None:
     """End the process now where it holds a GPU, without taking apart what ends with it; returns where it holds none.
 
     Freeing torch's pinned memory, the GPU's context and Python's modules takes a second or more. Only for a command

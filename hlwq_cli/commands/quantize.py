@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..sizes import parse_share, parse_size
-from ..startup import large_imports, start_driver
+from ..sizes import parse_fraction, parse_size
+from ..startup import imports_without_gc, start_driver
 from ..ui.errors import handled
 from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink
@@ -64,14 +64,14 @@ def quantize(
     """
     sink = Sink(format, json, quiet)
     start_driver(device)
-    with large_imports():
+    with imports_without_gc():
         from ..checkpoint import load_recipe
         from ..checkpoint.run.trace import recorded
 
     settled = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
     )
-    share = None if max_unquantized is None else parse_share(max_unquantized)
+    share = None if max_unquantized is None else parse_fraction(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
         from ..checkpoint import open_source
