@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "errors": set(),
     "sizes": {"errors"},
     "samples": {"errors"},
-    "process": set(),
+    "startup": set(),
     "host_memory": set(),
     "codec": {"hlwq_kernels", "errors"},
     "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "host_memory", "hlwq_cli"},
@@ -24,8 +24,8 @@ MAY_IMPORT = {
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples", "hlwq_cli"},
     "hub": {"checkpoint", "errors", "sizes"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "sizes"},
-    "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "sizes", "process"},
-    "main": {"commands", "hlwq_cli", "process"},
+    "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "sizes", "startup"},
+    "main": {"commands", "hlwq_cli", "startup"},
     "hlwq_cli": {"checkpoint", "runtime", "codec", "errors"},
 }
 ONLY_IN = {"gradio": "ui"}
