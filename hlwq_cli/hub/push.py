@@ -17,8 +17,8 @@ from ..checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from ..checkpoint.io.hub_repo import hub_errors, is_repo_id
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
 from .card import CARD, open_folder, render_card, write_card
-from .remote import Changes, Remote, compare, look, refuse_conflict
-from .retry import patiently
+from .remote import Changes, Remote, compare, read_remote, check_conflict
+from .retry import with_retries
 from .upload import Committed, PushProgress, create, push_errors, send
 
 
@@ -89,22 +89,22 @@ def push(
     checkpoint = open_folder(path)
     try:
         _check_token()
-        stated = _stated(checkpoint, hashed)
+        verified = _verified_manifest(checkpoint, hashed)
     finally:
         checkpoint.close()
     _check_role(repo)
-    remote = look(repo, revision or "main")
+    remote = read_remote(repo, revision or "main")
     _check_target(remote, pr)
-    inherited, notes = _look_at_base(checkpoint)
+    inherited, notes = _read_base_card(checkpoint)
     text, more = render_card(checkpoint, repo, inherited)
     notes += more + _visibility_notes(remote, public)
-    manifest, contents = _with_card(stated, text)
+    manifest, contents = _with_card(verified, text)
     changes = compare(remote, checkpoint.folder, _records(manifest), contents)
     if not (overwrite or pr):
-        refuse_conflict(remote, manifest, changes)
+        check_conflict(remote, manifest, changes)
     done = None
     if not dry_run:
-        write_card(checkpoint.folder, stated, text)
+        write_card(checkpoint.folder, verified, text)
         done = _upload(remote, checkpoint.folder, changes, public, pr, tell)
     return PushResult(
         url=_url(remote, done),
@@ -138,7 +138,7 @@ def _check_token() -> None:
         raise NotAllowedError("Pushing needs a token.", "Run `hf auth login`, or set HF_TOKEN.")
 
 
-def _stated(checkpoint: CodedCheckpoint, hashed: Callable[[int, int], None]) -> Manifest:
+def _verified_manifest(checkpoint: CodedCheckpoint, hashed: Callable[[int, int], None]) -> Manifest:
     """The manifest with the hash of every file, when all is as it states."""
     manifest = checkpoint.manifest
     total = bytes_to_verify(manifest) + sum(f.size for f in manifest.files if f.sha256 is None)
@@ -154,7 +154,7 @@ def _check_role(repo: str) -> None:
     from huggingface_hub import HfApi
 
     with push_errors(repo):
-        who = patiently(HfApi(library_name="hlwq").whoami)
+        who = with_retries(HfApi(library_name="hlwq").whoami)
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise NotAllowedError("The token may only read.", "Make one that may write, then run `hf auth login`.")
@@ -167,7 +167,7 @@ def _check_target(remote: Remote, pr: bool) -> None:
         raise NotFoundError(f"{remote.repo} has no {remote.revision}.", "Open a pull request with --pr.")
 
 
-def _look_at_base(checkpoint: CodedCheckpoint) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+def _read_base_card(checkpoint: CodedCheckpoint) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """The base model's front matter, and a warning where it is gated; neither where it cannot be seen."""
     from huggingface_hub import HfApi
 
@@ -197,8 +197,8 @@ def _with_card(manifest: Manifest, text: str) -> tuple[Manifest, dict[str, bytes
     import hashlib
 
     card = text.encode()
-    settled = manifest.with_files([FileRecord(CARD, len(card), hashlib.sha256(card).hexdigest())])
-    return settled, {CARD: card, MANIFEST: settled.dump()}
+    complete = manifest.with_files([FileRecord(CARD, len(card), hashlib.sha256(card).hexdigest())])
+    return complete, {CARD: card, MANIFEST: complete.dump()}
 
 
 def _records(manifest: Manifest) -> list[FileRecord]:
@@ -215,7 +215,7 @@ def _upload(
         return None
     if remote.commit is None:
         create(remote, public)
-        remote = look(remote.repo, remote.revision)
+        remote = read_remote(remote.repo, remote.revision)
         ours = {f.name for f in changes.sent}
         # A new branch begins as a copy of main, whose checkpoint is not this one.
         left = tuple(n for n in remote.files if n not in ours)

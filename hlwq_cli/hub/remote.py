@@ -16,7 +16,7 @@ from ..checkpoint.io.hub_repo import hub_errors
 from ..checkpoint.io.weight_map import INDEX
 from ..checkpoint.run.output_folder import SHARD
 from ..errors import ConflictError, CorruptError, NotFoundError
-from .retry import patiently
+from .retry import with_retries
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Changes:
         return sum(f.size for f in self.sent)
 
 
-def look(repo: str, revision: str) -> Remote:
+def read_remote(repo: str, revision: str) -> Remote:
     """Read a revision's files and its manifest.
 
     Raises:
@@ -77,11 +77,11 @@ def look(repo: str, revision: str) -> Remote:
     api = HfApi(library_name="hlwq")
     with hub_errors(repo):
         try:
-            info = patiently(lambda: api.model_info(repo, revision=revision, files_metadata=True))
+            info = with_retries(lambda: api.model_info(repo, revision=revision, files_metadata=True))
         except errors.RepositoryNotFoundError:
             return Remote(repo, revision, False, False, None, {}, None)
         except errors.RevisionNotFoundError:
-            private = bool(patiently(lambda: api.model_info(repo)).private)
+            private = bool(with_retries(lambda: api.model_info(repo)).private)
             return Remote(repo, revision, True, private, None, {}, None)
     files = {s.rfilename: _file(s) for s in info.siblings or [] if s.rfilename != ".gitattributes"}
     manifest = _manifest(repo, info.sha) if MANIFEST in files else None
@@ -136,7 +136,7 @@ def _is_there(there: RemoteFile | None, record: FileRecord, read: Callable[[str]
     return there.blob == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-def refuse_conflict(remote: Remote, ours: Manifest, changes: Changes) -> None:
+def check_conflict(remote: Remote, ours: Manifest, changes: Changes) -> None:
     """Raise ConflictError where a push would undo what somebody else did.
 
     A push may replace what an earlier push of the same checkpoint left there, and nothing else.

@@ -13,8 +13,8 @@ _TRIES = 4
 _LONGEST_WAIT = 60.0
 
 
-def patiently(ask: Callable[[], T]) -> T:
-    """What `ask` gives; asked up to _TRIES times, as late as the answer wishes, while the Hub says that it is busy.
+def with_retries(action: Callable[[], T]) -> T:
+    """What `action` gives; asked up to _TRIES times, as late as the answer wishes, while the Hub says that it is busy.
 
     An answer of 429 or 503 says that nothing was done. One of 502 or 504 may hide that something was: a repository is
     then there already, which making it again allows; a commit then has another parent, which is a conflict.
@@ -23,7 +23,7 @@ def patiently(ask: Callable[[], T]) -> T:
 
     for tries in range(1, _TRIES + 1):
         try:
-            return ask()
+            return action()
         except HfHubHTTPError as error:
             if error.response is None or error.response.status_code not in _BUSY or tries == _TRIES:
                 raise

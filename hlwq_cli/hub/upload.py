@@ -17,7 +17,7 @@ from typing import Any
 from ..checkpoint.io.hub_repo import hub_errors
 from ..errors import ConflictError, HlwqError
 from .remote import Changes, Remote
-from .retry import patiently
+from .retry import with_retries
 
 
 @dataclass(frozen=True)
@@ -70,23 +70,23 @@ def _first_line(error: Exception) -> str:
     return text[:200].rstrip(".") + "."
 
 
-def _hide_queries(record: logging.LogRecord) -> bool:
+def _redact_queries(record: logging.LogRecord) -> bool:
     """Signatures of storage addresses are secrets for as long as they are valid."""
     record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), ()
     return True
 
 
 @contextmanager
-def discreet_log() -> Iterator[None]:
+def redact_logged_urls() -> Iterator[None]:
     """Keep the queries of addresses out of what huggingface_hub logs."""
     handlers = logging.getLogger("huggingface_hub").handlers
     for handler in handlers:
-        handler.addFilter(_hide_queries)
+        handler.addFilter(_redact_queries)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(_hide_queries)
+            handler.removeFilter(_redact_queries)
 
 
 def create(remote: Remote, public: bool) -> None:
@@ -96,11 +96,11 @@ def create(remote: Remote, public: bool) -> None:
     api = HfApi(library_name="hlwq")
     with push_errors(remote.repo):
         if not remote.exists:
-            patiently(lambda: api.create_repo(remote.repo, private=not public, exist_ok=True))
-            if not public and not patiently(lambda: api.model_info(remote.repo)).private:
+            with_retries(lambda: api.create_repo(remote.repo, private=not public, exist_ok=True))
+            if not public and not with_retries(lambda: api.model_info(remote.repo)).private:
                 raise HlwqError(f"The Hub made {remote.repo} public.", "Make it private there; nothing was uploaded.")
         if remote.commit is None and remote.revision != "main":
-            patiently(lambda: api.create_branch(remote.repo, branch=remote.revision, exist_ok=True))
+            with_retries(lambda: api.create_branch(remote.repo, branch=remote.revision, exist_ok=True))
 
 
 def send(
@@ -120,7 +120,7 @@ def send(
 
     api = HfApi(library_name="hlwq")
     done = 0
-    with push_errors(remote.repo), discreet_log():
+    with push_errors(remote.repo), redact_logged_urls():
         additions = [CommitOperationAdd(f.name, folder / f.name) for f in changes.sent]
         for i, (file, addition) in enumerate(zip(changes.sent, additions, strict=True)):
             tell(PushProgress(file.name, False, done, changes.bytes, i, len(additions)))
@@ -128,7 +128,7 @@ def send(
             done += file.size
             tell(PushProgress(file.name, True, done, changes.bytes, i + 1, len(additions)))
         removals: list[Any] = [CommitOperationDelete(name, is_folder=False) for name in changes.removed]
-        info = patiently(
+        info = with_retries(
             lambda: api.create_commit(
                 remote.repo,
                 [*additions, *removals],
