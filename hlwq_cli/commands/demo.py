@@ -100,7 +100,7 @@ class _Load:
 
 def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
     from ..runtime.model import HLWQModel
-    from ..ui.demo.page import Shown, build_page
+    from ..ui.demo.page import ShownModel, build_page
     from ..ui.demo.summary import describe
     from ..ui.progress import steps_display
 
@@ -110,7 +110,7 @@ def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
             tell(f"loading {path}", i, len(paths))
             settings = asdict(load if i == 0 else replace(load, kv_cache_nbits=None, gpu_memory=None))
             model = HLWQModel.from_pretrained(path, **settings)
-            shown.append(Shown(model, describe(path, model)))
+            shown.append(ShownModel(model, describe(path, model)))
     return build_page(shown)
 
 

@@ -12,7 +12,7 @@ import gradio as gr
 from ...errors import HlwqError, UsageError
 from ...runtime.model import HLWQModel
 from .render import messages
-from .request_queue import Line
+from .request_queue import RequestQueue
 from .session import Session, Settings
 
 SEND, STOP = "Send", "Stop"
@@ -40,8 +40,8 @@ class Parts:
 
 
 def connect(parts: Parts, models: Sequence[HLWQModel]) -> None:
-    """Tie them together. Gradio's queue, which alone brings errors to the page, lets all through; `Line` makes wait."""
-    box, chats, line = parts.box, parts.chats, Line()
+    """Tie them together. Gradio's own queue admits everybody; `RequestQueue` decides the order."""
+    box, chats, queue = parts.box, parts.chats, RequestQueue()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     queued, at_once = {**quiet, "concurrency_limit": None}, {**quiet, "queue": False}
 
@@ -50,18 +50,18 @@ def connect(parts: Parts, models: Sequence[HLWQModel]) -> None:
 
     def ask(session: Session | None, message: Any) -> list[Any]:
         session = session or Session()
-        text, pictures = _read(message)
-        _told(lambda: session.ask(text, pictures, len(models)))
+        text, images = _read(message)
+        _show_errors(lambda: session.ask(text, images, len(models)))
         return [session, _switched(box, busy=True, value=_empty(box)), *view(session)]
 
     def retry(session: Session | None) -> list[Any]:
         session = session or Session()
-        _told(session.retry)
+        _show_errors(session.retry)
         return [session, _switched(box, busy=True), *view(session)]
 
     def answer(session: Session, *values: Any) -> Iterator[Any]:
         try:
-            for _ in session.answer(models, line, _settings(*values)):
+            for _ in session.answer(models, queue, _settings(*values)):
                 yield _outputs(view(session))
         except HlwqError as error:
             session.fail(str(error))
@@ -97,10 +97,10 @@ def _settings(
     return Settings(system or "", temperature, top_p, int(max_new_tokens), int(digits) if digits else None)
 
 
-def _told(deed: Callable[[], None]) -> None:
+def _show_errors(action: Callable[[], None]) -> None:
     """Do it; what cannot be done is told on the page, and nothing else changes."""
     try:
-        deed()
+        action()
     except HlwqError as error:
         raise gr.Error(str(error), print_exception=False) from error
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 from ...errors import UsageError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PILImage
 
 MAX_UPLOAD = "20MB"
-MAX_PICTURES = 8
+MAX_IMAGES = 8
 _MAX_PIXELS = 50_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow would hand others to programs of the system
 
 
-def open_picture(path: Path) -> Picture:
+def open_image(path: Path) -> PILImage:
     """An RGB picture, upright, on white where it is transparent; of an animation the first frame.
 
     Raises:

@@ -12,8 +12,8 @@ import gradio as gr
 
 from ...runtime.model import HLWQModel
 from .events import SEND, Parts, connect
-from .render import facts_table, headline
-from .summary import Facts
+from .render import summary_table, headline
+from .summary import CheckpointSummary
 
 CSS = Path(__file__).with_name("page.css")
 _MAX_LENGTH = 8192
@@ -22,11 +22,11 @@ _MONO = ("ui-monospace", "Consolas", "monospace")
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownModel:
     """A model on the page."""
 
     model: HLWQModel
-    facts: Facts
+    summary: CheckpointSummary
 
 
 def theme() -> gr.themes.Base:
@@ -49,12 +49,12 @@ def theme() -> gr.themes.Base:
     )
 
 
-def build_page(shown: Sequence[Shown]) -> gr.Blocks:
+def build_page(shown: Sequence[ShownModel]) -> gr.Blocks:
     """The page for one model, or for two side by side."""
     sees = any(s.model.sees for s in shown)
     page: gr.Blocks
-    with gr.Blocks(title=f"{shown[0].facts.name} · hlwq", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.HTML(headline([s.facts for s in shown]), elem_id="headline")
+    with gr.Blocks(title=f"{shown[0].summary.name} · hlwq", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        gr.HTML(headline([s.summary for s in shown]), elem_id="headline")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=3, min_width=320, elem_id="talk"):
                 with gr.Row():
@@ -64,20 +64,20 @@ def build_page(shown: Sequence[Shown]) -> gr.Blocks:
                     again = gr.Button("Try again", size="sm", elem_id="retry")
                     clear = gr.Button("Clear", size="sm", elem_id="clear")
             with gr.Column(scale=1, min_width=290, elem_id="side"):
-                _facts(shown[0])
+                _show_summary(shown[0])
                 settings = _settings(shown[0].model)
                 for other in shown[1:]:
-                    _facts(other)
+                    _show_summary(other)
         parts = Parts(gr.State(), chats, box, again, clear, settings)
         connect(parts, [s.model for s in shown])
     return page
 
 
-def _chat(shown: Shown, alone: bool) -> gr.Chatbot:
-    name = html.escape(shown.facts.name)
+def _chat(shown: ShownModel, alone: bool) -> gr.Chatbot:
+    name = html.escape(shown.summary.name)
     example = "a picture and a question" if shown.model.sees else "a question"
     return gr.Chatbot(
-        label=shown.facts.name,
+        label=shown.summary.name,
         show_label=not alone,
         height="min(64vh, 700px)",
         min_width=280,
@@ -107,12 +107,12 @@ def _box(sees: bool) -> gr.Textbox | gr.MultimodalTextbox:
     )
 
 
-def _facts(shown: Shown) -> None:
-    gr.HTML(facts_table(shown.facts))
-    if shown.facts.chart is not None:
+def _show_summary(shown: ShownModel) -> None:
+    gr.HTML(summary_table(shown.summary))
+    if shown.summary.chart is not None:
         with gr.Accordion("Measured against its source", open=False):
             gr.Image(
-                str(shown.facts.chart),
+                str(shown.summary.chart),
                 show_label=False,
                 interactive=False,
                 buttons=["fullscreen"],

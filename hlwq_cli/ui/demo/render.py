@@ -8,7 +8,7 @@ from typing import Any
 
 from ...sizes import format_size
 from .session import Exchange, Reply, Session
-from .summary import Facts
+from .summary import CheckpointSummary
 
 _ENDS = {"stopped": "stopped", "full": "as long as allowed"}
 
@@ -33,22 +33,22 @@ def figures(reply: Reply) -> str:
     return " · ".join(parts)
 
 
-def headline(facts: Sequence[Facts]) -> str:
+def headline(summaries: Sequence[CheckpointSummary]) -> str:
     """HTML of the page's title."""
-    names = " and ".join(html.escape(f.name) for f in facts)
-    sizes = " against ".join(html.escape(f.summary) for f in facts)
+    names = " and ".join(html.escape(f.name) for f in summaries)
+    sizes = " against ".join(html.escape(f.headline) for f in summaries)
     return f"<h1>{names}</h1><p>{sizes}</p>"
 
 
-def facts_table(facts: Facts) -> str:
+def summary_table(summary: CheckpointSummary) -> str:
     """HTML of what a checkpoint is."""
-    rows = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in facts.lines)
-    return f'<section class="facts"><h2>{html.escape(facts.name)}</h2><dl>{rows}</dl></section>'
+    rows = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in summary.lines)
+    return f'<section class="facts"><h2>{html.escape(summary.name)}</h2><dl>{rows}</dl></section>'
 
 
 def _asked(exchange: Exchange) -> list[Any]:
-    pictures: list[Any] = [{"path": str(p), "alt_text": p.name} for p in exchange.pictures]
-    return [*pictures, *([exchange.text] if exchange.text else [])]
+    images: list[Any] = [{"path": str(p), "alt_text": p.name} for p in exchange.images]
+    return [*images, *([exchange.text] if exchange.text else [])]
 
 
 def _answered(reply: Reply) -> list[str]:

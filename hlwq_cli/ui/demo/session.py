@@ -15,8 +15,8 @@ from ...runtime.chat.conversation import Turn
 from ...runtime.chat.text_stream import Answer
 from ...runtime.model import HLWQModel
 from ...runtime.offload.memory import memory_held
-from .images import MAX_PICTURES, open_picture
-from .request_queue import Line
+from .images import MAX_IMAGES, open_image
+from .request_queue import RequestQueue
 
 MAX_CHARACTERS = 1_000_000
 _POLL_SECONDS = 0.5
@@ -62,7 +62,7 @@ class Exchange:
     """A prompt and each model's answer to it."""
 
     text: str
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     replies: list[Reply]
 
 
@@ -79,22 +79,22 @@ class Session:
     _answering: threading.Lock = field(default_factory=threading.Lock)
     _current: Answer | None = None
 
-    def ask(self, text: str, pictures: Sequence[Path], models: int) -> None:
+    def ask(self, text: str, images: Sequence[Path], models: int) -> None:
         """Add a prompt, to be answered next.
 
         Raises:
             UsageError: it is empty, too long to look at, comes while another is answered, or a picture is none.
         """
         self._begin()
-        if not text.strip() and not pictures:
+        if not text.strip() and not images:
             raise UsageError("There is nothing to answer.", "Write something first.")
         if len(text) > MAX_CHARACTERS:
             raise UsageError(f"That is {len(text):,} characters.", f"At most {MAX_CHARACTERS:,} are read.")
-        if len(pictures) > MAX_PICTURES:
-            raise UsageError(f"Those are {len(pictures)} pictures.", f"Send at most {MAX_PICTURES} at once.")
-        for path in pictures:
-            open_picture(path)
-        self.exchanges.append(Exchange(text, tuple(pictures), [Reply() for _ in range(models)]))
+        if len(images) > MAX_IMAGES:
+            raise UsageError(f"Those are {len(images)} pictures.", f"Send at most {MAX_IMAGES} at once.")
+        for path in images:
+            open_image(path)
+        self.exchanges.append(Exchange(text, tuple(images), [Reply() for _ in range(models)]))
 
     def retry(self) -> None:
         """Forget the last answer, so that it is given anew.
@@ -127,18 +127,18 @@ class Session:
         self.stop()
         self.exchanges = []
 
-    def answer(self, models: Sequence[HLWQModel], line: Line, settings: Settings) -> Iterator[None]:
+    def answer(self, models: Sequence[HLWQModel], queue: RequestQueue, settings: Settings) -> Iterator[None]:
         """Answer the last prompt with each model in turn, yielding whenever there is something new to see.
 
-        Closing the iterator stops the model, and whoever is next in line has it.
+        Closing the iterator stops the model, and whoever is next in queue has it.
         """
         if not self.exchanges or self.exchanges[-1].replies[0].end or not self._answering.acquire(blocking=False):
             return
         exchange, earlier = self.exchanges[-1], self.exchanges[:-1]
         try:
-            with line.place() as place:
-                while not self._stopped.is_set() and not place.wait(_POLL_SECONDS):
-                    exchange.replies[0].ahead = place.ahead
+            with queue.ticket() as ticket:
+                while not self._stopped.is_set() and not ticket.wait(_POLL_SECONDS):
+                    exchange.replies[0].ahead = ticket.ahead
                     yield
                 for i, model in enumerate(models):
                     yield from self._reply(model, exchange, _turns(earlier, i), exchange.replies[i], settings)
@@ -177,7 +177,7 @@ class Session:
     def _start(self, model: HLWQModel, exchange: Exchange, history: list[Turn], settings: Settings) -> Answer:
         answer = model.stream(
             exchange.text,
-            [open_picture(p) for p in exchange.pictures] or None,
+            [open_image(p) for p in exchange.images] or None,
             history=history if model.chats else (),
             system=settings.system.strip() or None,
             temperature=settings.temperature,
@@ -217,6 +217,6 @@ def _turns(exchanges: Sequence[Exchange], model: int) -> list[Turn]:
     for exchange in exchanges:
         said = exchange.replies[model].text
         if said:
-            turns.append(Turn("user", exchange.text, [open_picture(p) for p in exchange.pictures]))
+            turns.append(Turn("user", exchange.text, [open_image(p) for p in exchange.images]))
             turns.append(Turn("assistant", said))
     return turns

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CheckpointSummary:
     """A checkpoint at a glance.
 
     Attributes:
         name: of the repository or folder.
-        summary: what matters most, in a few words.
+        headline: what matters most, in a few words.
         lines: label and value of each fact.
         chart: the chart that `hlwq bench --save` left, when it is of these very weights.
     """
 
     name: str
-    summary: str
+    headline: str
     lines: tuple[tuple[str, str], ...]
     chart: Path | None = None
 
 
-def describe(path: str, model: HLWQModel) -> Facts:
+def describe(path: str, model: HLWQModel) -> CheckpointSummary:
     """Describe a checkpoint, coded or plain, and how it is held."""
     try:
         found = _coded(path)
@@ -48,7 +48,7 @@ def describe(path: str, model: HLWQModel) -> Facts:
     return replace(found, lines=(*found.lines, *_live(model)))
 
 
-def _coded(path: str) -> Facts:
+def _coded(path: str) -> CheckpointSummary:
     checkpoint = open_coded(path)
     try:
         manifest, recipe = checkpoint.manifest, checkpoint.manifest.fingerprint.get("recipe", {})
@@ -66,13 +66,13 @@ def _coded(path: str) -> Facts:
             ("Recipe", f"{recipe.get('recipe', 'unknown')}, blocks of {checkpoint.settings['block_size']}"),
             ("Made from", f"{manifest.source['id']}" + (f" at {str(revision)[:8]}" if revision else "")),
         ]
-        summary = f"{_widths(bits)}, {format_size(size)} instead of {format_size(2 * weights)}"
-        return Facts(_name(path), summary, tuple(lines), _chart(checkpoint))
+        headline = f"{_widths(bits)}, {format_size(size)} instead of {format_size(2 * weights)}"
+        return CheckpointSummary(_name(path), headline, tuple(lines), _chart(checkpoint))
     finally:
         checkpoint.close()
 
 
-def _plain(path: str) -> Facts:
+def _plain(path: str) -> CheckpointSummary:
     source = open_source(path)
     try:
         weights = sum(math.prod(t.shape) for t in source.tensors.values())
@@ -86,7 +86,7 @@ def _plain(path: str) -> Facts:
             ("Stored as", kind),
             ("Size", format_size(size)),
         ]
-        return Facts(_name(path), f"{kind}, {format_size(size)}", tuple(lines))
+        return CheckpointSummary(_name(path), f"{kind}, {format_size(size)}", tuple(lines))
     finally:
         source.close()
 
