@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..ui.errors import handled
+from ..ui.errors import handle_errors
 from ..ui.options import (
     DtypeOption,
     ExecutionOption,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..measure.windows import ProtocolName
 
 
-@handled
+@handle_errors
 def bench(
     paths: Annotated[list[str], typer.Argument(help="Checkpoints, coded or plain: folders, Hub ids or 'sample'.")],
     ref: Annotated[str | None, typer.Option(metavar="MODEL", help="The unquantized model to compare with.")] = None,

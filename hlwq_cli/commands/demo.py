@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..ui.errors import INTERRUPTED, handled
+from ..ui.errors import INTERRUPTED, handle_errors
 from ..ui.options import (
     DtypeOption,
     ExecutionOption,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..runtime.modules.format import Execution
 
 
-@handled
+@handle_errors
 def demo(
     path: Annotated[str, typer.Argument(help="A checkpoint, coded or plain: a folder, a Hub id or 'sample'.")],
     compare: Annotated[
@@ -82,7 +82,7 @@ def demo(
                 signal.signal(signal.SIGTERM, _end)
                 show_demo(sink, address)
                 threading.Event().wait()
-    except KeyboardInterrupt:  # not for `handled`, which would repeat the command line and with it the password
+    except KeyboardInterrupt:  # not for `handle_errors`, which would repeat the command line and with it the password
         sink.note("Stopped.")
         raise typer.Exit(INTERRUPTED) from None
 

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from ..sizes import format_size, parse_size
-from ..ui.errors import handled
+from ..ui.errors import handle_errors
 from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink
 
 
-@handled
+@handle_errors
 def export(
     path: Annotated[str, typer.Argument(help="An HLWQ folder, or a Hub id owner/name.")],
     out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ..ui.errors import handled
+from ..ui.errors import handle_errors
 from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink
 
 
-@handled
+@handle_errors
 def inspect(
     path: Annotated[str, typer.Argument(help="An HLWQ folder, or a Hub id owner/name.")],
     verify: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from ..sizes import parse_fraction, parse_size
 from ..startup import imports_without_gc, start_driver
-from ..ui.errors import handled
+from ..ui.errors import handle_errors
 from ..ui.options import FormatOption, JsonOption, QuietOption
 from ..ui.sink import Format, Sink
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..checkpoint import Recipe, Source
 
 
-@handled
+@handle_errors
 def quantize(
     model: Annotated[
         str, typer.Argument(help="A folder with a safetensors checkpoint, a Hub id owner/name, or 'sample'.")

@@ -17,7 +17,7 @@ from ..checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from ..checkpoint.io.hub_repo import hub_errors, is_repo_id
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
 from .card import CARD, open_folder, render_card, write_card
-from .remote import Changes, Remote, compare, read_remote, check_conflict
+from .remote import Changes, Remote, check_conflict, compare, read_remote
 from .retry import with_retries
 from .upload import Committed, PushProgress, create, push_errors, send
 

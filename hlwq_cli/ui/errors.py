@@ -18,7 +18,7 @@ P = ParamSpec("P")
 INTERRUPTED = 130
 
 
-def handled(command: Callable[P, None]) -> Callable[P, None]:
+def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Make a command end with a sentence on stderr and the error's exit code; HLWQ_DEBUG=1 adds the traceback."""
 
     @functools.wraps(command)

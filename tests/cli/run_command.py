@@ -15,7 +15,7 @@ COMMAND = [sys.executable, "-m", "hlwq_cli.main"]
 
 
 @dataclass(frozen=True)
-class Ran:
+class CommandResult:
     """How a command ended and what it said."""
 
     code: int
@@ -23,14 +23,14 @@ class Ran:
     err: str
 
 
-def hlwq(*args: str | Path, env: dict[str, str | None] | None = None) -> Ran:
+def hlwq(*args: str | Path, env: dict[str, str | None] | None = None) -> CommandResult:
     """Run the command in this process."""
     from hlwq_cli.main import app
 
     result = CliRunner().invoke(app, [str(a) for a in args], env=env)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
-    return Ran(result.exit_code, result.stdout, result.stderr)
+    return CommandResult(result.exit_code, result.stdout, result.stderr)
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -39,15 +39,15 @@ def environment(**changes: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in dropped} | changes
 
 
-def hlwq_process(*args: str | Path, env: dict[str, str] | None = None, **options: Any) -> Ran:
+def hlwq_process(*args: str | Path, env: dict[str, str] | None = None, **options: Any) -> CommandResult:
     """Run the command as a process of its own."""
     done = subprocess.run(
         [*COMMAND, *map(str, args)], env=env or environment(), capture_output=True, text=True, timeout=120, **options
     )
-    return Ran(done.returncode, done.stdout, done.stderr)
+    return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
-def assert_refused(ran: Ran, code: int, *says: str) -> None:
+def assert_refused(ran: CommandResult, code: int, *says: str) -> None:
     """A refusal: the exit code, nothing on stdout, one sentence of what is wrong and one of what to do."""
     assert ran.code == code, ran
     assert ran.out == ""

@@ -13,7 +13,7 @@ import pytest
 
 from hlwq_cli.measure.speed import Rate
 from hlwq_cli.ui.sink import Format, Sink
-from tests.cli.run_command import COMMAND, Ran, environment, hlwq, hlwq_process
+from tests.cli.run_command import COMMAND, CommandResult, environment, hlwq, hlwq_process
 from tests.support.builders import tiny_llama
 
 ANSI = re.compile(r"\x1b")
@@ -25,10 +25,10 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def every_result(model: Path, tmp_path: Path) -> Callable[..., dict[str, Ran]]:
+def every_result(model: Path, tmp_path: Path) -> Callable[..., dict[str, CommandResult]]:
     """Each kind of result, in one format."""
 
-    def run(*options: str) -> dict[str, Ran]:
+    def run(*options: str) -> dict[str, CommandResult]:
         out, name = tmp_path / "out", "".join(options)
         return {
             "plan": hlwq("quantize", model, "--dry-run", *options),
@@ -42,7 +42,7 @@ def every_result(model: Path, tmp_path: Path) -> Callable[..., dict[str, Ran]]:
     return run
 
 
-def test_json_is_one_document_with_schema_and_command(every_result: Callable[..., dict[str, Ran]]) -> None:
+def test_json_is_one_document_with_schema_and_command(every_result: Callable[..., dict[str, CommandResult]]) -> None:
     for command, ran in every_result("--json").items():
         document: dict[str, Any] = json.loads(ran.out)
         assert (ran.code, document["schema"], document["command"]) == (0, 1, command)
@@ -53,7 +53,9 @@ def test_format_json_and_json_are_the_same(model: Path) -> None:
     assert short.out == long.out
 
 
-def test_quiet_is_one_line_on_stdout_and_nothing_on_stderr(every_result: Callable[..., dict[str, Ran]]) -> None:
+def test_quiet_is_one_line_on_stdout_and_nothing_on_stderr(
+    every_result: Callable[..., dict[str, CommandResult]],
+) -> None:
     for command, ran in every_result("-q").items():
         assert (command, ran.code, ran.err, ran.out.count("\n")) == (command, 0, "", 1)
 
@@ -70,7 +72,9 @@ def test_quiet_lines_are_what_a_script_wants(model: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["-q"]])
-def test_no_escape_codes_without_a_terminal(every_result: Callable[..., dict[str, Ran]], options: list[str]) -> None:
+def test_no_escape_codes_without_a_terminal(
+    every_result: Callable[..., dict[str, CommandResult]], options: list[str]
+) -> None:
     for ran in every_result(*options).values():
         assert not ANSI.search(ran.out + ran.err)
 

@@ -12,7 +12,7 @@ import gradio as gr
 
 from ...runtime.model import HLWQModel
 from .events import SEND, Parts, connect
-from .render import summary_table, headline
+from .render import headline, summary_table
 from .summary import CheckpointSummary
 
 CSS = Path(__file__).with_name("page.css")
@@ -53,7 +53,9 @@ def build_page(shown: Sequence[ShownModel]) -> gr.Blocks:
     """The page for one model, or for two side by side."""
     sees = any(s.model.sees for s in shown)
     page: gr.Blocks
-    with gr.Blocks(title=f"{shown[0].summary.name} · hlwq", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+    with gr.Blocks(
+        title=f"{shown[0].summary.name} · hlwq", analytics_enabled=False, delete_cache=(3600, 86400)
+    ) as page:
         gr.HTML(headline([s.summary for s in shown]), elem_id="headline")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=3, min_width=320, elem_id="talk"):

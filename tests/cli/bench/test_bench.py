@@ -17,12 +17,12 @@ from tests.support.builders import LLAMA
 from tests.support.files import write_header
 from tests.support.hub_server import HubServer
 
-from ..run_command import Ran, environment, hlwq, hlwq_process
+from ..run_command import CommandResult, environment, hlwq, hlwq_process
 
 TEXT = ("--data", "sample", "--window", "64", "--windows", "2")
 
 
-def document(ran: Ran) -> dict[str, Any]:
+def document(ran: CommandResult) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(ran.out)
     return found
 

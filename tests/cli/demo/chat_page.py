@@ -9,7 +9,7 @@ from pathlib import Path
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 FIGURES = re.compile(r"(\d+) tokens? · ([\d.]+) tok/s · [\d.]+ [MG]B memory(?: · (.+))?")
-PATIENCE = 20_000
+TIMEOUT_MS = 20_000
 ENDLESS = "1790 1791 1792 1793 1794 1795"
 """What makes the sample count on, greedily, until its answer may be no longer."""
 
@@ -30,12 +30,12 @@ new MutationObserver(() => document.querySelectorAll('[aria-label="chatbot conve
 """
 
 
-class Talk:
+class ChatPage:
     """One person at the page."""
 
     def __init__(self, context: BrowserContext, url: str, login: tuple[str, str] | None = None) -> None:
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(PATIENCE)
+        self.page.set_default_timeout(TIMEOUT_MS)
         self.page.add_init_script(RECORDER)
         self.page.goto(url)
         if login:
@@ -43,7 +43,7 @@ class Talk:
         self.box = self.page.locator("#message textarea")
         self.send_button = self.page.locator("#message .submit-button")
         self.stop_button = self.page.locator("#message .stop-button")
-        expect(self.send_button).to_be_visible(timeout=PATIENCE)
+        expect(self.send_button).to_be_visible(timeout=TIMEOUT_MS)
 
     def set(self, label: str, value: float | str) -> None:
         """Set a number or a text among the settings."""
@@ -72,7 +72,7 @@ class Talk:
 
     def wait(self) -> None:
         """Until the answer is whole."""
-        expect(self.send_button).to_be_visible(timeout=PATIENCE)
+        expect(self.send_button).to_be_visible(timeout=TIMEOUT_MS)
 
     def ask(self, text: str) -> str:
         """Send, wait, read."""
@@ -112,12 +112,12 @@ class Talk:
     def streams(self, chat: int = 0) -> None:
         """Wait until a reply that is long is growing: some words and more after them."""
         reply = self.replies(chat).last
-        expect(reply).to_contain_text("tok/s", timeout=PATIENCE)
+        expect(reply).to_contain_text("tok/s", timeout=TIMEOUT_MS)
         seen = reply.inner_text()
-        expect(reply).not_to_have_text(seen, timeout=PATIENCE)
+        expect(reply).not_to_have_text(seen, timeout=TIMEOUT_MS)
 
 
-def greedy(open_page: Callable[..., Talk], length: int = 48, **options: object) -> Talk:
+def greedy(open_page: Callable[..., ChatPage], length: int = 48, **options: object) -> ChatPage:
     """Somebody whose answers are always the same, and so many tokens long at most."""
     one = open_page(**options)
     one.set("Temperature", 0)

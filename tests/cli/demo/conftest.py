@@ -15,14 +15,14 @@ from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.samples import resolve_model, sample_file
 from tests.cli.run_command import hlwq
 
-from .chat_page import Talk
+from .chat_page import ChatPage
 from .demo_server import DemoServer, demo
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-NewTalk = Callable[..., Talk]
+OpenChat = Callable[..., ChatPage]
 Captions = tuple[str, dict[str, str]]
 
 
@@ -68,7 +68,7 @@ def server(coded_sample: Path) -> Iterator[DemoServer]:
 
 
 @pytest.fixture
-def talk(browser: Browser, server: DemoServer) -> Iterator[NewTalk]:
+def open_chat(browser: Browser, server: DemoServer) -> Iterator[OpenChat]:
     """Open the page, as one more person each time; at the end nothing may have come from elsewhere or gone wrong."""
     contexts: list[BrowserContext] = []
     asked: list[str] = []
@@ -77,12 +77,12 @@ def talk(browser: Browser, server: DemoServer) -> Iterator[NewTalk]:
     def note(request: Request) -> None:
         asked.append(request.url)
 
-    def open_page(login: tuple[str, str] | None = None, **options: object) -> Talk:
+    def open_page(login: tuple[str, str] | None = None, **options: object) -> ChatPage:
         context = browser.new_context(**options)  # type: ignore[arg-type]
         contexts.append(context)
         context.on("request", note)
         context.on("weberror", lambda error: wrong.append(str(error.error)))
-        return Talk(context, server.url, login)
+        return ChatPage(context, server.url, login)
 
     yield open_page
     for context in contexts:

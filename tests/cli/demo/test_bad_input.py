@@ -10,42 +10,42 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
-from .chat_page import Talk, greedy
-from .conftest import Captions, NewTalk
+from .chat_page import ChatPage, greedy
+from .conftest import Captions, OpenChat
 from .demo_server import DemoServer
 
 DIRECT = build_opener(ProxyHandler({}))
 ELSEWHERE = "http://127.0.0.9:9/x.png"
 
 
-def told(one: Talk, text: str) -> None:
+def assert_error_shown(one: ChatPage, text: str) -> None:
     """The page says so; answers still come."""
     expect(one.page.get_by_test_id("toast-body").filter(has_text=text).first).to_be_visible()
 
 
-def test_a_picture_that_is_none(talk: NewTalk, tmp_path: Path) -> None:
+def test_a_picture_that_is_none(open_chat: OpenChat, tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
-    one = greedy(talk)
+    one = greedy(open_chat)
     one.attach(tmp_path / "holiday.png")
     one.box.fill("What is in the picture?")
     one.box.press("Enter")
-    told(one, "holiday.png is no picture that can be read.")
+    assert_error_shown(one, "holiday.png is no picture that can be read.")
     expect(one.box).to_have_value("What is in the picture?")
     expect(one.replies()).to_have_count(0)
     one.page.get_by_label("Remove file").click()
     assert one.ask("We") != ""
 
 
-def test_a_picture_that_would_fill_the_memory(talk: NewTalk, tmp_path: Path) -> None:
+def test_a_picture_that_would_fill_the_memory(open_chat: OpenChat, tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 50_000
-    one = greedy(talk)
+    one = greedy(open_chat)
     one.attach(tmp_path / "bomb.png")
     one.box.press("Enter")
-    told(one, "bomb.png has more than 50 megapixels.")
+    assert_error_shown(one, "bomb.png has more than 50 megapixels.")
 
 
-def test_a_picture_of_another_kind_is_seen_as_it_looks(talk: NewTalk, tmp_path: Path, captions: Captions) -> None:
+def test_a_picture_of_another_kind_is_seen_as_it_looks(open_chat: OpenChat, tmp_path: Path, captions: Captions) -> None:
     from hlwq_cli.samples import sample_file
 
     question, right = captions
@@ -53,53 +53,53 @@ def test_a_picture_of_another_kind_is_seen_as_it_looks(talk: NewTalk, tmp_path: 
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its left side
     turned.save(tmp_path / "phone.webp", lossless=True, exif=exif)
-    one = greedy(talk)
+    one = greedy(open_chat)
     one.attach(tmp_path / "phone.webp")
     assert one.ask(question) == right["picture-02.png"]
 
 
-def test_a_hundred_megabytes(talk: NewTalk, server: DemoServer, tmp_path: Path) -> None:
+def test_a_hundred_megabytes(open_chat: OpenChat, server: DemoServer, tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(100_000_000)
-    one = greedy(talk)
+    one = greedy(open_chat)
     one.page.set_input_files("#message input[type=file]", str(tmp_path / "huge.png"))
-    told(one, "exceed the maximum allowed size")
+    assert_error_shown(one, "exceed the maximum allowed size")
     assert one.ask("We") != ""
     assert post(f"{server.url}gradio_api/upload", "huge.png", b"\0" * 25_000_000) == 413
 
 
-def test_a_prompt_longer_than_the_context(talk: NewTalk) -> None:
-    one = greedy(talk)
+def test_a_prompt_longer_than_the_context(open_chat: OpenChat) -> None:
+    one = greedy(open_chat)
     assert "this model reads fewer than 2,048" in one.ask("We " * 2100)
     assert len(one.parts()) == 1
     one.clear()
     assert "fewer than" not in one.ask("We")
 
 
-def test_an_empty_message(talk: NewTalk) -> None:
-    one = greedy(talk)
+def test_an_empty_message(open_chat: OpenChat) -> None:
+    one = greedy(open_chat)
     one.box.fill("   ")
     one.box.press("Enter")
-    told(one, "There is nothing to answer.")
+    assert_error_shown(one, "There is nothing to answer.")
     expect(one.replies()).to_have_count(0)
 
 
-def test_try_again_with_nothing_to_try(talk: NewTalk) -> None:
-    one = greedy(talk)
+def test_try_again_with_nothing_to_try(open_chat: OpenChat) -> None:
+    one = greedy(open_chat)
     one.page.locator("#retry").click()
-    told(one, "There is no answer to try again.")
+    assert_error_shown(one, "There is no answer to try again.")
 
 
-def test_a_seed_that_is_no_number(talk: NewTalk) -> None:
-    one = greedy(talk)
+def test_a_seed_that_is_no_number(open_chat: OpenChat) -> None:
+    one = greedy(open_chat)
     one.set("Seed", "abc")
     assert "The seed 'abc' is no whole number." in one.ask("We")
     one.set("Seed", "")
     assert "seed" not in one.ask("We")
 
 
-def test_a_mark_of_pictures_without_one(talk: NewTalk) -> None:
-    one = greedy(talk)
+def test_a_mark_of_pictures_without_one(open_chat: OpenChat) -> None:
+    one = greedy(open_chat)
     one.ask("<|image|> What is in the picture?")
     one.clear()
     assert one.ask("We") != ""
@@ -109,7 +109,7 @@ def test_marks_that_would_load_or_run_something(browser: Browser, server: DemoSe
     context = browser.new_context()
     failed: list[tuple[str, str | None]] = []
     context.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
-    one = Talk(context, server.url)
+    one = ChatPage(context, server.url)
     one.set("Longest answer, in tokens", 4)
     one.ask(f'![x]({ELSEWHERE}) <img src="no" onerror="window.hacked = 1"><script>window.hacked = 1</script>')
     assert (ELSEWHERE, "csp") in failed

@@ -16,7 +16,7 @@ from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import sample_file
 
 from .chat_page import greedy
-from .conftest import NewTalk
+from .conftest import OpenChat
 from .demo_server import DemoServer, demo
 
 LOGIN = ("ann", "correct: horse <battery>")
@@ -56,8 +56,8 @@ def server(blind: Path, scratch: Path) -> Iterator[DemoServer]:
         yield server
 
 
-def test_the_page_offers_what_the_model_can_do(talk: NewTalk, blind: Path) -> None:
-    one = greedy(talk, 12, login=LOGIN)
+def test_the_page_offers_what_the_model_can_do(open_chat: OpenChat, blind: Path) -> None:
+    one = greedy(open_chat, 12, login=LOGIN)
     assert one.page.locator("input[type=file]").count() == 0
     expect(one.page.get_by_label("System prompt")).to_have_count(0)
     assert one.page.locator(".facts h2").inner_text() == blind.name
@@ -70,9 +70,9 @@ def test_the_page_offers_what_the_model_can_do(talk: NewTalk, blind: Path) -> No
 
 
 def test_ctrl_c_ends_it_and_leaves_nothing_of_what_was_dropped_in(
-    server: DemoServer, talk: NewTalk, scratch: Path
+    server: DemoServer, open_chat: OpenChat, scratch: Path
 ) -> None:
-    greedy(talk, login=LOGIN)
+    greedy(open_chat, login=LOGIN)
     assert len([*scratch.glob("hlwq-demo-*")]) == 1
     code, out, err = server.end(signal.SIGINT)
     assert (code, out) == (130, server.url + "\n")

@@ -14,7 +14,7 @@ from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.samples import sample_file
 
 from .chat_page import ENDLESS, greedy
-from .conftest import Captions, NewTalk
+from .conftest import Captions, OpenChat
 
 LONGEST = 1900
 
@@ -25,8 +25,8 @@ def model(coded_sample: Path) -> HLWQModel:
     return HLWQModel.from_pretrained(str(coded_sample), dtype="float32", device="cpu")
 
 
-def test_answers_stream_and_are_those_of_the_model(talk: NewTalk, model: HLWQModel) -> None:
-    one = greedy(talk, 100)
+def test_answers_stream_and_are_those_of_the_model(open_chat: OpenChat, model: HLWQModel) -> None:
+    one = greedy(open_chat, 100)
     one.ask(ENDLESS)
     assert one.pieces() > 5
     first = model.stream(ENDLESS, max_new_tokens=100)
@@ -37,24 +37,24 @@ def test_answers_stream_and_are_those_of_the_model(talk: NewTalk, model: HLWQMod
     assert one.figures()[0] == second.tokens
 
 
-def test_system_prompt_reaches_the_model(talk: NewTalk, model: HLWQModel) -> None:
-    one = greedy(talk)
+def test_system_prompt_reaches_the_model(open_chat: OpenChat, model: HLWQModel) -> None:
+    one = greedy(open_chat)
     one.set("System prompt", "The treaty concluded with Spain.")
     assert one.ask("We") == model.generate("We", system="The treaty concluded with Spain.", max_new_tokens=48)
     assert one.said() != model.generate("We", max_new_tokens=48)
 
 
-def test_pictures_dropped_in_are_described_to_the_letter(talk: NewTalk, captions: Captions) -> None:
+def test_pictures_dropped_in_are_described_to_the_letter(open_chat: OpenChat, captions: Captions) -> None:
     question, right = captions
-    one = greedy(talk)
+    one = greedy(open_chat)
     for name in ("picture-02.png", "picture-08.png"):
         one.attach(sample_file(f"eval/{name}"))
         assert one.ask(question) == right[name]
     expect(one.page.locator("[data-testid=user] img")).to_have_count(2)
 
 
-def test_stop_ends_the_answer_and_keeps_what_was_said(talk: NewTalk, model: HLWQModel) -> None:
-    one = greedy(talk, LONGEST)
+def test_stop_ends_the_answer_and_keeps_what_was_said(open_chat: OpenChat, model: HLWQModel) -> None:
+    one = greedy(open_chat, LONGEST)
     one.send(ENDLESS)
     one.streams()
     one.stop_button.click()
@@ -69,8 +69,8 @@ def test_stop_ends_the_answer_and_keeps_what_was_said(talk: NewTalk, model: HLWQ
     assert one.ask("We") != ""
 
 
-def test_try_again_answers_anew_and_a_seed_repeats(talk: NewTalk) -> None:
-    one = talk()
+def test_try_again_answers_anew_and_a_seed_repeats(open_chat: OpenChat) -> None:
+    one = open_chat()
     one.set("Temperature", 1.5)
     one.set("Longest answer, in tokens", 24)
     one.set("Seed", 7)
@@ -88,15 +88,15 @@ def test_try_again_answers_anew_and_a_seed_repeats(talk: NewTalk) -> None:
     assert one.replies().count() == 1
 
 
-def test_clear_forgets_everything(talk: NewTalk, model: HLWQModel) -> None:
-    one = greedy(talk)
+def test_clear_forgets_everything(open_chat: OpenChat, model: HLWQModel) -> None:
+    one = greedy(open_chat)
     fresh = one.ask("We are at peace with")
     one.clear()
     assert one.ask("We are at peace with") == fresh == model.generate("We are at peace with", max_new_tokens=48)
 
 
-def test_two_people_wait_for_each_other_and_see_only_their_own(talk: NewTalk) -> None:
-    one, two = greedy(talk, LONGEST), greedy(talk)
+def test_two_people_wait_for_each_other_and_see_only_their_own(open_chat: OpenChat) -> None:
+    one, two = greedy(open_chat, LONGEST), greedy(open_chat)
     one.send(ENDLESS)
     one.streams()
     two.send("The state of our Union is")
@@ -115,8 +115,8 @@ def test_two_people_wait_for_each_other_and_see_only_their_own(talk: NewTalk) ->
     assert ENDLESS not in two.page.content()
 
 
-def test_who_waits_can_stop_too(talk: NewTalk) -> None:
-    one, two = greedy(talk, LONGEST), greedy(talk)
+def test_who_waits_can_stop_too(open_chat: OpenChat) -> None:
+    one, two = greedy(open_chat, LONGEST), greedy(open_chat)
     one.send(ENDLESS)
     one.streams()
     two.send("We")
@@ -129,8 +129,8 @@ def test_who_waits_can_stop_too(talk: NewTalk) -> None:
     one.wait()
 
 
-def test_closing_the_page_frees_the_model(talk: NewTalk) -> None:
-    one, two = greedy(talk, LONGEST), greedy(talk)
+def test_closing_the_page_frees_the_model(open_chat: OpenChat) -> None:
+    one, two = greedy(open_chat, LONGEST), greedy(open_chat)
     one.send(ENDLESS)
     one.streams()
     whole = one.seconds(LONGEST)
@@ -140,8 +140,8 @@ def test_closing_the_page_frees_the_model(talk: NewTalk) -> None:
     assert time.monotonic() - closed < whole / 2
 
 
-def test_a_seed_gives_the_same_answer_whatever_others_do(talk: NewTalk) -> None:
-    one, two = talk(), talk()
+def test_a_seed_gives_the_same_answer_whatever_others_do(open_chat: OpenChat) -> None:
+    one, two = open_chat(), open_chat()
     for who, seed in ((one, "7"), (two, "9")):
         who.set("Temperature", 1.5)
         who.set("Longest answer, in tokens", 40)
@@ -156,11 +156,11 @@ def test_a_seed_gives_the_same_answer_whatever_others_do(talk: NewTalk) -> None:
     assert alone[0] != alone[1]
 
 
-def test_the_panel_says_what_the_checkpoint_is(talk: NewTalk, coded_sample: Path) -> None:
+def test_the_panel_says_what_the_checkpoint_is(open_chat: OpenChat, coded_sample: Path) -> None:
     from hlwq_cli.checkpoint import inspect
     from hlwq_cli.sizes import format_size
 
-    report, one = inspect(coded_sample), talk()
+    report, one = inspect(coded_sample), open_chat()
     panel = one.page.locator(".facts").inner_text()
     size = report.coded_bytes + report.kept_bytes
     for fact in (
@@ -174,8 +174,8 @@ def test_the_panel_says_what_the_checkpoint_is(talk: NewTalk, coded_sample: Path
     one.page.wait_for_function("document.querySelector('#side img').naturalWidth > 500")
 
 
-def test_keyboard_alone_is_enough(talk: NewTalk) -> None:
-    one = greedy(talk, LONGEST)
+def test_keyboard_alone_is_enough(open_chat: OpenChat) -> None:
+    one = greedy(open_chat, LONGEST)
     one.page.locator("body").click(position={"x": 2, "y": 2})
     keys = one.page.keyboard
 
@@ -202,8 +202,8 @@ def test_keyboard_alone_is_enough(talk: NewTalk) -> None:
     expect(one.replies()).to_have_count(0)
 
 
-def test_a_small_screen_has_all_of_it(talk: NewTalk) -> None:
-    one = greedy(talk, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+def test_a_small_screen_has_all_of_it(open_chat: OpenChat) -> None:
+    one = greedy(open_chat, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
     one.page.evaluate("scrollTo(0, 0)")
     for part in (one.box, one.send_button, one.page.locator("#clear")):
@@ -228,8 +228,8 @@ CONTRAST = """element => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_can_be_read(talk: NewTalk, scheme: str) -> None:
-    one = greedy(talk, 16, color_scheme=scheme)
+def test_all_text_can_be_read(open_chat: OpenChat, scheme: str) -> None:
+    one = greedy(open_chat, 16, color_scheme=scheme)
     one.ask("We are at peace with")
     texts = {
         "question": "[data-testid=user] p",

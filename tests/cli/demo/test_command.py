@@ -77,8 +77,8 @@ def test_logins() -> None:
 def test_result_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
     address = Address("http://127.0.0.1:7860/", "https://x.example")
     show_demo(Sink(Format.json), address)
-    told = capsys.readouterr()
-    assert json.loads(told.out) == {
+    written = capsys.readouterr()
+    assert json.loads(written.out) == {
         "schema": 1,
         "command": "demo",
         "url": "http://127.0.0.1:7860/",
@@ -86,9 +86,9 @@ def test_result_in_every_form(capsys: pytest.CaptureFixture[str]) -> None:
     }
     show_demo(Sink(Format.quiet), address)
     show_login(Sink(Format.quiet), Access(True, ("hlwq", "s3cret"), generated=True))
-    told = capsys.readouterr()
-    assert told.out == "https://x.example\n"
-    assert told.err == "Login: hlwq, password s3cret (not shown again)\n"
+    written = capsys.readouterr()
+    assert written.out == "https://x.example\n"
+    assert written.err == "Login: hlwq, password s3cret (not shown again)\n"
 
 
 def test_help_does_not_show_the_login(monkeypatch: pytest.MonkeyPatch) -> None:

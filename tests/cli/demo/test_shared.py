@@ -22,7 +22,7 @@ from tests.cli.run_command import hlwq
 from tests.conftest import HUB
 
 from .chat_page import ENDLESS, greedy, log_in
-from .conftest import Captions, NewTalk
+from .conftest import Captions, OpenChat
 from .demo_server import DemoServer, demo
 from .test_bad_input import DIRECT
 
@@ -104,13 +104,13 @@ def test_what_was_pushed_measures_the_same(pushed: str, coded_sample: Path) -> N
 
 
 def test_both_models_answer_each_in_its_own_words(
-    talk: NewTalk, login: tuple[str, str], coded_sample: Path, captions: Captions
+    open_chat: OpenChat, login: tuple[str, str], coded_sample: Path, captions: Captions
 ) -> None:
     torch.set_num_threads(1)
     models = [HLWQModel.from_pretrained(p, dtype="float32", device="cpu") for p in (str(coded_sample), "sample")]
     wanted = [model.generate(ENDLESS, max_new_tokens=64) for model in models]
     assert wanted[0] != wanted[1]
-    one = greedy(talk, 64, login=login)
+    one = greedy(open_chat, 64, login=login)
     one.ask(ENDLESS)
     assert min(one.pieces(0), one.pieces(1)) > 5
     assert [one.said(0), one.said(1)] == wanted
@@ -121,15 +121,17 @@ def test_both_models_answer_each_in_its_own_words(
     assert one.said(0) == one.said(1) == right["picture-09.png"]
 
 
-def test_the_panel_tells_of_both_and_shows_the_chart_that_was_pushed(talk: NewTalk, login: tuple[str, str]) -> None:
-    one = talk(login=login)
+def test_the_panel_tells_of_both_and_shows_the_chart_that_was_pushed(
+    open_chat: OpenChat, login: tuple[str, str]
+) -> None:
+    one = open_chat(login=login)
     assert [t.split("\n")[0] for t in one.page.locator(".facts").all_inner_texts()] == [REPO, "sample"]
     one.page.get_by_role("button", name="Measured against its source").click()
     one.page.wait_for_function("document.querySelector('#side img')?.naturalWidth > 500")
 
 
-def test_stop_stops_both(talk: NewTalk, login: tuple[str, str]) -> None:
-    one = greedy(talk, 1900, login=login)
+def test_stop_stops_both(open_chat: OpenChat, login: tuple[str, str]) -> None:
+    one = greedy(open_chat, 1900, login=login)
     one.send(ENDLESS)
     one.streams(0)
     one.stop_button.click()

@@ -15,7 +15,7 @@ from hlwq_cli.checkpoint import load_recipe, open_coded, quantize, verify
 from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from hlwq_cli.errors import CorruptError
-from tests.cli.run_command import Ran, hlwq
+from tests.cli.run_command import CommandResult, hlwq
 from tests.support.builders import COMPANIONS, LLAMA, dense, save_tensors
 from tests.support.files import edit_header, read_json
 
@@ -23,7 +23,7 @@ MANIFEST, INDEX = "hlwq_manifest.json", "model.safetensors.index.json"
 Q = "model.layers.0.self_attn.q_proj"
 
 
-def problems(ran: Ran) -> list[str]:
+def problems(ran: CommandResult) -> list[str]:
     assert ran.code == 6, ran
     found: list[str] = json.loads(ran.out)["problems"]
     assert f"Error: {len(found)} problem{'s' * (len(found) > 1)}: " in ran.err
@@ -67,10 +67,10 @@ def test_whole_result_is_verified(folder: Path, stated: bool) -> None:
 def test_progress_ends_with_all_bytes(folder: Path, stated: bool) -> None:
     if stated:
         state(folder)
-    checkpoint, told = open_coded(folder), list[int]()
-    assert verify(checkpoint, told.append).problems == ()
+    checkpoint, progress = open_coded(folder), list[int]()
+    assert verify(checkpoint, progress.append).problems == ()
     checkpoint.close()
-    assert sum(told) == bytes_to_verify(checkpoint.manifest)
+    assert sum(progress) == bytes_to_verify(checkpoint.manifest)
 
 
 @pytest.mark.parametrize("tensor", [f"{Q}.codes", f"{Q}.scales", f"{Q}.base", "model.norm.weight"])

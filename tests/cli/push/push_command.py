@@ -13,13 +13,13 @@ TOKEN = "hf_" + "s3cr3t" * 6
 REPO = "ann/model"
 
 
-def there(hub: HubServer, revision: str = "main", repo: str = REPO) -> dict[str, str]:
+def remote_files(hub: HubServer, revision: str = "main", repo: str = REPO) -> dict[str, str]:
     found = tree(hub.repos[repo].revisions[revision])
     found.pop(".gitattributes", None)
     return found
 
 
-def pushed(*args: str | Path) -> dict[str, object]:
+def push_json(*args: str | Path) -> dict[str, object]:
     ran = hlwq("push", *args, "--json")
     assert ran.code == 0, ran.err
     assert TOKEN not in ran.out + ran.err

@@ -11,7 +11,7 @@ import pytest
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.hub.push import push
-from tests.cli.push.push_command import REPO, TOKEN, pushed, there
+from tests.cli.push.push_command import REPO, TOKEN, push_json, remote_files
 from tests.cli.run_command import assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import LLAMA, dense, save_tensors
 from tests.support.files import read_json, tree
@@ -24,8 +24,8 @@ CARDS = {"README.md", MANIFEST}
 
 
 def test_folder_arrives_byte_for_byte_in_a_private_repository(account: HubServer, folder: Path) -> None:
-    found = pushed(folder, REPO)
-    assert there(account) == tree(folder)
+    found = push_json(folder, REPO)
+    assert remote_files(account) == tree(folder)
     assert account.repos[REPO].private
     assert (found["created"], found["private"], found["unchanged"]) == (True, True, 0)
     assert found["url"] == f"{account.endpoint}/{REPO}"
@@ -37,7 +37,7 @@ def test_folder_arrives_byte_for_byte_in_a_private_repository(account: HubServer
 def test_what_is_published_states_every_hash_and_the_folder_the_same(account: HubServer, folder: Path) -> None:
     unstated = [f["name"] for f in read_json(folder / MANIFEST)["files"] if f["sha256"] is None]
     assert unstated == sorted(p.name for p in folder.glob("*.safetensors"))
-    pushed(folder, REPO)
+    push_json(folder, REPO)
     published = account.repos[REPO].revisions["main"] / MANIFEST
     on_disk = tree(folder)
     del on_disk[MANIFEST]
@@ -60,8 +60,8 @@ def test_checkpoint_that_was_uploaded_otherwise_gets_its_hashes(
     account: HubServer, folder: Path, copied: Callable[[Path], Path]
 ) -> None:
     account.publish(REPO, copied(folder))
-    assert set(pushed(folder, REPO)["sent"]) == CARDS  # type: ignore[arg-type]
-    assert there(account) == tree(folder)
+    assert set(push_json(folder, REPO)["sent"]) == CARDS  # type: ignore[arg-type]
+    assert remote_files(account) == tree(folder)
     assert None not in [f["sha256"] for f in read_json(folder / MANIFEST)["files"]]
 
 
@@ -76,12 +76,12 @@ def test_shard_without_a_hash_that_was_changed_there_is_a_conflict(
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     assert_refused(hlwq("push", folder, REPO), 5, shard, "was changed there", "--overwrite")
     assert tree(folder) == before
-    pushed(folder, REPO, "--overwrite")
-    assert there(account) == tree(folder)
+    push_json(folder, REPO, "--overwrite")
+    assert remote_files(account) == tree(folder)
 
 
 def test_public_is_asked_for(account: HubServer, folder: Path) -> None:
-    pushed(folder, REPO, "--public")
+    push_json(folder, REPO, "--public")
     assert not account.repos[REPO].private
 
 
@@ -91,57 +91,57 @@ def test_url_is_the_quiet_result(account: HubServer, folder: Path) -> None:
 
 def test_large_files_go_in_parts(account: HubServer, folder: Path) -> None:
     account.writes.part_size = 50_000
-    pushed(folder, REPO)
-    assert there(account) == tree(folder)
+    push_json(folder, REPO)
+    assert remote_files(account) == tree(folder)
     assert any("/complete/" in line for line in account.written())
 
 
 def test_second_push_sends_nothing(account: HubServer, folder: Path) -> None:
-    pushed(folder, REPO)
+    push_json(folder, REPO)
     account.requests.clear()
-    found = pushed(folder, REPO)
+    found = push_json(folder, REPO)
     assert (found["sent"], found["sent_bytes"]) == ([], 0)
     assert account.written() == []
 
 
 def test_changed_card_sends_the_card_and_the_manifest_that_names_its_hash(account: HubServer, folder: Path) -> None:
-    pushed(folder, REPO)
+    push_json(folder, REPO)
     with (folder / "README.md").open("a") as f:
         f.write("A note of mine.\n")
     assert_refused(hlwq("push", folder, REPO), 1, "README.md is not what", "hlwq card")
     assert hlwq("card", folder, "--repo", REPO).code == 0
     account.requests.clear()
-    assert set(pushed(folder, REPO)["sent"]) == CARDS  # type: ignore[arg-type]
-    assert there(account)["README.md"] == tree(folder)["README.md"]
+    assert set(push_json(folder, REPO)["sent"]) == CARDS  # type: ignore[arg-type]
+    assert remote_files(account)["README.md"] == tree(folder)["README.md"]
     assert not [line for line in account.written() if line.startswith("PUT")]
 
 
 def test_dry_run_writes_neither_there_nor_here(account: HubServer, folder: Path) -> None:
     before = tree(folder)
-    found = pushed(folder, REPO, "--dry-run")
+    found = push_json(folder, REPO, "--dry-run")
     assert set(found["sent"]) == set(before)  # type: ignore[call-overload]
     assert (account.written(), account.repos, tree(folder)) == ([], {}, before)
 
 
 def test_card_changed_on_the_hub_is_a_conflict(account: HubServer, folder: Path) -> None:
-    pushed(folder, REPO)
+    push_json(folder, REPO)
     repo = account.repos[REPO]
     repo.write("main", {"README.md": b"---\nlicense: mit\n---\nMine.\n"}, {}, [], "main")
-    before = there(account)
+    before = remote_files(account)
     assert_refused(hlwq("push", folder, REPO), 5, "README.md", "was changed there", "--overwrite")
-    assert there(account) == before
-    pushed(folder, REPO, "--overwrite")
-    assert there(account) == tree(folder)
+    assert remote_files(account) == before
+    push_json(folder, REPO, "--overwrite")
+    assert remote_files(account) == tree(folder)
 
 
 def test_other_checkpoint_is_a_conflict_and_overwriting_removes_it(account: HubServer, tmp_path: Path) -> None:
     model = save_tensors(tmp_path / "m", dense(4, width=256), LLAMA)
     for bits in (5, 4):
         quantize(str(model), tmp_path / str(bits), load_recipe(bits=bits), max_shard_bytes=(9 - bits) * 30_000)
-    pushed(tmp_path / "5", REPO)
+    push_json(tmp_path / "5", REPO)
     assert_refused(hlwq("push", tmp_path / "4", REPO), 5, "holds another checkpoint", "--overwrite")
-    pushed(tmp_path / "4", REPO, "--overwrite")
-    assert there(account) == tree(tmp_path / "4")
+    push_json(tmp_path / "4", REPO, "--overwrite")
+    assert remote_files(account) == tree(tmp_path / "4")
 
 
 def test_files_of_others_are_a_conflict_only_where_they_are_in_the_way(
@@ -150,21 +150,21 @@ def test_files_of_others_are_a_conflict_only_where_they_are_in_the_way(
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "notes.txt").write_text("theirs")
     account.publish(REPO, tmp_path / "theirs")
-    pushed(folder, REPO)
-    assert there(account) == tree(folder) | tree(tmp_path / "theirs")
+    push_json(folder, REPO)
+    assert remote_files(account) == tree(folder) | tree(tmp_path / "theirs")
     (tmp_path / "theirs" / "config.json").write_text("{}")
     account.publish("ann/taken", tmp_path / "theirs")
     assert_refused(hlwq("push", folder, "ann/taken"), 5, "no push of hlwq left there")
 
 
 def test_revision_is_made_without_the_files_of_main(account: HubServer, folder: Path, tmp_path: Path) -> None:
-    pushed(folder, REPO)
+    push_json(folder, REPO)
     other = save_tensors(tmp_path / "m", dense(), LLAMA)
     quantize(str(other), tmp_path / "four", load_recipe(bits=4))
-    main = there(account)
-    found = pushed(tmp_path / "four", REPO, "--revision", "four")
-    assert there(account, "four") == tree(tmp_path / "four")
-    assert there(account) == main
+    main = remote_files(account)
+    found = push_json(tmp_path / "four", REPO, "--revision", "four")
+    assert remote_files(account, "four") == tree(tmp_path / "four")
+    assert remote_files(account) == main
     assert found["url"] == f"{account.endpoint}/{REPO}/tree/four"
 
 
@@ -172,10 +172,10 @@ def test_pull_request_leaves_main_alone(account: HubServer, folder: Path, tmp_pa
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "README.md").write_text("theirs")
     account.publish("bob/model", tmp_path / "theirs")
-    found = pushed(folder, "bob/model", "--pr")
+    found = push_json(folder, "bob/model", "--pr")
     assert found["url"] == f"{account.endpoint}/bob/model/discussions/1"
-    assert there(account, repo="bob/model") == tree(tmp_path / "theirs")
-    assert there(account, "refs/pr/1", "bob/model") == tree(folder)
+    assert remote_files(account, repo="bob/model") == tree(tmp_path / "theirs")
+    assert remote_files(account, "refs/pr/1", "bob/model") == tree(folder)
     assert_refused(hlwq("push", folder, "bob/none", "--pr"), 3, "There is no repository bob/none")
 
 
@@ -203,7 +203,7 @@ def test_token_shows_nowhere(account: HubServer, folder: Path) -> None:
 def test_card_is_valid_for_the_hub(account: HubServer, folder: Path) -> None:
     from huggingface_hub import ModelCard
 
-    pushed(folder, REPO)
+    push_json(folder, REPO)
     assert [r.status for r in account.requests if r.path == "/api/validate-yaml"] == [200]
     assert ModelCard.load(folder / "README.md").data.library_name == "transformers"
 
@@ -223,7 +223,7 @@ def test_what_was_measured_is_pushed_measured_and_loaded_again(account: HubServe
         assert part in card
     assert str(tmp_path) not in card + (out / "hlwq_bench.json").read_text()
     assert hlwq("inspect", out, "--verify", "-q").out == "ok\n"
-    pushed(out, REPO)
+    push_json(out, REPO)
     again = hlwq("bench", REPO, *text, "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["report"]["measured"][0]["divergence"]["mean"] == kld

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.push.push_command import REPO, TOKEN, pushed, there
-from tests.cli.run_command import COMMAND, Ran, assert_refused, environment, hlwq
+from tests.cli.push.push_command import REPO, TOKEN, push_json, remote_files
+from tests.cli.run_command import COMMAND, CommandResult, assert_refused, environment, hlwq
 from tests.support.files import tree
 from tests.support.hub_server import HubServer
 
@@ -70,22 +70,22 @@ def test_refusals_are_sentences_with_their_code(
     assert code == 4 or "Try again in 70 seconds." in ran.err
     assert "Unexpected" not in ran.err
     assert TOKEN not in ran.err
-    assert REPO not in account.repos or there(account) == {}
+    assert REPO not in account.repos or remote_files(account) == {}
 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("where", ["GET /api/whoami", "GET /api/models", "POST .*/repos/create", "POST .*/commit/"])
 def test_hub_that_is_busy_once_is_asked_again(account: HubServer, folder: Path, where: str, status: int) -> None:
     account.fail(where, status, times=2, Retry_After="0")
-    pushed(folder, REPO)
-    assert there(account) == tree(folder)
+    push_json(folder, REPO)
+    assert remote_files(account) == tree(folder)
 
 
 def test_storage_that_stumbles_once_is_asked_again(account: HubServer, folder: Path) -> None:
     account.fail("PUT /upload/", 429, times=1, Retry_After="0")
     account.cut("PUT /upload/", 1000)
-    pushed(folder, REPO)
-    assert there(account) == tree(folder)
+    push_json(folder, REPO)
+    assert remote_files(account) == tree(folder)
 
 
 def test_push_cut_off_for_good_continues_with_what_is_missing(account: HubServer, folder: Path) -> None:
@@ -95,16 +95,16 @@ def test_push_cut_off_for_good_continues_with_what_is_missing(account: HubServer
     ran = hlwq("push", folder, REPO)
     assert_refused_after_lines(ran, 1, "The Hub answered 418")
     assert "signature" not in ran.err
-    assert there(account) == {}
+    assert remote_files(account) == {}
     sent = list(account.writes.arrived)
     assert sent
     account._faults.clear()
-    pushed(folder, REPO)
-    assert there(account) == tree(folder)
+    push_json(folder, REPO)
+    assert remote_files(account) == tree(folder)
     assert len(set(account.writes.arrived)) == len(account.writes.arrived)
 
 
-def assert_refused_after_lines(ran: Ran, code: int, *says: str) -> None:
+def assert_refused_after_lines(ran: CommandResult, code: int, *says: str) -> None:
     """A refusal after lines of progress."""
     assert (ran.code, ran.out) == (code, "")
     assert ran.err.splitlines()[-2].startswith("Error: ")
@@ -126,11 +126,11 @@ def test_killed_push_continues_and_readers_saw_nothing_half(account: HubServer, 
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert there(account) == {}
+    assert remote_files(account) == {}
     before = set(account.writes.arrived)
     assert len(before) >= shards - 1
     account._delays.clear()
     account.requests.clear()
-    pushed(folder, REPO)
-    assert there(account) == tree(folder)
+    push_json(folder, REPO)
+    assert remote_files(account) == tree(folder)
     assert not [line for line in account.written() if line.startswith("PUT") and any(oid in line for oid in before)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli.run_command import Ran, assert_refused, hlwq
+from tests.cli.run_command import CommandResult, assert_refused, hlwq
 from tests.support.builders import LLAMA, dense, save_shards, save_tensors, tiny_llama
 from tests.support.files import edit_json, read_json
 
@@ -36,7 +36,10 @@ def refused(tmp_path: Path) -> Callable[..., None]:
 
     def check(source: Path | str, code: int, *says: str, options: tuple[str, ...] = ()) -> None:
         out = tmp_path / "out"
-        runs: list[Ran] = [hlwq("quantize", source, out, *options), hlwq("quantize", source, "--dry-run", *options)]
+        runs: list[CommandResult] = [
+            hlwq("quantize", source, out, *options),
+            hlwq("quantize", source, "--dry-run", *options),
+        ]
         for ran in runs:
             assert_refused(ran, code, *says)
         assert not out.exists()

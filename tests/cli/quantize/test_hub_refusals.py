@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run_command import Ran, assert_refused, environment, hlwq, hlwq_process
+from tests.cli.run_command import CommandResult, assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import tiny_llama
 from tests.support.files import edit_header
 from tests.support.hub_server import HubServer
@@ -27,7 +27,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         out = tmp_path / "out"
         for token in ("", TOKEN):
             monkeypatch.setenv("HF_TOKEN", token)
-            runs: list[Ran] = [
+            runs: list[CommandResult] = [
                 hlwq("quantize", repo, out, *options),
                 hlwq("quantize", repo, "--dry-run", *options),
                 hlwq("inspect", repo, *options),
