@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._version import __version__
 from .runtime.loading.import_hook import install as _install_plugin
 
 if TYPE_CHECKING:
     from .checkpoint import export, inspect, load_recipe, quantize, verify
     from .runtime.model import HLWQModel, PolarQuantModel
 
-__version__ = "0.1.0"
 __all__ = ["HLWQModel", "PolarQuantModel", "__version__", "export", "inspect", "load_recipe", "quantize", "verify"]
 
 

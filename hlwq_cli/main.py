@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from . import __version__
+from ._version import __version__
 
 COMMANDS = ("quantize", "inspect", "bench", "demo", "export", "card", "push")
 _EPILOG = (

@@ -13,20 +13,21 @@ PACKAGES = {"hlwq_cli": ROOT / "hlwq_cli", "hlwq_kernels": ROOT / "kernels" / "h
 # A room may import the rooms named here and itself.
 MAY_IMPORT = {
     "hlwq_kernels": set(),
+    "_version": set(),
     "errors": set(),
     "sizes": {"errors"},
     "samples": {"errors"},
     "startup": set(),
     "host_memory": set(),
     "codec": {"hlwq_kernels", "errors"},
-    "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "host_memory", "hlwq_cli"},
+    "checkpoint": {"codec", "hlwq_kernels", "errors", "sizes", "samples", "host_memory", "_version"},
     "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory"},
-    "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples", "hlwq_cli"},
+    "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "samples", "_version"},
     "hub": {"checkpoint", "errors", "sizes"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "sizes"},
     "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "sizes", "startup"},
-    "main": {"commands", "hlwq_cli", "startup"},
-    "hlwq_cli": {"checkpoint", "runtime", "codec", "errors"},
+    "main": {"commands", "_version", "startup"},
+    "hlwq_cli": {"_version", "checkpoint", "runtime"},
 }
 ONLY_IN = {"gradio": "ui"}
 MAY_USE = {

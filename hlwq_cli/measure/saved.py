@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .._version import __version__
 from ..checkpoint.format.manifest import CHART, MANIFEST, RESULTS, Manifest, read_manifest
 from ..checkpoint.format.shards import write_file
 from ..checkpoint.format.verify import file_record

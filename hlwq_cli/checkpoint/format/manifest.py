@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
+from ..._version import __version__
 from ...errors import CorruptError, NotFoundError
 from ..plan.plan import Plan
 from .manifest_entries import FileRecord, KeptRecord, TensorRecord, check_fields, read_file, read_kept, read_tensor

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ... import __version__
+from ..._version import __version__
 from ..format.manifest import JOURNAL, MANIFEST, Manifest
 from ..format.manifest_entries import FileRecord, ShardRecord
 from ..format.model_card import model_card

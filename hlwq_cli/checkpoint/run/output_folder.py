@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import __version__
+from ..._version import __version__
 from ...codec import lloyd_max
 from ...errors import ConflictError, CorruptError
 from ..format.manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
