@@ -1,7 +1,8 @@
 """Kernels of HLWQ: they know tensors, nothing of files or models.
 
-Every operation exists as a plain torch function (the twin: the definition, and what runs where nothing faster does)
-and as compiled code with the same bytes as its result. `encode_rows` and `decode_rows` pick one by device.
+Every operation exists as a plain torch function, the reference: it is the definition, and runs where nothing faster
+does. It also exists as compiled code with the same bytes as its result. `encode_rows` and `decode_rows` pick one by
+device.
 """
 
 from .codes.hadamard import hadamard

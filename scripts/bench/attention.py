@@ -16,9 +16,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from hlwq_cli.codec import lloyd_max
-from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
-from hlwq_kernels.attention.kv_encode import TokenTables, encode_tokens
-from hlwq_kernels.attention.reference import attend_torch
+from hlwq_kernels.attention.dispatch import QuantizedKV, Rule, attend
+from hlwq_kernels.attention.kv_encode import KVTables, encode_kv
+from hlwq_kernels.attention.reference import attend_reference
 from scripts.bench.codec_gpu import copy_bandwidth
 from scripts.bench.linear import seconds
 
@@ -28,16 +28,16 @@ BATCHES = (1, 8)
 BITS = (8, 4, 3, 2)
 EXACT = 80
 COLD_BYTES, MOST = 2 * 10**8, 40
-TABLES = {bits: TokenTables.of(lloyd_max(bits), torch.device("cuda")) for bits in BITS}
+TABLES = {bits: KVTables.of(lloyd_max(bits), torch.device("cuda")) for bits in BITS}
 
 
-def cache(batch: int, heads: int, dim: int, tokens: int, bits: int) -> CachedTokens:
+def cache(batch: int, heads: int, dim: int, tokens: int, bits: int) -> QuantizedKV:
     """Random codes of heads whose root mean squares are near 1, and a tail of exact tokens."""
     coded = tokens - EXACT
     codes = torch.randint(0, 256, (batch, heads, coded, dim * bits // 8), dtype=torch.uint8, device="cuda")
     scales = torch.randint(124, 133, (batch, heads, coded), dtype=torch.uint8, device="cuda")
     exact = torch.randn(batch, heads, EXACT, dim, device="cuda", dtype=torch.bfloat16)
-    return CachedTokens(codes, scales, coded, exact, coded, TABLES[bits])
+    return QuantizedKV(codes, scales, coded, exact, coded, TABLES[bits])
 
 
 def copies(bytes_each: int) -> int:
@@ -101,7 +101,7 @@ def check_lines(_: float) -> Iterator[str]:
             k, v = (cache(2, heads, dim, 3000, bits) for _ in range(2))
             query = torch.randn(2, query_heads, 1, dim, device="cuda", dtype=torch.bfloat16)
             seen, rule = torch.tensor([k.coded]), Rule(dim**-0.5)
-            found, exactly = attend(query, k, v, seen, rule), attend_torch(query.float(), k, v, seen, rule)
+            found, exactly = attend(query, k, v, seen, rule), attend_reference(query.float(), k, v, seen, rule)
             off = float((found.float() - exactly).abs().max() / exactly.abs().max())
             yield f"{name}, {bits} bits: largest difference from torch {off:.1e} of the largest value"
 
@@ -114,7 +114,7 @@ def encode_lines(_: float) -> Iterator[str]:
             for bits in (4, 8):
                 count = copies(2 * heads * tokens * dim)
                 some = [torch.randn(1, heads, tokens, dim, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-                time = seconds([partial(encode_tokens, x, TABLES[bits]) for x in some])
+                time = seconds([partial(encode_kv, x, TABLES[bits]) for x in some])
                 yield (
                     f"| keys or values | {name} | {tokens} | {bits} | {time * 1e6:.1f} "
                     f"| {some[0].numel() / time / 1e6:.0f} |"

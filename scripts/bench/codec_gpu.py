@@ -16,8 +16,8 @@ import torch
 
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import decode_rows, encode_rows
-from hlwq_kernels.decode.dispatch import decode_rows_torch
-from hlwq_kernels.encode.reference import encode_rows_torch
+from hlwq_kernels.decode.dispatch import decode_rows_reference
+from hlwq_kernels.encode.reference import encode_rows_reference
 
 SHAPES = [(180224, 2816), (360448, 704), (8192, 2816), (4096, 2816)]
 SCHEMES = {
@@ -77,7 +77,7 @@ def encode_lines(runs: int) -> list[Line]:
             args = (scheme.tables, scheme.block_size, scheme.scale, scheme.search)
             part = weight[: TWIN_WEIGHTS // columns]
             seconds = median_seconds(lambda: encode_rows(weight, *args), runs)  # noqa: B023
-            twin = median_seconds(lambda: encode_rows_torch(part, *args), 3) / part.numel()  # noqa: B023
+            twin = median_seconds(lambda: encode_rows_reference(part, *args), 3) / part.numel()  # noqa: B023
             moved = weight.nbytes + rows * scheme.row_bytes(columns)
             lines.append(Line(f"encode, {name}", rows, columns, moved, seconds, twin))
     return lines
@@ -94,7 +94,7 @@ def decode_lines(runs: int) -> list[Line]:
             stored = (coded.codes, coded.scales, coded.base)
             some = tuple(t[: TWIN_WEIGHTS // columns] for t in stored)
             seconds = median_seconds(lambda: decode_rows(*stored, centroids, 64, columns, torch.bfloat16), runs)  # noqa: B023
-            twin = median_seconds(lambda: decode_rows_torch(*some, centroids, 64, columns), 3)  # noqa: B023
+            twin = median_seconds(lambda: decode_rows_reference(*some, centroids, 64, columns), 3)  # noqa: B023
             moved = weight.nbytes + rows * scheme.row_bytes(columns)
             lines.append(
                 Line(f"decode, {bits} bits to bf16", rows, columns, moved, seconds, twin / (len(some[0]) * columns))

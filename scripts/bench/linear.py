@@ -17,7 +17,7 @@ import torch
 
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import encode_rows
-from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.codes.quantized_weight import QuantizedWeight
 from hlwq_kernels.linear.linear import coded_linear
 from hlwq_kernels.moe.experts import coded_experts
 from scripts.bench.codec_gpu import copy_bandwidth
@@ -50,11 +50,11 @@ def seconds(calls: Sequence[Call], runs: int = 15) -> float:
     return statistics.median(times[2:])
 
 
-def coded(weight: torch.Tensor, bits: int) -> CodedWeight:
+def coded(weight: torch.Tensor, bits: int) -> QuantizedWeight:
     scheme = Scheme(bits, search=False)
     rows = encode_rows(weight.flatten(0, -2), scheme.tables, 64, "log8", search=False)
     lead = weight.shape[:-1]
-    return CodedWeight(
+    return QuantizedWeight(
         rows.codes.view(*lead, -1),
         rows.scales.view(*lead, -1),
         None if rows.base is None else rows.base.view(lead),
@@ -63,7 +63,7 @@ def coded(weight: torch.Tensor, bits: int) -> CodedWeight:
     )
 
 
-def nbytes(weight: CodedWeight) -> int:
+def nbytes(weight: QuantizedWeight) -> int:
     return sum(t.nbytes for t in weight[:3] if isinstance(t, torch.Tensor))
 
 
@@ -71,7 +71,7 @@ def made(*shape: int) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
 
 
-def copies(weight: CodedWeight, count: int) -> list[CodedWeight]:
+def copies(weight: QuantizedWeight, count: int) -> list[QuantizedWeight]:
     return [weight._replace(codes=weight.codes.clone(), scales=weight.scales.clone()) for _ in range(count)]
 
 

@@ -86,7 +86,7 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
     if cache is not None:
         tell("slots", cache.slots)
         tell("placed", cache.line())
-        tell("device_plans", cache.groups[0].plans_itself)
+        tell("device_plans", cache.groups[0].device_assigns)
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(10, model.config.get_text_config().vocab_size // 2, (1, PREFILL), generator=random).to(device)
 

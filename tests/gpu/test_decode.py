@@ -1,10 +1,10 @@
-"""The Triton decoder: the values of the torch twin, in a compiled function and in a CUDA graph, too."""
+"""The Triton decoder: the values of the reference, in a compiled function and in a CUDA graph, too."""
 
 import pytest
 import torch
 
 from hlwq_kernels import decode_rows
-from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.decode.dispatch import decode_rows_reference
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.weights import BITS, BLOCK_SIZES, tables
 
@@ -41,29 +41,29 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     ("bits", "n", "scale"),
     [(bits, 64, "log8") for bits in BITS] + [(5, n, "fp16") for n in BLOCK_SIZES] + [(7, 32, "log8")],
 )
-def test_decoded_values_are_those_of_the_torch_twin(bits: int, n: int, scale: str) -> None:
+def test_decoded_values_are_those_of_the_reference(bits: int, n: int, scale: str) -> None:
     for rows, blocks in ((37, 3), (130, 11), (5, 128)):
         stored = random_stored(bits, n, scale, rows, blocks)
         for columns in (blocks * n, blocks * n - 5):
-            twin = decode_rows_torch(*stored, centroids(bits), n, columns)
-            assert same(decode_rows(*stored, centroids(bits), n, columns, torch.bfloat16), twin.to(torch.bfloat16))
+            expected = decode_rows_reference(*stored, centroids(bits), n, columns)
+            assert same(decode_rows(*stored, centroids(bits), n, columns, torch.bfloat16), expected.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_every_type_of_result_is_the_float32_value_rounded(dtype: torch.dtype) -> None:
     for scale in ("log8", "fp16"):
         stored = random_stored(5, 64, scale, 65, 44)
-        twin = decode_rows_torch(*stored, centroids(5), 64, 44 * 64).to(dtype)
-        assert same(decode_rows(*stored, centroids(5), 64, 44 * 64, dtype), twin)
+        expected = decode_rows_reference(*stored, centroids(5), 64, 44 * 64).to(dtype)
+        assert same(decode_rows(*stored, centroids(5), 64, 44 * 64, dtype), expected)
 
 
 @pytest.mark.parametrize("columns", [704, 2816, 8192])
-def test_a_thousand_million_values_are_those_of_the_torch_twin(columns: int) -> None:
+def test_a_thousand_million_values_are_those_of_the_reference(columns: int) -> None:
     rows = 2**25 // columns
     for seed in range(10):
         stored = random_stored(5, 64, "log8", rows, columns // 64, seed)
-        twin = decode_rows_torch(*stored, centroids(5), 64, columns).to(torch.bfloat16)
-        assert same(decode_rows(*stored, centroids(5), 64, columns, torch.bfloat16), twin)
+        expected = decode_rows_reference(*stored, centroids(5), 64, columns).to(torch.bfloat16)
+        assert same(decode_rows(*stored, centroids(5), 64, columns, torch.bfloat16), expected)
 
 
 def test_a_compiled_function_takes_the_decoder_whole() -> None:
@@ -85,4 +85,4 @@ def test_a_cuda_graph_replays_the_decoder_on_new_codes() -> None:
         out = decode_rows(*stored, table, 64, 384, torch.bfloat16)
     stored[0].copy_(random_stored(5, 64, "log8", 48, 6, seed=1)[0])
     graph.replay()
-    assert same(out, decode_rows_torch(*stored, table, 64, 384).to(torch.bfloat16))
+    assert same(out, decode_rows_reference(*stored, table, 64, 384).to(torch.bfloat16))

@@ -1,4 +1,4 @@
-"""The CUDA encoder: the bytes of the torch twin, which is compared on the same device and on the CPU."""
+"""The CUDA encoder: the bytes of the reference, which is compared on the same device and on the CPU."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from hlwq_kernels import EncodedRows, encode_rows
 from hlwq_kernels.common.cuda_kernel import runs_nvrtc
 from hlwq_kernels.encode.dispatch import ScaleKind
-from hlwq_kernels.encode.reference import encode_rows_torch
+from hlwq_kernels.encode.reference import encode_rows_reference
 from tests.gpu.device import CUDA, made_rows, needs_cuda
 from tests.kernels.weights import hostile_rows, lcg_rows, tables
 
@@ -42,24 +42,24 @@ def different(a: EncodedRows, b: EncodedRows) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_hostile_rows_have_the_bytes_of_the_torch_twin_on_the_cpu(kind: Kind) -> None:
+def test_hostile_rows_have_the_bytes_of_the_reference_on_the_cpu(kind: Kind) -> None:
     bits, n, scale, search = kind
     for columns in (2 * n, n + 65, 1, 20 * n):
         weight = hostile_rows(columns, seed=bits).to(torch.bfloat16)
         coded = encode_rows(weight.to(CUDA), tables(bits), n, scale, search)
         on_cpu = EncodedRows(*(None if t is None else t.cpu() for t in coded))
-        assert not different(on_cpu, encode_rows_torch(weight, tables(bits), n, scale, search)), columns
+        assert not different(on_cpu, encode_rows_reference(weight, tables(bits), n, scale, search)), columns
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("kind", [DEFAULT, CLASSIC], ids=str)
-def test_every_type_of_weight_has_the_bytes_of_the_torch_twin(kind: Kind, dtype: torch.dtype) -> None:
+def test_every_type_of_weight_has_the_bytes_of_the_reference(kind: Kind, dtype: torch.dtype) -> None:
     bits, n, scale, search = kind
     for weight in (hostile_rows(321).nan_to_num(0.0, 6e4, -6e4), lcg_rows()):
         narrow = weight.clamp(-6e4, 6e4).to(dtype) if dtype == torch.float16 else weight.to(dtype)
         coded = encode_rows(narrow.to(CUDA), tables(bits), n, scale, search)
         on_cpu = EncodedRows(*(None if t is None else t.cpu() for t in coded))
-        assert not different(on_cpu, encode_rows_torch(narrow, tables(bits), n, scale, search))
+        assert not different(on_cpu, encode_rows_reference(narrow, tables(bits), n, scale, search))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 2.0**120])
@@ -76,7 +76,7 @@ def test_a_row_that_cannot_be_coded_is_marked_and_only_it(bad: float) -> None:
 def test_a_slice_that_starts_anywhere_has_the_bytes_it_has_in_the_whole() -> None:
     flat = torch.randn(40 * 192 + 3, device=CUDA).to(torch.bfloat16)
     whole = flat[3:].reshape(40, 192)
-    assert not different(encode_rows(whole, tables(5), 64), encode_rows_torch(whole, tables(5), 64, "log8", True))
+    assert not different(encode_rows(whole, tables(5), 64), encode_rows_reference(whole, tables(5), 64, "log8", True))
     part = encode_rows(whole[7:9], tables(5), 64)
     assert torch.equal(part.codes, encode_rows(whole, tables(5), 64).codes[7:9])
 
@@ -102,13 +102,13 @@ def test_no_rows_are_no_codes() -> None:
     ],
     ids=str,
 )
-def test_a_thousand_million_weights_have_the_bytes_of_the_torch_twin(kind: Kind, columns: int, weights: int) -> None:
+def test_a_thousand_million_weights_have_the_bytes_of_the_reference(kind: Kind, columns: int, weights: int) -> None:
     bits, n, scale, search = kind
     for weight in made_rows(weights, columns, torch.bfloat16, seed=columns):
         coded = encode_rows(weight, tables(bits), n, scale, search)
-        assert not different(coded, encode_rows_torch(weight, tables(bits), n, scale, search))
+        assert not different(coded, encode_rows_reference(weight, tables(bits), n, scale, search))
 
 
-def test_one_row_of_a_million_columns_has_the_bytes_of_the_torch_twin() -> None:
+def test_one_row_of_a_million_columns_has_the_bytes_of_the_reference() -> None:
     weight = torch.randn(1, 2**20, device=CUDA)
-    assert not different(encode_rows(weight, tables(5), 64), encode_rows_torch(weight, tables(5), 64, "log8", True))
+    assert not different(encode_rows(weight, tables(5), 64), encode_rows_reference(weight, tables(5), 64, "log8", True))

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.codes.quantized_weight import QuantizedWeight
 from hlwq_kernels.linear.gemv import takes_sum
-from hlwq_kernels.moe.experts import FEW_PAIRS, coded_experts
+from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_matmul import activations, decoded, error, random_weight
 
 pytestmark = needs_cuda
 
 
-def stacked(bits: int, experts: int, rows: int, columns: int, scale: str = "log8") -> CodedWeight:
+def stacked(bits: int, experts: int, rows: int, columns: int, scale: str = "log8") -> QuantizedWeight:
     parts = [random_weight(bits, 64, scale, rows, columns, seed) for seed in range(experts)]
     codes, scales, base = (
         None if part[0] is None else torch.stack(part)  # type: ignore[arg-type]
@@ -20,16 +20,21 @@ def stacked(bits: int, experts: int, rows: int, columns: int, scale: str = "log8
     )
     assert codes is not None
     assert scales is not None
-    return CodedWeight(codes, scales, base, parts[0].centroids, 64)
+    return QuantizedWeight(codes, scales, base, parts[0].centroids, 64)
 
 
-def one(weight: CodedWeight, expert: int) -> CodedWeight:
+def one(weight: QuantizedWeight, expert: int) -> QuantizedWeight:
     base = None if weight.base is None else weight.base[expert]
     return weight._replace(codes=weight.codes[expert], scales=weight.scales[expert], base=base)
 
 
 def expected(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: CodedWeight, down: CodedWeight, inner: int
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    routed: torch.Tensor,
+    gate_up: QuantizedWeight,
+    down: QuantizedWeight,
+    inner: int,
 ) -> torch.Tensor:
     out = torch.zeros(*x.shape, dtype=torch.float64, device=CUDA)
     for t in range(len(x)):
@@ -54,7 +59,7 @@ CHOICES = {
 
 
 @pytest.mark.parametrize("choice", list(CHOICES))
-@pytest.mark.parametrize(("tokens", "k"), [(1, 8), (3, 8), (2, 2), (4, 3), (FEW_PAIRS // 8 + 3, 8)])
+@pytest.mark.parametrize(("tokens", "k"), [(1, 8), (3, 8), (2, 2), (4, 3), (MAX_FUSED_PAIRS // 8 + 3, 8)])
 def test_layer_is_that_of_the_decoded_experts(tokens: int, k: int, choice: str) -> None:
     gate_up, down = stacked(5, 9, 2 * 96, 320), stacked(5, 9, 320, 96)
     torch.manual_seed(tokens)

@@ -1,4 +1,4 @@
-"""The cache in codes on a CUDA device: bytes of the torch twin, and attention over the decoded cache."""
+"""The cache in codes on a CUDA device: bytes of the reference, and attention over the decoded cache."""
 
 import pytest
 import torch
@@ -7,9 +7,9 @@ from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
 from hlwq_cli.runtime.kv.bits import KVBits
 from hlwq_cli.runtime.kv.cache import coded_cache
 from hlwq_cli.runtime.model import HLWQModel
-from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
-from hlwq_kernels.attention.kv_encode import encode_tokens, encode_tokens_torch
-from hlwq_kernels.attention.reference import attend_torch
+from hlwq_kernels.attention.dispatch import QuantizedKV, Rule, attend
+from hlwq_kernels.attention.kv_encode import encode_kv, encode_kv_reference
+from hlwq_kernels.attention.reference import attend_reference
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case, tables
 from tests.kernels.weights import BITS
@@ -38,7 +38,7 @@ def rule(layout: Layout, **others: object) -> Rule:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256, 512])
-def test_coded_tokens_have_the_bytes_of_the_torch_twin(bits: int, dim: int) -> None:
+def test_coded_tokens_have_the_bytes_of_the_reference(bits: int, dim: int) -> None:
     generator = torch.Generator(CUDA).manual_seed(bits)
     x = (
         torch.randn(3, 1000, dim, device=CUDA, generator=generator)
@@ -48,10 +48,10 @@ def test_coded_tokens_have_the_bytes_of_the_torch_twin(bits: int, dim: int) -> N
     x[1, ::2] = x[1, ::2] * 1e-20
     x[2, :100, 1:] = 0.0
     for dtype in (torch.float32, torch.bfloat16):
-        codes, scales = encode_tokens(x.to(dtype), tables(bits, "cuda"))
-        twin_codes, twin_scales = encode_tokens_torch(x.to(dtype), tables(bits, "cuda"))
-        assert torch.equal(scales, twin_scales)
-        assert torch.equal(codes, twin_codes)
+        codes, scales = encode_kv(x.to(dtype), tables(bits, "cuda"))
+        expected_codes, expected_scales = encode_kv_reference(x.to(dtype), tables(bits, "cuda"))
+        assert torch.equal(scales, expected_scales)
+        assert torch.equal(codes, expected_codes)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -94,12 +94,12 @@ def test_several_queries(queries: int) -> None:
     check(make_case(layout, 1500, 90, queries=queries, dtype=torch.bfloat16, device="cuda"), rule(layout))
 
 
-def random_cache(heads: int, coded: int, dim: int, bits: int) -> CachedTokens:
+def random_cache(heads: int, coded: int, dim: int, bits: int) -> QuantizedKV:
     """Any codes, of heads whose root mean squares are from 1/2 to 2."""
     codes = torch.randint(0, 256, (1, heads, coded, dim * bits // 8), dtype=torch.uint8, device=CUDA)
     scales = torch.randint(120, 137, (1, heads, coded), dtype=torch.uint8, device=CUDA)
     exact = torch.randn(1, heads, 64, dim, device=CUDA)
-    return CachedTokens(codes, scales, coded, exact, coded, tables(bits, "cuda"))
+    return QuantizedKV(codes, scales, coded, exact, coded, tables(bits, "cuda"))
 
 
 def test_caches_of_more_bytes_than_32_bits_can_count() -> None:
@@ -109,7 +109,7 @@ def test_caches_of_more_bytes_than_32_bits_can_count() -> None:
     assert keys.codes.nbytes > 2**31
     query = torch.randn(1, 4, 1, 512, device=CUDA) * 0.2
     seen, attention = torch.tensor([tokens]), Rule(0.2)
-    found, exactly = (f(query, keys, values, seen, attention) for f in (attend, attend_torch))
+    found, exactly = (f(query, keys, values, seen, attention) for f in (attend, attend_reference))
     torch.testing.assert_close(found, exactly, rtol=0, atol=float(exactly.abs().max()) * 5e-3)
 
 
@@ -161,7 +161,7 @@ def test_a_graph_captured_once_reads_lengths_from_the_device(layout: Layout) -> 
             ring[:, :, torch.arange(coded, coded + exact) % 96] = side.exact[:, :, torch.arange(exact) % 90]
         lengths.copy_(torch.tensor([coded, exact]))
         graph.replay()
-        exactly = attend_torch(
+        exactly = attend_reference(
             whole.query.float(),
             keys.settled(),
             values.settled(),

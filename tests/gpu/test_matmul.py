@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hlwq_kernels.codes.quantized_weight import CodedWeight
-from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.codes.quantized_weight import QuantizedWeight
+from hlwq_kernels.decode.dispatch import decode_rows_reference
 from hlwq_kernels.linear.gemm_small_m import FEW
 from hlwq_kernels.linear.linear import coded_linear
 from tests.gpu.device import CUDA, needs_cuda
@@ -15,7 +15,7 @@ pytestmark = needs_cuda
 TOLERANCE = {torch.bfloat16: 4e-3, torch.float16: 8e-4, torch.float32: 1e-5}
 
 
-def random_weight(bits: int, n: int, scale: str, rows: int, columns: int, seed: int = 0) -> CodedWeight:
+def random_weight(bits: int, n: int, scale: str, rows: int, columns: int, seed: int = 0) -> QuantizedWeight:
     """Any codes; scales and bases of a few powers of two around what weights have."""
     g = torch.Generator(CUDA).manual_seed(seed)
     blocks = -(-columns // n)
@@ -28,11 +28,11 @@ def random_weight(bits: int, n: int, scale: str, rows: int, columns: int, seed: 
         base = (torch.rand(rows, device=CUDA, generator=g) + 0.01).bfloat16()
     else:
         scales = (torch.rand(rows, blocks, device=CUDA, generator=g) * n**0.5).half()
-    return CodedWeight(codes, scales, base, torch.from_numpy(tables(bits).centroids).to(CUDA), n)
+    return QuantizedWeight(codes, scales, base, torch.from_numpy(tables(bits).centroids).to(CUDA), n)
 
 
-def decoded(weight: CodedWeight, columns: int) -> torch.Tensor:
-    return decode_rows_torch(*weight, columns).double()
+def decoded(weight: QuantizedWeight, columns: int) -> torch.Tensor:
+    return decode_rows_reference(*weight, columns).double()
 
 
 def activations(tokens: int, columns: int, dtype: torch.dtype, seed: int = 1) -> torch.Tensor:

@@ -13,9 +13,9 @@ from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.offload import expert_cache
 from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
-from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.codes.quantized_weight import QuantizedWeight
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
-from hlwq_kernels.moe.experts import FEW_PAIRS, coded_experts
+from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts
 from hlwq_kernels.offload.expert_layout import RecordLayout, view
 from hlwq_kernels.offload.layer import OffloadedLayer, Slots
 from hlwq_kernels.offload.slots import AHEAD
@@ -30,11 +30,11 @@ EXPERTS, INNER, HIDDEN = 20, 96, 320
 
 
 @pytest.fixture(scope="module")
-def resident() -> tuple[CodedWeight, CodedWeight]:
+def resident() -> tuple[QuantizedWeight, QuantizedWeight]:
     return stacked(5, EXPERTS, 2 * INNER, HIDDEN), stacked(5, EXPERTS, HIDDEN, INNER)
 
 
-def outside(resident: tuple[CodedWeight, CodedWeight]) -> HostRecords:
+def outside(resident: tuple[QuantizedWeight, QuantizedWeight]) -> HostRecords:
     parts = [[(t.shape[1:], t.dtype) for t in weight[:3] if t is not None] for weight in resident]
     layout = RecordLayout.of(*parts)
     records = HostRecords(EXPERTS, layout, pin=True)
@@ -44,7 +44,9 @@ def outside(resident: tuple[CodedWeight, CodedWeight]) -> HostRecords:
     return records
 
 
-def layers(resident: tuple[CodedWeight, CodedWeight], slots: int, scratch: int, itself: bool = True) -> list[Any]:
+def layers(
+    resident: tuple[QuantizedWeight, QuantizedWeight], slots: int, scratch: int, itself: bool = True
+) -> list[Any]:
     records = outside(resident)
     assert records.pinned is not None
     assert reads_pinned_memory(CUDA)
@@ -61,9 +63,9 @@ def choice(count: int, k: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("itself", [True, False])
 @pytest.mark.parametrize("slots", [1, 3, 11, EXPERTS])
-@pytest.mark.parametrize(("count", "k"), [(1, 4), (3, 4), (40, 4), (FEW_PAIRS // 4, 4), (FEW_PAIRS, 4)])
+@pytest.mark.parametrize(("count", "k"), [(1, 4), (3, 4), (40, 4), (MAX_FUSED_PAIRS // 4, 4), (MAX_FUSED_PAIRS, 4)])
 def test_a_layer_gives_what_a_resident_one_gives(
-    resident: tuple[CodedWeight, CodedWeight], slots: int, count: int, k: int, itself: bool
+    resident: tuple[QuantizedWeight, QuantizedWeight], slots: int, count: int, k: int, itself: bool
 ) -> None:
     x = activations(count, HIDDEN, torch.bfloat16) / 100
     both = layers(resident, slots, k, itself)
@@ -75,7 +77,7 @@ def test_a_layer_gives_what_a_resident_one_gives(
                 assert torch.equal(layer.run(x, chosen, routed, gate, name), expected)
 
 
-def test_the_device_fetches_by_the_rules(resident: tuple[CodedWeight, CodedWeight]) -> None:
+def test_the_device_fetches_by_the_rules(resident: tuple[QuantizedWeight, QuantizedWeight]) -> None:
     first, second = layers(resident, 5, 4)
     rules = SlotRules(EXPERTS, 5), SlotRules(EXPERTS, 5)
     wanted = 0
@@ -93,7 +95,7 @@ def test_the_device_fetches_by_the_rules(resident: tuple[CodedWeight, CodedWeigh
 @pytest.mark.parametrize("slots", [1, 5])
 @pytest.mark.parametrize("captured", [False, True])
 def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
-    resident: tuple[CodedWeight, CodedWeight], slots: int, captured: bool
+    resident: tuple[QuantizedWeight, QuantizedWeight], slots: int, captured: bool
 ) -> None:
     """Ten tokens through two layers at once, so that a copy that came too early or late would meet a reader."""
     first, second = layers(resident, slots, 4)
@@ -142,7 +144,7 @@ def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
         assert fetched[1:] == [missing, missing * record, ahead * record]
 
 
-def test_a_graph_fetches_whatever_is_chosen(resident: tuple[CodedWeight, CodedWeight]) -> None:
+def test_a_graph_fetches_whatever_is_chosen(resident: tuple[QuantizedWeight, QuantizedWeight]) -> None:
     layer, _ = layers(resident, 3, 4)
     x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
     chosen = torch.tensor([[0, 1, 2, 3]], device=CUDA)
@@ -160,7 +162,9 @@ def test_a_graph_fetches_whatever_is_chosen(resident: tuple[CodedWeight, CodedWe
         assert torch.equal(y, coded_experts(x, chosen, routed, *resident, gate, "gelu_pytorch_tanh"))
 
 
-def test_threads_with_streams_of_their_own_get_their_own_answers(resident: tuple[CodedWeight, CodedWeight]) -> None:
+def test_threads_with_streams_of_their_own_get_their_own_answers(
+    resident: tuple[QuantizedWeight, QuantizedWeight],
+) -> None:
     layer, _ = layers(resident, 2, 4)
     x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
     choices = [choice(1, 4, seed) for seed in range(40)]

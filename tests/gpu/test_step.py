@@ -1,4 +1,4 @@
-"""What a step does between products of weights: kernels beside their torch twins, a layer beside transformers'."""
+"""What a step does between products of weights: kernels beside their references, a layer beside transformers'."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, roundings: int = 2) -> No
 
 
 def by_torch(function: Any, *args: Any) -> Any:
-    """The twin, on the same device."""
+    """The reference, on the same device."""
     run, step.steps_run = step.steps_run, lambda x: False
     try:
         return function(*args)

@@ -14,7 +14,7 @@ import torch
 import hlwq_kernels
 from hlwq_kernels import CodeTables, EncodedRows
 from hlwq_kernels.common.cuda_kernel import Macros
-from hlwq_kernels.encode.cuda_config import SOURCES, Variant, kernel_table, searched_values
+from hlwq_kernels.encode.cuda_config import SOURCES, EncodeKernelConfig, kernel_table, searched_values
 from hlwq_kernels.encode.cuda_gpu import arrangement, empty, kernel_arguments, whole_blocks
 from hlwq_kernels.encode.dispatch import ScaleKind
 
@@ -49,19 +49,19 @@ def library(sources: tuple[str, ...], macros: Macros, launch: str) -> ctypes.CDL
 
 
 def encode_rows_emulated(
-    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, roomy: bool = True
+    weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, large_smem: bool = True
 ) -> EncodedRows:
     """`encode_rows` by the CUDA kernel's source, on two CTAs."""
     whole, log8 = whole_blocks(weight, block_size), scale == "log8"
     out = empty(whole, tables.bits, block_size, log8)
     for tensor in out:
         tensor.view(torch.uint8).fill_(0xA5)
-    variant = Variant(tables.bits, block_size, log8, search, whole.dtype, roomy=roomy)
-    variant, held, threads = arrangement(variant, *out[1].shape)
-    table, cells = torch.from_numpy(kernel_table(tables, variant)), len(searched_values(tables))
-    assert variant.shared_bytes(threads, cells) <= 16 * 2**16, "see `arena`"
+    config = EncodeKernelConfig(tables.bits, block_size, log8, search, whole.dtype, large_smem=large_smem)
+    config, held, threads = arrangement(config, *out[1].shape)
+    table, cells = torch.from_numpy(kernel_table(tables, config)), len(searched_values(tables))
+    assert config.shared_bytes(threads, cells) <= 16 * 2**16, "see `arena`"
     arguments = kernel_arguments(whole, held, table, cells, out)
-    library(SOURCES, variant.macros, _LAUNCH).launch(2, threads, addresses(arguments))
+    library(SOURCES, config.macros, _LAUNCH).launch(2, threads, addresses(arguments))
     codes, scales, base, error, energy = out
     return EncodedRows(codes, scales, base if log8 else None, error, energy)
 

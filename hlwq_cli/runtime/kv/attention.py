@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
-from hlwq_kernels.attention.dispatch import CachedTokens, Rule, attend
+from hlwq_kernels.attention.dispatch import QuantizedKV, Rule, attend
 
 from ...errors import UnsupportedError
 from .bits import KVBits
@@ -65,11 +65,11 @@ def kv_attention(
     return attend(query, keys, values, seen, rule).transpose(1, 2).contiguous(), None
 
 
-def _cached(key: Any, value: Any, queries: int) -> tuple[CachedTokens, CachedTokens, torch.Tensor]:
+def _cached(key: Any, value: Any, queries: int) -> tuple[QuantizedKV, QuantizedKV, torch.Tensor]:
     """Both sides, and what queries see in codes: nothing where the layer is dense."""
     if isinstance(key, CodedStates):
         return key.tokens, value.tokens, key.seen
-    return CachedTokens.dense(key), CachedTokens.dense(value), torch.zeros(queries, dtype=torch.int64)
+    return QuantizedKV.dense(key), QuantizedKV.dense(value), torch.zeros(queries, dtype=torch.int64)
 
 
 def code_kv_cache(model: Any, bits: KVBits) -> None:

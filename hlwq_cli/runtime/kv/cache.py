@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from hlwq_kernels.attention.dispatch import CachedTokens
-from hlwq_kernels.attention.kv_encode import TokenTables, encode_tokens, padded_dim
+from hlwq_kernels.attention.dispatch import QuantizedKV
+from hlwq_kernels.attention.kv_encode import KVTables, encode_kv, padded_dim
 
 from ...codec.codebook import lloyd_max
 from ...errors import UnsupportedError
@@ -40,9 +40,9 @@ def seen_in_codes(length: int, new: int, window: int = WINDOW, coded: int = 0) -
 
 
 @lru_cache(maxsize=None)
-def token_tables(bits: int, device: torch.device) -> TokenTables:
+def token_tables(bits: int, device: torch.device) -> KVTables:
     """The project's codebook, on a device."""
-    return TokenTables.of(lloyd_max(bits), device)
+    return KVTables.of(lloyd_max(bits), device)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CodedStates:
         seen: int64 (new tokens,): how many tokens each new one sees in codes.
     """
 
-    tokens: CachedTokens
+    tokens: QuantizedKV
     seen: torch.Tensor
 
     @property
@@ -110,7 +110,7 @@ class CodedSide:
         """Bytes held, room to grow included."""
         return self.codes.nbytes + self.scales.nbytes + self.tail.nbytes
 
-    def append(self, new: torch.Tensor, length: int, before: int, after: int) -> CachedTokens:
+    def append(self, new: torch.Tensor, length: int, before: int, after: int) -> QuantizedKV:
         """Add tokens behind the `length` that are there, of which `before` are coded and `after` are to be then."""
         kept = length - before
         if kept + new.shape[-2] <= self.tail.shape[-2]:
@@ -123,11 +123,11 @@ class CodedSide:
             exact = exact.clone() if exact.data_ptr() == self.tail.data_ptr() else exact
             left = exact[:, :, after - before :]
             self.tail[:, :, : left.shape[-2]] = left
-        return CachedTokens(self.codes, self.scales, after, exact, before, self.tables)
+        return QuantizedKV(self.codes, self.scales, after, exact, before, self.tables)
 
     def _code(self, tokens: torch.Tensor, start: int, stop: int) -> None:
         self._make_room(stop)
-        self.codes[:, :, start:stop], self.scales[:, :, start:stop] = encode_tokens(tokens, self.tables)
+        self.codes[:, :, start:stop], self.scales[:, :, start:stop] = encode_kv(tokens, self.tables)
 
     def _make_room(self, tokens: int) -> None:
         """Room for so many, and when growing for an eighth more than there was, so that copies stay rare."""

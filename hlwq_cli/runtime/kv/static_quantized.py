@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from hlwq_kernels.attention.dispatch import CachedTokens
-from hlwq_kernels.attention.kv_encode import encode_tokens, padded_dim
+from hlwq_kernels.attention.dispatch import QuantizedKV
+from hlwq_kernels.attention.kv_encode import encode_kv, padded_dim
 
 from .bits import KVBits
 from .cache import GROUP, WINDOW, CodedStates, coded_tokens, seen_in_codes, token_tables
@@ -30,17 +30,17 @@ class _Side:
         self.scales = states.new_zeros(batch, heads, capacity, dtype=torch.uint8)
         self.ring = states.new_zeros(batch, heads, WINDOW + GROUP, dim)
 
-    def keep_prompt(self, states: torch.Tensor, coded: int) -> CachedTokens:
+    def keep_prompt(self, states: torch.Tensor, coded: int) -> QuantizedKV:
         if coded:
             self._code(states[:, :, :coded], 0)
         columns = torch.arange(coded, states.shape[2], device=states.device)
         self.ring.index_copy_(2, columns % self.ring.shape[2], states[:, :, coded:])
-        return CachedTokens(self.codes, self.scales, coded, states, 0, self.tables)
+        return QuantizedKV(self.codes, self.scales, coded, states, 0, self.tables)
 
-    def keep(self, state: torch.Tensor, place: Place) -> CachedTokens:
+    def keep(self, state: torch.Tensor, place: Place) -> QuantizedKV:
         self.ring.index_copy_(2, place.slots[self.ring.shape[2]], state)
         most = coded_tokens(place.length)
-        return CachedTokens(self.codes, self.scales, most, self.ring, most, self.tables, place.lengths)
+        return QuantizedKV(self.codes, self.scales, most, self.ring, most, self.tables, place.lengths)
 
     def code(self, start: int, stop: int) -> None:
         columns = torch.arange(start, stop, device=self.ring.device)
@@ -48,7 +48,7 @@ class _Side:
 
     def _code(self, states: torch.Tensor, start: int) -> None:
         stop = start + states.shape[2]
-        self.codes[:, :, start:stop], self.scales[:, :, start:stop] = encode_tokens(states, self.tables)
+        self.codes[:, :, start:stop], self.scales[:, :, start:stop] = encode_kv(states, self.tables)
 
 
 class CodedRingLayer(CacheLayerMixin):

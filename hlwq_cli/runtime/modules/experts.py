@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.codes.quantized_weight import QuantizedWeight
 from hlwq_kernels.moe.experts import coded_experts
 from hlwq_kernels.offload.expert_layout import RecordLayout
 from hlwq_kernels.offload.layer import OffloadedLayer
@@ -59,10 +59,10 @@ class HLWQExperts(CodedModule):
         assert scales is not None
         return codes, scales, self._buffers.get(f"base_{parameter}")
 
-    def _coded(self, parameter: str) -> CodedWeight:
+    def _coded(self, parameter: str) -> QuantizedWeight:
         codes, scales, base = self._parts(parameter)
         centroids = self.coding.centroids(self.bits[parameter], codes.device)
-        return CodedWeight(codes, scales, base, centroids, self.coding.block_size)
+        return QuantizedWeight(codes, scales, base, centroids, self.coding.block_size)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

@@ -11,7 +11,7 @@ import torch
 
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
 from .kv_encode import padded_dim, rotation_block
-from .kv_states import CachedTokens
+from .kv_states import QuantizedKV
 
 SOURCES = (
     "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_slices.cuh",
@@ -26,17 +26,17 @@ _MERGE = CudaKernel(*MERGE_SOURCES, name="merge")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LARGEST_DIM = 512
 _WARPS = 8
-_ROOMY_BYTES = 160 * 1024
+_LARGE_SMEM_BYTES = 160 * 1024
 
 
-def runs_attention(query: torch.Tensor, keys: CachedTokens, values: CachedTokens) -> bool:
+def supports_attention(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV) -> bool:
     """Whether the kernel takes these heads, on this device."""
     fits = max(keys.dim, values.dim) <= _LARGEST_DIM and query.dtype in _TYPES
     return fits and runs_nvrtc(query.device)
 
 
 @dataclass(frozen=True)
-class Variant:
+class AttentionKernelConfig:
     """What the kernel is compiled for.
 
     Attributes:
@@ -47,7 +47,7 @@ class Variant:
         masked: whether there is a mask.
         capped: whether logits are capped.
         one_table: whether keys and values have the same codebook.
-        roomy: whether a multiprocessor has shared memory for tables of 32 KB.
+        large_smem: whether a multiprocessor has shared memory for tables of 32 KB.
     """
 
     bits: tuple[int, int]
@@ -57,7 +57,7 @@ class Variant:
     masked: bool = False
     capped: bool = False
     one_table: bool = True
-    roomy: bool = True
+    large_smem: bool = True
 
     @property
     def stored(self) -> tuple[int, int]:
@@ -92,7 +92,7 @@ class Variant:
     def copies(self, bits: int) -> int:
         """How often a table lies in shared memory: as often as half of it has room, at most once a bank."""
         entries = 1 << (2 * bits if bits <= 6 else bits)
-        return max(1, min(32, (8192 if self.roomy else 4096) // entries))
+        return max(1, min(32, (8192 if self.large_smem else 4096) // entries))
 
     @cached_property
     def shared_bytes(self) -> int:
@@ -134,8 +134,8 @@ class Variant:
 
 def attend_cuda(
     query: torch.Tensor,
-    keys: CachedTokens,
-    values: CachedTokens,
+    keys: QuantizedKV,
+    values: QuantizedKV,
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float,
@@ -154,31 +154,31 @@ def attend_cuda(
         (batch, query heads, dim of values), of the query's dtype.
     """
     device, (batch, query_heads, _), heads = query.device, query.shape, keys.codes.shape[1]
-    variant = _variant(query, keys, values, mask is not None, softcap != 0.0)
-    chunks, exact = -(-variant.group // variant.rows), -(-keys.exact.shape[2] // variant.exact)
-    resident = _ATTEND.resident(device, variant.macros, 32 * variant.warps, variant.shared_bytes)
-    ctas, steps = batch * heads * chunks, -(-keys.coded // variant.step)
+    config = _config_of(query, keys, values, mask is not None, softcap != 0.0)
+    chunks, exact = -(-config.group // config.rows), -(-keys.exact.shape[2] // config.exact)
+    resident = _ATTEND.resident(device, config.macros, 32 * config.warps, config.shared_bytes)
+    ctas, steps = batch * heads * chunks, -(-keys.coded // config.step)
     splits = _splits(resident // ctas, _processors(device) // ctas, exact, steps)
-    parts, rows, stored = exact + splits, batch * query_heads, variant.stored[1]
+    parts, rows, stored = exact + splits, batch * query_heads, config.stored[1]
     sums = query.new_empty(rows, parts, stored, dtype=torch.float32)
     highests, weights = query.new_empty(2, rows, parts, dtype=torch.float32)
     out = query.new_empty(batch, query_heads, values.dim)
     arguments = attend_arguments(query, keys, values, mask, scaling, softcap, exact)
     _ATTEND.launch(
         device,
-        variant.macros,
+        config.macros,
         (parts, batch * heads, chunks),
-        32 * variant.warps,
+        32 * config.warps,
         *arguments,
         sums,
         highests,
         weights,
-        shared=variant.shared_bytes,
+        shared=config.shared_bytes,
         overlap=True,
     )
     _MERGE.launch(
         device,
-        variant.merge_macros,
+        config.merge_macros,
         (rows,),
         32 * MERGE_WARPS,
         sums,
@@ -187,7 +187,7 @@ def attend_cuda(
         exact,
         parts,
         out,
-        shared=merge_shared_bytes(variant, parts),
+        shared=merge_shared_bytes(config, parts),
         overlap=True,
     )
     return out
@@ -207,15 +207,15 @@ def _splits(at_once: int, few: int, exact: int, steps: int) -> int:
     return min(room, steps if steps <= few else max(few, -(-steps // 2)))
 
 
-def merge_shared_bytes(variant: Variant, parts: int) -> int:
+def merge_shared_bytes(config: AttentionKernelConfig, parts: int) -> int:
     """Bytes of shared memory that the merge takes."""
-    return 4 * (2 * MERGE_WARPS * variant.stored[1] + parts)
+    return 4 * (2 * MERGE_WARPS * config.stored[1] + parts)
 
 
 def attend_arguments(
     query: torch.Tensor,
-    keys: CachedTokens,
-    values: CachedTokens,
+    keys: QuantizedKV,
+    values: QuantizedKV,
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float,
@@ -240,12 +240,14 @@ def _processors(device: torch.device) -> int:
 
 
 @lru_cache(maxsize=None)
-def _roomy(device: torch.device) -> bool:
-    return shared_per_multiprocessor(device) >= _ROOMY_BYTES
+def _large_smem(device: torch.device) -> bool:
+    return shared_per_multiprocessor(device) >= _LARGE_SMEM_BYTES
 
 
-def _variant(query: torch.Tensor, keys: CachedTokens, values: CachedTokens, masked: bool, capped: bool) -> Variant:
-    return _cached_variant(
+def _config_of(
+    query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, masked: bool, capped: bool
+) -> AttentionKernelConfig:
+    return _cached_config(
         (keys.tables.bits, values.tables.bits),
         (keys.dim, values.dim),
         query.shape[1] // keys.codes.shape[1],
@@ -253,11 +255,11 @@ def _variant(query: torch.Tensor, keys: CachedTokens, values: CachedTokens, mask
         masked,
         capped,
         keys.tables.centroids.data_ptr() == values.tables.centroids.data_ptr(),
-        _roomy(query.device),
+        _large_smem(query.device),
     )
 
 
-_cached_variant = lru_cache(maxsize=None)(Variant)
+_cached_config = lru_cache(maxsize=None)(AttentionKernelConfig)
 
 
 def _by_head(exact: torch.Tensor) -> torch.Tensor:

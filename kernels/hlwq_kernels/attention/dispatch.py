@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import torch
 
-from .cuda_gpu import attend_cuda, runs_attention
-from .kv_encode import TokenTables
-from .kv_states import CachedTokens
-from .reference import Rule, attend_torch
+from .cuda_gpu import attend_cuda, supports_attention
+from .kv_encode import KVTables
+from .kv_states import QuantizedKV
+from .reference import Rule, attend_reference
 
-__all__ = ["CachedTokens", "Rule", "attend"]
+__all__ = ["QuantizedKV", "Rule", "attend"]
 
 
-def attend(
-    query: torch.Tensor, keys: CachedTokens, values: CachedTokens, seen: torch.Tensor, rule: Rule
-) -> torch.Tensor:
-    """Attention of the newest tokens over coded and exact ones; see `attend_torch`.
+def attend(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, rule: Rule) -> torch.Tensor:
+    """Attention of the newest tokens over coded and exact ones; see `attend_reference`.
 
     One token a sequence is a `torch.library` custom op, so that torch.compile takes it whole.
     """
     mask = rule.mask
     shared = mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
     if query.shape[2] != 1 or not shared or keys.first != keys.coded:
-        return attend_torch(query, keys.settled(), values.settled(), seen, rule)
+        return attend_reference(query, keys.settled(), values.settled(), seen, rule)
     found: torch.Tensor = _attend_one_op(
         query[:, :, 0],
         keys.codes,
@@ -59,13 +57,13 @@ def _attend_one_op(
     scaling: float,
     softcap: float,
 ) -> torch.Tensor:
-    keys = CachedTokens(k_codes, k_scales, coded, k_exact, coded, TokenTables(*k_tables), lengths)
-    values = CachedTokens(v_codes, v_scales, coded, v_exact, coded, TokenTables(*v_tables), lengths)
-    if runs_attention(query, keys, values):
+    keys = QuantizedKV(k_codes, k_scales, coded, k_exact, coded, KVTables(*k_tables), lengths)
+    values = QuantizedKV(v_codes, v_scales, coded, v_exact, coded, KVTables(*v_tables), lengths)
+    if supports_attention(query, keys, values):
         return attend_cuda(query, keys, values, mask, scaling, softcap)
     keys, values = keys.settled(), values.settled()
     rule = Rule(scaling, softcap, None if mask is None else mask[:, None, None, : keys.length])
-    return attend_torch(query[:, :, None], keys, values, torch.tensor([keys.coded]), rule)[:, :, 0].contiguous()
+    return attend_reference(query[:, :, None], keys, values, torch.tensor([keys.coded]), rule)[:, :, 0].contiguous()
 
 
 @_attend_one_op.register_fake

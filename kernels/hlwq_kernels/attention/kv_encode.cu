@@ -1,4 +1,4 @@
-// The encoder of cached tokens: the bytes of encode_tokens_torch in attention/kv_encode.py, so to be compiled without fused
+// The encoder of cached tokens: the bytes of encode_kv_reference in attention/kv_encode.py, so to be compiled without fused
 // multiply-adds.
 //
 // A warp codes a head of a token: lane l holds values l, l + 32, ... of it. Sums are the twin's trees.

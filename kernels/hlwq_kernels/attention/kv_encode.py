@@ -28,12 +28,12 @@ SEARCH = (-3, -2, -1, 0, 1, 2)
 """Candidate scales, in steps round the root mean square. Of 1/16 octave, fifteen would err 2 to 7 % less again."""
 
 
-def _token_scales() -> torch.Tensor:
+def _kv_scales() -> torch.Tensor:
     steps = [0.0] + [2.0 ** ((k - _UNIT) / STEPS_PER_OCTAVE) for k in range(1, _NAN)] + [float("nan")]
     return torch.tensor(steps, dtype=torch.float32)
 
 
-TOKEN_SCALES = _token_scales()
+KV_SCALES = _kv_scales()
 """float32 (256,): what a scale byte stands for."""
 
 # Mean squares of mantissa m in [1, 2) lie so many quarter octaves up as there are thresholds at or below m.
@@ -51,13 +51,13 @@ def rotation_block(dim: int) -> int:
     return padded & -padded
 
 
-class TokenTables(NamedTuple):
+class KVTables(NamedTuple):
     """A codebook on a device.
 
     Attributes:
         centroids: float32 (2^bits,), ascending.
         boundaries: float32 (2^bits - 1,), the midpoints between neighbours.
-        scales: float32 (256,), `TOKEN_SCALES`.
+        scales: float32 (256,), `KV_SCALES`.
     """
 
     centroids: torch.Tensor
@@ -70,14 +70,14 @@ class TokenTables(NamedTuple):
         return self.centroids.numel().bit_length() - 1
 
     @classmethod
-    def of(cls, centroids: tuple[float, ...], device: torch.device) -> TokenTables:
+    def of(cls, centroids: tuple[float, ...], device: torch.device) -> KVTables:
         """The tables of a codebook of 2^bits ascending values."""
         c = torch.tensor(centroids, dtype=torch.float64)
         middles = ((c[1:] + c[:-1]) / 2).to(torch.float32)
-        return cls(*(t.to(device) for t in (c.to(torch.float32), middles, TOKEN_SCALES)))
+        return cls(*(t.to(device) for t in (c.to(torch.float32), middles, KV_SCALES)))
 
 
-def encode_tokens(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, torch.Tensor]:
+def encode_kv(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
     """Code the heads of tokens.
 
     Args:
@@ -88,14 +88,14 @@ def encode_tokens(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, t
         uint8 codes (..., padded * bits / 8), packed planes, and uint8 scales (...).
     """
     if x.shape[-1] <= _LARGEST_DIM and runs_nvrtc(x.device):
-        from .kv_encode_cuda import encode_tokens_cuda
+        from .kv_encode_cuda import encode_kv_cuda
 
-        return encode_tokens_cuda(x, tables)
-    return encode_tokens_torch(x, tables)
+        return encode_kv_cuda(x, tables)
+    return encode_kv_reference(x, tables)
 
 
-def encode_tokens_torch(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, torch.Tensor]:
-    """The torch twin of `encode_tokens`."""
+def encode_kv_reference(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reference of `encode_kv`."""
     dim = x.shape[-1]
     z = rotate_activation(x.to(torch.float32), rotation_block(dim))
     middle = _scale_index(_energy(z) * float(np.float32(1.0 / z.shape[-1])))
@@ -129,7 +129,7 @@ def _scale_index(mean_square: torch.Tensor) -> torch.Tensor:
 
 
 def decode_rotated(
-    codes: torch.Tensor, scales: torch.Tensor, tables: TokenTables, dtype: torch.dtype = torch.float32
+    codes: torch.Tensor, scales: torch.Tensor, tables: KVTables, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """Decode all but the rotation: (..., padded), of `dtype`."""
     values = tables.centroids[unpack_codes(codes, tables.bits).to(torch.int32)]
@@ -141,6 +141,6 @@ def rotate_heads(x: torch.Tensor, dim: int) -> torch.Tensor:
     return rotate_activation(x.to(torch.float32), rotation_block(dim))
 
 
-def decode_tokens(codes: torch.Tensor, scales: torch.Tensor, tables: TokenTables, dim: int) -> torch.Tensor:
+def decode_kv(codes: torch.Tensor, scales: torch.Tensor, tables: KVTables, dim: int) -> torch.Tensor:
     """What was coded, to the error of the codes: float32 (..., dim)."""
     return rotate_heads(decode_rotated(codes, scales, tables), dim)[..., :dim]

@@ -1,4 +1,4 @@
-"""The encoder of cached tokens for CUDA devices: the bytes of the torch twin. The kernel is in kv_encode.cu."""
+"""The encoder of cached tokens for CUDA devices: the bytes of the reference. The kernel is in kv_encode.cu."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from ..common.cuda_kernel import CudaKernel, Macros
-from .kv_encode import SEARCH, THRESHOLDS, TokenTables, padded_dim, rotation_block
+from .kv_encode import SEARCH, THRESHOLDS, KVTables, padded_dim, rotation_block
 
 SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_encode.cu")
 THREADS = 128
@@ -17,7 +17,7 @@ _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @lru_cache(maxsize=None)
-def token_macros(bits: int, dim: int, dtype: torch.dtype) -> Macros:
+def kv_encode_macros(bits: int, dim: int, dtype: torch.dtype) -> Macros:
     """Of attention/kv_encode.cu and the files before it."""
     kind = _TYPES[dtype]
     return (
@@ -27,20 +27,20 @@ def token_macros(bits: int, dim: int, dtype: torch.dtype) -> Macros:
     )  # fmt: skip
 
 
-def token_shared_bytes(bits: int, stored: int) -> int:
+def kv_encode_shared_bytes(bits: int, stored: int) -> int:
     """Bytes of shared memory that a CTA takes."""
     return 4 * (2 * (1 << bits) + 256) + THREADS // 32 * stored
 
 
-def encode_tokens_cuda(x: torch.Tensor, tables: TokenTables) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `encode_tokens`."""
+def encode_kv_cuda(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `encode_kv`."""
     x = x.contiguous() if x.dtype in _TYPES else x.to(torch.float32).contiguous()
-    macros, warps = token_macros(tables.bits, x.shape[-1], x.dtype), THREADS // 32
+    macros, warps = kv_encode_macros(tables.bits, x.shape[-1], x.dtype), THREADS // 32
     stored = padded_dim(x.shape[-1])
     codes = torch.empty(*x.shape[:-1], stored * tables.bits // 8, dtype=torch.uint8, device=x.device)
     scales = torch.empty(x.shape[:-1], dtype=torch.uint8, device=x.device)
     if scales.numel():
-        shared = token_shared_bytes(tables.bits, stored)
+        shared = kv_encode_shared_bytes(tables.bits, stored)
         grid = min(-(-scales.numel() // warps), _KERNEL.resident(x.device, macros, THREADS, shared))
         _KERNEL.launch(
             x.device,

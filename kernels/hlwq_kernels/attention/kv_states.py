@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from .kv_encode import TokenTables, decode_rotated, rotate_heads
+from .kv_encode import KVTables, decode_rotated, rotate_heads
 
 
-class CachedTokens(NamedTuple):
+class QuantizedKV(NamedTuple):
     """Keys or values of a layer.
 
     Attributes:
@@ -29,14 +29,14 @@ class CachedTokens(NamedTuple):
     coded: int
     exact: torch.Tensor
     first: int
-    tables: TokenTables
+    tables: KVTables
     lengths: torch.Tensor | None = None
 
     @classmethod
-    def dense(cls, states: torch.Tensor) -> CachedTokens:
+    def dense(cls, states: torch.Tensor) -> QuantizedKV:
         """Tokens (batch, heads, tokens, dim) none of which is coded."""
         none = torch.empty(*states.shape[:2], 0, dtype=torch.uint8, device=states.device)
-        return cls(none[..., None], none, 0, states, 0, TokenTables.of((-1.0, 1.0), states.device))
+        return cls(none[..., None], none, 0, states, 0, KVTables.of((-1.0, 1.0), states.device))
 
     @property
     def dim(self) -> int:
@@ -48,7 +48,7 @@ class CachedTokens(NamedTuple):
         """Tokens cached."""
         return self.first + self.exact.shape[-2]
 
-    def settled(self) -> CachedTokens:
+    def settled(self) -> QuantizedKV:
         """The same with `lengths` asked for, which waits for the device, and the exact tokens in order."""
         if self.lengths is None:
             return self

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .kv_encode import padded_dim, rotate_heads
-from .kv_states import CachedTokens
+from .kv_states import QuantizedKV
 
 _LOGITS_AT_ONCE = 2**24
 _TILE = 512
@@ -35,8 +35,8 @@ class Rule:
     causal: bool = True
 
 
-def attend_torch(
-    query: torch.Tensor, keys: CachedTokens, values: CachedTokens, seen: torch.Tensor, rule: Rule
+def attend_reference(
+    query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, rule: Rule
 ) -> torch.Tensor:
     """Attention of the newest tokens over all that is cached.
 
@@ -66,7 +66,7 @@ def attend_torch(
 class _Sums:
     """The running softmax of every query: (batch, kv heads, group, queries, 1 or dim), float32 or better."""
 
-    def __init__(self, grouped: torch.Tensor, keys: CachedTokens, values: CachedTokens, rule: Rule) -> None:
+    def __init__(self, grouped: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, rule: Rule) -> None:
         self.keys, self.values, self.rule = keys, values, rule
         self.queries = grouped.shape[-2]
         kind = torch.promote_types(grouped.dtype, torch.float32)

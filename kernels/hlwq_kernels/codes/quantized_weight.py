@@ -17,7 +17,7 @@ SHARED_BYTES = 48 * 2**10
 _TABLE_BYTES = 32 * 2**10
 
 
-class CodedWeight(NamedTuple):
+class QuantizedWeight(NamedTuple):
     """A coded weight of (..., out, in): see `decode_rows` for its tensors, each with those leading dimensions."""
 
     codes: torch.Tensor
@@ -37,7 +37,7 @@ class CodedWeight(NamedTuple):
         return self.centroids.numel().bit_length() - 1
 
 
-def coding(weight: CodedWeight, y: torch.Tensor, threads: int, copies: int) -> Macros:
+def coding(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies: int) -> Macros:
     """The macros of common/dequant.cuh but INPUT, with so many copies of the table, and those of blocks and scales."""
     row_bytes = weight.codes.shape[-1]
     return (
@@ -58,12 +58,12 @@ def table_bytes(bits: int, copies: int) -> int:
     return 4 * copies << (2 * bits if bits <= 6 else bits)
 
 
-def stored(weight: CodedWeight, y: torch.Tensor) -> tuple[Any, ...]:
+def stored(weight: QuantizedWeight, y: torch.Tensor) -> tuple[Any, ...]:
     """What kernels are given of a weight, for a result on the device of `y`."""
     return *weight[:3], weight.centroids.to(y.device), scale_steps_on(y.device)
 
 
-def readable(weight: CodedWeight, experts: bool) -> CodedWeight:
+def readable(weight: QuantizedWeight, experts: bool) -> QuantizedWeight:
     """As kernels read it: parts that are runs of bytes, or one run for each expert, and codes at a multiple of 16."""
     codes, scales, base = (None if t is None else _in_runs(t, experts) for t in weight[:3])
     assert codes is not None

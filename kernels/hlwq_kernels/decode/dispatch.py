@@ -69,7 +69,7 @@ def _decode_on_its_device(
         from .triton_gpu import decode_rows_triton
 
         return decode_rows_triton(codes, scales, base, centroids, block_size, columns, dtype)
-    decode = decode_rows_torch
+    decode = decode_rows_reference
     if codes.device.type == "cpu":
         with contextlib.suppress(ImportError):  # no numba for this Python: slower, same values
             from .numba_cpu import decode_rows_numba as decode
@@ -93,7 +93,7 @@ def _(
     return codes.new_empty((codes.shape[0], columns), dtype=dtype)
 
 
-def decode_rows_torch(
+def decode_rows_reference(
     codes: torch.Tensor,
     scales: torch.Tensor,
     base: torch.Tensor | None,
@@ -101,7 +101,7 @@ def decode_rows_torch(
     block_size: int,
     columns: int,
 ) -> torch.Tensor:
-    """The torch twin of `decode_rows`; the sums come before the scale, so that nothing can overflow within."""
+    """The reference of `decode_rows`; the sums come before the scale, so that nothing can overflow within."""
     bits = centroids.numel().bit_length() - 1
     table = centroids.to(codes.device)
     s = block_scales(scales, base, block_size) * float(np.float32(block_size**-0.5))

@@ -1,4 +1,4 @@
-"""The decoder compiled for the CPU by numba: the values of the torch twin."""
+"""The decoder compiled for the CPU by numba: the values of the reference."""
 
 from __future__ import annotations
 

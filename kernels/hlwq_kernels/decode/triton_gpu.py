@@ -1,4 +1,4 @@
-"""The decoder for CUDA devices, in Triton: the values of the torch twin.
+"""The decoder for CUDA devices, in Triton: the values of the reference.
 
 A thread unpacks and rotates a whole block (see blocks_triton). The tensors of a block are put together before they are
 stored: Triton then passes them through shared memory, and each warp writes whole lines.

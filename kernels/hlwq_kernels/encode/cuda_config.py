@@ -35,7 +35,7 @@ _OVERLAP = 0.01
 
 
 @dataclass(frozen=True)
-class Variant:
+class EncodeKernelConfig:
     """What a compiled kernel is made for.
 
     Attributes:
@@ -45,7 +45,7 @@ class Variant:
         search: whether scales are searched.
         dtype: of the weights.
         loop: whether a row has more blocks than a CTA has threads.
-        roomy: whether two CTAs may have 100 KB of shared memory each.
+        large_smem: whether two CTAs may have 100 KB of shared memory each.
     """
 
     bits: int
@@ -54,7 +54,7 @@ class Variant:
     search: bool
     dtype: torch.dtype
     loop: bool = False
-    roomy: bool = True
+    large_smem: bool = True
 
     @property
     def most_threads(self) -> int:
@@ -70,18 +70,18 @@ class Variant:
     def pair_copies(self) -> int:
         """Copies of the coding's table, so that the lanes of a warp read other banks; fewer of a large table."""
         copies = min(16, 2048 // self.span)
-        return max(1, copies if self.roomy else copies // 4)
+        return max(1, copies if self.large_smem else copies // 4)
 
     @property
     def value_copies(self) -> int:
         """Copies of the search's table."""
         copies = min(32, 1024 >> self.bits)
-        return copies if self.roomy else copies // 4
+        return copies if self.large_smem else copies // 4
 
     @property
     def staged(self) -> bool:
         """Whether the rows to come wait in shared memory."""
-        return self.roomy and not self.loop and self.most_threads * self.padded_block <= _STAGED_BYTES
+        return self.large_smem and not self.loop and self.most_threads * self.padded_block <= _STAGED_BYTES
 
     @property
     def padded_block(self) -> int:
@@ -117,14 +117,14 @@ class Variant:
         return tuple((name, int(value)) for name, value in flags.items()) + exact
 
 
-def kernel_table(tables: CodeTables, variant: Variant) -> npt.NDArray[np.int32]:
+def kernel_table(tables: CodeTables, config: EncodeKernelConfig) -> npt.NDArray[np.int32]:
     """Everything that the kernel looks up, as 32-bit words in the order of `load_tables` in encode/encode.cu."""
     coarse = 2.0 ** (tables.bits - 1)
     head = np.array([tables.inverse_outermost, tables.cells - 1], np.float32)
     parts: list[npt.NDArray[np.float32]] = [
         head, SCALE_STEPS, np.array([np.inf], np.float32), SEARCH_FACTORS, tables.centroids * np.float32(coarse),
     ]  # fmt: skip
-    pairs = _pairs(tables.boundaries * np.float32(coarse), variant.span)
+    pairs = _pairs(tables.boundaries * np.float32(coarse), config.span)
     words = [*(p.view(np.int32) for p in parts), pairs.reshape(-1)]
     return np.concatenate([*words, searched_values(tables).view(np.int32)])
 

@@ -1,4 +1,4 @@
-"""The encoder for CUDA devices, in CUDA C++: the bytes of the torch twin. The kernel is in encode/encode.cu."""
+"""The encoder for CUDA devices, in CUDA C++: the bytes of the reference. The kernel is in encode/encode.cu."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from ..codes.tables import CodeTables
 from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
 from ..common.custom_op import op_where_traced
-from .cuda_config import INPUTS, QUAD, SOURCES, Variant, kernel_table, searched_values
+from .cuda_config import INPUTS, QUAD, SOURCES, EncodeKernelConfig, kernel_table, searched_values
 from .dispatch import EncodedRows, ScaleKind
 
 _KERNEL = CudaKernel(*SOURCES, name="encode", fma=False)
-_ROOMY_BYTES = 210 * 1024
+_LARGE_SMEM_BYTES = 210 * 1024
 
 
 @lru_cache(maxsize=64)
-def _table_on(centroids: bytes, variant: Variant, device: torch.device) -> tuple[torch.Tensor, int]:
+def _table_on(centroids: bytes, config: EncodeKernelConfig, device: torch.device) -> tuple[torch.Tensor, int]:
     """`kernel_table` on a device, and how many values it ends with."""
     tables = CodeTables.from_centroids(np.frombuffer(centroids, dtype=np.float32).copy())
-    return torch.from_numpy(kernel_table(tables, variant)).to(device), len(searched_values(tables))
+    return torch.from_numpy(kernel_table(tables, config)).to(device), len(searched_values(tables))
 
 
 def encode_rows_cuda(
@@ -86,29 +86,29 @@ def empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> list[t
 def _prepare(
     whole: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool, out: list[torch.Tensor]
 ) -> Launch:
-    variant = Variant(
+    config = EncodeKernelConfig(
         bits=centroids.numel().bit_length() - 1,
         block_size=block_size,
         log8=log8,
         search=search,
         dtype=whole.dtype,
-        roomy=shared_per_multiprocessor(whole.device) >= _ROOMY_BYTES,
+        large_smem=shared_per_multiprocessor(whole.device) >= _LARGE_SMEM_BYTES,
     )
-    variant, held, threads = arrangement(variant, *out[1].shape)
-    table, cells = _table_on(centroids.numpy().tobytes(), variant, whole.device)
-    shared = variant.shared_bytes(threads, cells)
-    resident = _KERNEL.resident(whole.device, variant.macros, threads, shared)
+    config, held, threads = arrangement(config, *out[1].shape)
+    table, cells = _table_on(centroids.numpy().tobytes(), config, whole.device)
+    shared = config.shared_bytes(threads, cells)
+    resident = _KERNEL.resident(whole.device, config.macros, threads, shared)
     arguments = kernel_arguments(whole, held, table, cells, out)
     groups = -(-len(whole) // held)
-    return _KERNEL.prepare(whole.device, variant.macros, (min(groups, resident),), threads, *arguments, shared=shared)
+    return _KERNEL.prepare(whole.device, config.macros, (min(groups, resident),), threads, *arguments, shared=shared)
 
 
-def arrangement(variant: Variant, rows: int, blocks: int) -> tuple[Variant, int, int]:
-    """The variant for a matrix of so many rows and blocks in each, rows that a CTA holds, and its threads."""
-    if blocks > variant.most_threads:
-        return replace(variant, loop=True), 1, variant.most_threads
-    held = min(variant.most_threads // blocks, rows)
-    return variant, held, -(-held * blocks // 32) * 32
+def arrangement(config: EncodeKernelConfig, rows: int, blocks: int) -> tuple[EncodeKernelConfig, int, int]:
+    """The config for a matrix of so many rows and blocks in each, rows that a CTA holds, and its threads."""
+    if blocks > config.most_threads:
+        return replace(config, loop=True), 1, config.most_threads
+    held = min(config.most_threads // blocks, rows)
+    return config, held, -(-held * blocks // 32) * 32
 
 
 def kernel_arguments(

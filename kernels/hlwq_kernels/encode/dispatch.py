@@ -65,9 +65,9 @@ def encode_rows(
         try:
             from .numba_cpu import encode_rows_numba as encode
         except ImportError:  # no numba for this Python: slower, same bytes
-            from .reference import encode_rows_torch as encode
+            from .reference import encode_rows_reference as encode
     else:
-        from .reference import encode_rows_torch as encode
+        from .reference import encode_rows_reference as encode
     return encode(weight, tables, block_size, scale, search)
 
 

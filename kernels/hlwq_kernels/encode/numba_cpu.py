@@ -1,4 +1,4 @@
-"""The encoder compiled for the CPU by numba: the bytes of the torch twin, a row at a time, without the GIL."""
+"""The encoder compiled for the CPU by numba: the bytes of the reference, a row at a time, without the GIL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The torch twin of the encoder: the definition of its bytes, readable and slow."""
+"""The reference of the encoder: the definition of its bytes, readable and slow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..codes.tables import (
 from .dispatch import EncodedRows, ScaleKind
 
 
-def encode_rows_torch(
+def encode_rows_reference(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
 ) -> EncodedRows:
     """See `encode_rows`."""

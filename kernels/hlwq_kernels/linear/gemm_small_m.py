@@ -6,7 +6,7 @@ import torch
 
 from ..codes.quantized_weight import (
     TYPES,
-    CodedWeight,
+    QuantizedWeight,
     coding,
     copies_beside,
     processors,
@@ -33,13 +33,13 @@ def runs_matmul(x: torch.Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16) and runs_nvrtc(x.device)
 
 
-def takes_gate(x: torch.Tensor, weight: CodedWeight) -> bool:
+def takes_gate(x: torch.Tensor, weight: QuantizedWeight) -> bool:
     """Whether `multiply_codes` can gate `x` itself."""
     return len(x) == 1 and takes_one(weight) and runs_matmul(x)
 
 
 def multiply_codes(
-    x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, gate: str | None = None
+    x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, gate: str | None = None
 ) -> torch.Tensor:
     """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32.
 
@@ -53,7 +53,7 @@ def multiply_codes(
     return y
 
 
-def _multiply_few(x: torch.Tensor, weight: CodedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _multiply_few(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
     x, weight = x.contiguous(), readable(weight, False)
     tokens, n = len(x), weight.block_size
     blocks = weight.padded // n

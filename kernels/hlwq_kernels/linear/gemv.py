@@ -10,7 +10,7 @@ import torch
 from ..codes.quantized_weight import (
     SHARED_BYTES,
     TYPES,
-    CodedWeight,
+    QuantizedWeight,
     coding,
     copies_beside,
     processors,
@@ -35,12 +35,12 @@ GATES = frozenset(name for name in _GATES if name)
 """Gates that the kernels apply themselves."""
 
 
-def takes_one(weight: CodedWeight) -> bool:
+def takes_one(weight: QuantizedWeight) -> bool:
     """Whether `multiply_one` takes a weight: rows that are not too long."""
     return weight.padded // _SLICE <= _THREADS
 
 
-def takes_sum(experts: CodedWeight, k: int) -> bool:
+def takes_sum(experts: QuantizedWeight, k: int) -> bool:
     """Whether `multiply_and_sum` takes experts of which k are chosen: a row of each, and its activations, fit a CTA."""
     slices = k * experts.padded // _SLICE
     beside = _beside(experts, slices, Shape(1, -(-slices // 32) * 32, 1, 1))
@@ -48,13 +48,13 @@ def takes_sum(experts: CodedWeight, k: int) -> bool:
 
 
 def multiply_one(
-    x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None, gate: str | None, y: torch.Tensor
+    x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, gate: str | None, y: torch.Tensor
 ) -> None:
     """Put x W^T + bias into y (1, out), x being (1, in), or with a gate as for `multiply_and_sum`."""
     _launch(x, weight, y, bias=bias, gate=gate)
 
 
-def multiply_each(x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def multiply_each(x: torch.Tensor, experts: QuantizedWeight, chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Each token times each of the experts that it chose.
 
     Args:
@@ -73,7 +73,7 @@ def multiply_each(x: torch.Tensor, experts: CodedWeight, chosen: torch.Tensor, d
 
 def multiply_and_sum(
     x: torch.Tensor,
-    experts: CodedWeight,
+    experts: QuantizedWeight,
     chosen: torch.Tensor,
     routed: torch.Tensor,
     gate: str | None,
@@ -115,7 +115,7 @@ class Shape(NamedTuple):
 
 def _launch(
     x: torch.Tensor,
-    weight: CodedWeight,
+    weight: QuantizedWeight,
     y: torch.Tensor,
     *,
     kind: int = 0,
@@ -159,14 +159,14 @@ def _launch(
     )
 
 
-def _beside(weight: CodedWeight, slices: int, shape: Shape) -> int:
+def _beside(weight: QuantizedWeight, slices: int, shape: Shape) -> int:
     """Bytes of shared memory beside the table, most of them activations that make room for sums."""
     x_blocks = slices * _SLICE // weight.block_size
     rest = max(2 * _SLICE * slices, 8 * _BATCH * shape.threads)
     return 4 * (256 + x_blocks) + 16 * _BATCH * shape.teams + rest
 
 
-def _strides(weight: CodedWeight, kind: int) -> tuple[int, int, int]:
+def _strides(weight: QuantizedWeight, kind: int) -> tuple[int, int, int]:
     """Bytes from one expert's codes, scales and base to those of the next."""
     if not kind:
         return 0, 0, 0

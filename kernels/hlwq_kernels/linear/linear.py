@@ -12,7 +12,7 @@ import torch
 
 from ..codes.hadamard import hadamard
 from ..codes.planes import unpack_codes
-from ..codes.quantized_weight import CodedWeight
+from ..codes.quantized_weight import QuantizedWeight
 from ..common.custom_op import op_where_traced
 from ..decode.dispatch import block_scales, decode_rows
 from .gemm_small_m import FEW, multiply_codes, runs_matmul
@@ -61,7 +61,7 @@ def _linear_on_its_device(
     block_size: int,
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    weight, rows = CodedWeight(codes, scales, base, centroids, block_size), x.reshape(-1, x.shape[-1])
+    weight, rows = QuantizedWeight(codes, scales, base, centroids, block_size), x.reshape(-1, x.shape[-1])
     if not rows.shape[0]:
         y = x.new_empty(0, codes.shape[0])
     elif len(rows) <= FEW and runs_matmul(x):
@@ -107,7 +107,7 @@ def _gradient(ctx: object, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...
 _linear_op.register_autograd(_gradient, setup_context=_keep)
 
 
-def _decode_and_multiply(x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def _decode_and_multiply(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """A weight of up to _DECODED_WEIGHTS at a time is decoded and multiplied as any other."""
     step = max(1, _DECODED_WEIGHTS // weight.padded)
     parts = []
@@ -131,7 +131,7 @@ def rotate_activation(x: torch.Tensor, block_size: int) -> torch.Tensor:
     return (hadamard(blocks) * float(np.float32(block_size**-0.5))).reshape(padded.shape).to(x.dtype)
 
 
-def coded_linear_torch(x: torch.Tensor, weight: CodedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def coded_linear_torch(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """The torch twin: a few rows of the weight at a time. (rows, in) to (rows, out)."""
     rotated = rotate_activation(x, weight.block_size)
     step = max(1, _TILE_WEIGHTS // rotated.shape[-1])

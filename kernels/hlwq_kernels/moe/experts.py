@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-from ..codes.quantized_weight import CodedWeight
+from ..codes.quantized_weight import QuantizedWeight
 from ..common.custom_op import op_where_traced
 from ..decode.dispatch import decode_rows
 from ..linear.gemm_small_m import runs_matmul
 from ..linear.gemv import GATES, multiply_and_sum, multiply_each, takes_sum
 from ..linear.linear import coded_linear
 from .combine import weigh_rows
-from .grouped import fits_whole, whole_experts
+from .grouped import can_decode_all, grouped_gemm_experts
 
-FEW_PAIRS = 512
+MAX_FUSED_PAIRS = 512
 """Pairs of a token and an expert up to which each pair's codes are multiplied ; by bytes moved, not measured."""
 _WAVE_WEIGHTS = 2**28
 
@@ -31,8 +31,8 @@ def coded_experts(
     x: torch.Tensor,
     chosen: torch.Tensor,
     routed: torch.Tensor,
-    gate_up: CodedWeight,
-    down: CodedWeight,
+    gate_up: QuantizedWeight,
+    down: QuantizedWeight,
     gate: Gate,
     gate_name: str | None = None,
 ) -> torch.Tensor:
@@ -52,20 +52,20 @@ def coded_experts(
     """
     learns = torch.is_grad_enabled() and (x.requires_grad or routed.requires_grad)
     if learns or not runs_matmul(x) or not x.shape[0]:
-        return coded_experts_torch(x, chosen, routed, gate_up, down, gate)
-    if chosen.numel() > FEW_PAIRS and fits_whole(x, gate_up):
-        return whole_experts(x, chosen.to(torch.int64), routed, gate_up, down, gate)
-    if chosen.numel() > FEW_PAIRS:
+        return coded_experts_reference(x, chosen, routed, gate_up, down, gate)
+    if chosen.numel() > MAX_FUSED_PAIRS and can_decode_all(x, gate_up):
+        return grouped_gemm_experts(x, chosen.to(torch.int64), routed, gate_up, down, gate)
+    if chosen.numel() > MAX_FUSED_PAIRS:
         return grouped_experts(x, chosen, routed, len(gate_up.codes), gate, _waves(gate_up, down))
-    return few_experts(x, chosen, routed, gate_up, down, gate, gate_name)
+    return fused_experts(x, chosen, routed, gate_up, down, gate, gate_name)
 
 
-def few_experts(
+def fused_experts(
     x: torch.Tensor,
     chosen: torch.Tensor,
     routed: torch.Tensor,
-    gate_up: CodedWeight,
-    down: CodedWeight,
+    gate_up: QuantizedWeight,
+    down: QuantizedWeight,
     gate: Gate,
     gate_name: str | None,
 ) -> torch.Tensor:
@@ -82,30 +82,35 @@ def few_experts(
     return out
 
 
-def coded_experts_torch(
-    x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: CodedWeight, down: CodedWeight, gate: Gate
+def coded_experts_reference(
+    x: torch.Tensor,
+    chosen: torch.Tensor,
+    routed: torch.Tensor,
+    gate_up: QuantizedWeight,
+    down: QuantizedWeight,
+    gate: Gate,
 ) -> torch.Tensor:
-    """The torch twin: expert after expert; gradients flow to `x` and `routed`."""
+    """The reference: expert after expert; gradients flow to `x` and `routed`."""
     wave = Wave(list(range(len(gate_up.codes))), gate_up, down)
-    return each_in_turn(x, chosen, routed, len(gate_up.codes), gate, lambda present: [wave])
+    return loop_over_experts(x, chosen, routed, len(gate_up.codes), gate, lambda present: [wave])
 
 
 class Wave(NamedTuple):
-    """Experts, ascending, and their codes in the same order; for `each_in_turn` also some that nobody chose."""
+    """Experts, ascending, and their codes in the same order; for `loop_over_experts` also some that nobody chose."""
 
     experts: list[int]
-    gate_up: CodedWeight
-    down: CodedWeight
+    gate_up: QuantizedWeight
+    down: QuantizedWeight
 
 
 Waves = Callable[[list[int]], Iterable[Wave]]
 """Gives the experts asked for, ascending, wave after wave; what a wave holds may be overwritten after it."""
 
 
-def each_in_turn(
+def loop_over_experts(
     x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, experts: int, gate: Gate, waves: Waves
 ) -> torch.Tensor:
-    """`coded_experts_torch` with experts that come in waves, however many each: the result is the same to the bit."""
+    """`coded_experts_reference` over experts that come in waves of any size: the same result to the bit."""
     out = torch.zeros_like(x)
     present = [e for e in torch.unique(chosen).tolist() if 0 <= e < experts]
     for wave in waves(present):
@@ -119,7 +124,7 @@ def each_in_turn(
     return out
 
 
-def _one(experts: CodedWeight, expert: int) -> CodedWeight:
+def _one(experts: QuantizedWeight, expert: int) -> QuantizedWeight:
     base = None if experts.base is None else experts.base[expert]
     return experts._replace(codes=experts.codes[expert], scales=experts.scales[expert], base=base)
 
@@ -134,7 +139,7 @@ def _each_on_its_device(
     block_size: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    experts = CodedWeight(codes, scales, base, centroids, block_size)
+    experts = QuantizedWeight(codes, scales, base, centroids, block_size)
     return multiply_each(x, experts, chosen, dtype)
 
 
@@ -168,7 +173,7 @@ def _sum_on_its_device(
     gate: str,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    experts = CodedWeight(codes, scales, base, centroids, block_size)
+    experts = QuantizedWeight(codes, scales, base, centroids, block_size)
     return multiply_and_sum(x, experts, chosen, routed, gate or None, dtype)
 
 
@@ -216,7 +221,7 @@ def grouped_experts(
     return weigh_rows(rows, place.view(tokens, k), routed.float())
 
 
-def _waves(gate_up: CodedWeight, down: CodedWeight) -> Waves:
+def _waves(gate_up: QuantizedWeight, down: QuantizedWeight) -> Waves:
     """Of experts that are all there, as many at once as may be decoded."""
 
     def waves(present: list[int]) -> Iterator[Wave]:
@@ -228,7 +233,7 @@ def _waves(gate_up: CodedWeight, down: CodedWeight) -> Waves:
     return waves
 
 
-def _of(experts: CodedWeight, some: list[int]) -> CodedWeight:
+def _of(experts: QuantizedWeight, some: list[int]) -> QuantizedWeight:
     if some[-1] - some[0] + 1 == len(some):
         codes, scales, base = (None if t is None else t[some[0] : some[-1] + 1] for t in experts[:3])
     else:
@@ -239,7 +244,7 @@ def _of(experts: CodedWeight, some: list[int]) -> CodedWeight:
     return experts._replace(codes=codes, scales=scales, base=base)
 
 
-def _multiply_codes(x: torch.Tensor, weight: CodedWeight, ends: torch.Tensor) -> torch.Tensor:
+def _multiply_codes(x: torch.Tensor, weight: QuantizedWeight, ends: torch.Tensor) -> torch.Tensor:
     """Rows of x, sorted by expert, times the transpose of theirs; `ends` int32 (experts,) says where each one's end."""
     codes, scales, base = (None if t is None else t.flatten(0, 1) for t in weight[:3])
     assert codes is not None

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import grouped_mm
 
-from ..codes.quantized_weight import CodedWeight
+from ..codes.quantized_weight import QuantizedWeight
 from ..common.device import runs_triton
 from .combine import weigh_rows
 
@@ -19,19 +19,19 @@ _MOST_WEIGHTS = 2**29
 """Decoded at once: 1 GiB, which a mixture that is too big for the device has to do without."""
 
 
-def fits_whole(x: torch.Tensor, gate_up: CodedWeight) -> bool:
-    """Whether `whole_experts` takes these: bfloat16, which torch multiplies by groups, few weights, and Triton."""
+def can_decode_all(x: torch.Tensor, gate_up: QuantizedWeight) -> bool:
+    """Whether `grouped_gemm_experts` takes these: bfloat16, not too many weights, and Triton."""
     weights = gate_up.codes.numel() * 8 // gate_up.bits
     able = x.dtype == torch.bfloat16 and runs_triton(x.device)
     return able and weights <= _MOST_WEIGHTS and gate_up.codes.is_contiguous()
 
 
-def whole_experts(
+def grouped_gemm_experts(
     x: torch.Tensor,
     chosen: torch.Tensor,
     routed: torch.Tensor,
-    gate_up: CodedWeight,
-    down: CodedWeight,
+    gate_up: QuantizedWeight,
+    down: QuantizedWeight,
     gate: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """See `coded_experts`; the result is the same as by waves."""
@@ -49,7 +49,7 @@ def whole_experts(
     return weigh_rows(rows, place.view(tokens, k), routed.float())
 
 
-def _multiply(x: torch.Tensor, weight: CodedWeight, counts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+def _multiply(x: torch.Tensor, weight: QuantizedWeight, counts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Rows of x, sorted by expert, times the transpose of theirs; rows behind the last expert's are not defined."""
     from ..decode.triton_gpu import decode_rows_triton
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..codes.quantized_weight import CodedWeight
+from ..codes.quantized_weight import QuantizedWeight
 
 ALIGNMENT = 128
 """Bytes that every part begins at a multiple of: what a GPU reads at once."""
@@ -65,12 +65,12 @@ class RecordLayout:
 
     def weights(
         self, records: torch.Tensor, centroids: tuple[torch.Tensor, torch.Tensor], block_size: int
-    ) -> tuple[CodedWeight, CodedWeight]:
+    ) -> tuple[QuantizedWeight, QuantizedWeight]:
         """Both matrices of uint8 (experts, bytes) records, as views into them."""
         both = []
         for parts, table in zip((self.gate_up, self.down), centroids, strict=True):
             codes, scales, *base = (view(records, part) for part in parts)
-            both.append(CodedWeight(codes, scales, base[0] if base else None, table, block_size))
+            both.append(QuantizedWeight(codes, scales, base[0] if base else None, table, block_size))
         return both[0], both[1]
 
 

@@ -15,20 +15,20 @@ from typing import Protocol
 
 import torch
 
-from ..codes.quantized_weight import CodedWeight
+from ..codes.quantized_weight import QuantizedWeight
 from ..linear.gemm_small_m import runs_matmul
-from ..moe.experts import FEW_PAIRS, Gate, Wave, each_in_turn, few_experts, grouped_experts
+from ..moe.experts import MAX_FUSED_PAIRS, Gate, Wave, fused_experts, grouped_experts, loop_over_experts
 from .expert_layout import RecordLayout
 from .slots import (
     AHEAD,
     LayerTable,
     Planned,
     Wanted,
+    assign_prefetch_cuda,
+    assign_slots_cuda,
+    assign_slots_reference,
     fetch_ahead_cuda,
     fetch_cuda,
-    plan_ahead_cuda,
-    plan_cuda,
-    plan_torch,
 )
 
 WAVE = 8
@@ -56,7 +56,7 @@ class Slots:
         scratch: slots for all layers' overflow: best the experts that a token chooses.
         layout: of a record.
         device: where the slots lie.
-        plans_itself: whether the device decides what is fetched and fetches it: then all records must be pinned.
+        device_assigns: whether the device decides what is fetched and fetches it: then all records must be pinned.
 
     Attributes:
         records: uint8 (layers * slots + scratch, bytes).
@@ -74,11 +74,11 @@ class Slots:
         scratch: int,
         layout: RecordLayout,
         device: torch.device,
-        plans_itself: bool,
+        device_assigns: bool,
     ) -> None:
-        self.layout, self.device, self.plans_itself = layout, device, plans_itself
+        self.layout, self.device, self.device_assigns = layout, device, device_assigns
         self.experts, self.slots, self.scratch = experts, slots, scratch
-        place = device if plans_itself else torch.device("cpu")
+        place = device if device_assigns else torch.device("cpu")
         self._slot_of = torch.full((layers, experts), -1, dtype=torch.int32, device=place)
         self._expert_in = torch.full((layers, slots), -1, dtype=torch.int32, device=place)
         self._scores = torch.zeros((layers, experts), dtype=torch.int32, device=place)
@@ -97,7 +97,7 @@ class Slots:
         if self._copying is not None:
             self._copying.wait_stream(torch.cuda.current_stream(device))
         self._used: list[torch.cuda.Event | None] = [None, None]
-        self._beside = torch.cuda.Stream(device) if self._copying is not None and plans_itself else None
+        self._beside = torch.cuda.Stream(device) if self._copying is not None and device_assigns else None
         self._read_beside: torch.Tensor | None = None
 
     def table(self, layer: int) -> LayerTable:
@@ -194,7 +194,7 @@ class OffloadedLayer:
         self._fetched: torch.cuda.Event | None = None
         self.gate_up, self.down = self._weights(slots.records)
 
-    def _weights(self, records: torch.Tensor) -> tuple[CodedWeight, CodedWeight]:
+    def _weights(self, records: torch.Tensor) -> tuple[QuantizedWeight, QuantizedWeight]:
         return self.slots.layout.weights(records, self.centroids, self.block_size)
 
     def run(
@@ -208,10 +208,10 @@ class OffloadedLayer:
             if learns or not runs_matmul(x) or not x.shape[0]:
                 return self._run_torch(x, chosen, routed, gate, learns)
             tokens = self.slots.room // chosen.shape[1]
-            if chosen.numel() > FEW_PAIRS or not tokens:
+            if chosen.numel() > MAX_FUSED_PAIRS or not tokens:
                 return grouped_experts(x, chosen, routed, self.slots.experts, gate, self._waves)
             some = (
-                few_experts(part, self.bring(places), weights, self.gate_up, self.down, gate, gate_name)
+                fused_experts(part, self.bring(places), weights, self.gate_up, self.down, gate, gate_name)
                 for part, places, weights in zip(
                     x.split(tokens), chosen.split(tokens), routed.split(tokens), strict=True
                 )
@@ -224,26 +224,26 @@ class OffloadedLayer:
         """Products of torch may depend on how many rows there are: tokens stay together, and pass in waves."""
         if learns or chosen.numel() > self.slots.room:
             waves = self._kept_waves if learns else self._waves
-            return each_in_turn(x, chosen, routed, self.slots.experts, gate, waves)
+            return loop_over_experts(x, chosen, routed, self.slots.experts, gate, waves)
         place = dict(zip(chosen.flatten().tolist(), self.bring(chosen).flatten().tolist(), strict=True))
 
         def in_slots(present: list[int]) -> Iterator[Wave]:
             for expert in present:
                 yield Wave([expert], *self._weights(self.slots.records[place[expert], None]))
 
-        return each_in_turn(x, chosen, routed, self.slots.experts, gate, in_slots)
+        return loop_over_experts(x, chosen, routed, self.slots.experts, gate, in_slots)
 
     def bring(self, chosen: torch.Tensor) -> torch.Tensor:
         """Bring the experts of (tokens, k) into slots: their numbers, int64 (tokens, k), -1 for those of no expert."""
         slots, chosen = self.slots, chosen.to(torch.int64).contiguous()
-        if slots.plans_itself:
+        if slots.device_assigns:
             assert self.records.pinned is not None
-            places = plan_cuda(chosen, self.table, slots.wanted, slots.counters)
+            places = assign_slots_cuda(chosen, self.table, slots.wanted, slots.counters)
             fetch_cuda(self.records.pinned, slots.records, slots.wanted, slots.counters[2:3])
             if chosen.is_cuda:
                 self._fetched = torch.cuda.current_stream(chosen.device).record_event()
             return places
-        planned = plan_torch(chosen.cpu(), self.table, slots.counters)
+        planned = assign_slots_reference(chosen.cpu(), self.table, slots.counters)
         self._fetch(planned)
         return planned.slots.to(chosen.device)
 
@@ -258,11 +258,11 @@ class OffloadedLayer:
             before: the layer whose own copies go first.
         """
         slots = self.slots
-        if not slots.plans_itself or slots.slots == slots.experts:
+        if not slots.device_assigns or slots.slots == slots.experts:
             return
         assert self.records.pinned is not None
         with slots.lock, slots.beside(before._fetched, x):
-            plan_ahead_cuda(guess(x), self.table, slots.wanted_ahead)
+            assign_prefetch_cuda(guess(x), self.table, slots.wanted_ahead)
             counter = slots.counters[3:4]
             fetch_ahead_cuda(self.records.pinned, slots.records, slots.wanted_ahead, counter)
 

@@ -5,7 +5,7 @@ a step needs never makes room in that step. Who does is the one of the smallest 
 expert's score away, and adds UNIT to those it needs. That is a count of uses in which older ones weigh less.
 
 All of it happens on the device where it can (slots.cu), so that no step waits for the host and a CUDA graph replays it.
-The torch twin decides the same on the host, for the CPU and for records that only the host can read.
+The reference decides the same on the host, for the CPU and for records that only the host can read.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Planned(NamedTuple):
     copies: torch.Tensor
 
 
-def plan_torch(chosen: torch.Tensor, table: LayerTable, counters: torch.Tensor) -> Planned:
-    """Find places for the experts of a step and bring the table up to date; the torch twin of `plan_cuda`.
+def assign_slots_reference(chosen: torch.Tensor, table: LayerTable, counters: torch.Tensor) -> Planned:
+    """Find places for the experts of a step and bring the table up to date; the reference of `assign_slots_cuda`.
 
     Args:
         chosen: int64 (tokens, k).
@@ -102,13 +102,13 @@ class Wanted(NamedTuple):
     number: torch.Tensor
 
 
-def plan_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted, counters: torch.Tensor) -> torch.Tensor:
-    """`plan_torch` on a CUDA device, without a word to the host; gives the slots."""
+def assign_slots_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted, counters: torch.Tensor) -> torch.Tensor:
+    """`assign_slots_reference` on a CUDA device, without a word to the host; gives the slots."""
     slots = torch.empty_like(chosen)
     experts, own = len(table.slot_of), len(table.expert_in)
     _PLAN.launch(
         chosen.device,
-        plan_macros(experts, own),
+        slot_macros(experts, own),
         (1,),
         _THREADS,
         chosen,
@@ -126,7 +126,7 @@ def plan_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted, counters:
     return slots
 
 
-def plan_ahead_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted) -> None:
+def assign_prefetch_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted) -> None:
     """Find places for some of the experts that a step may need soon, as many as `wanted` has room for.
 
     They are the layer's own slots, whose experts are not among those named and have the smallest scores.
@@ -139,7 +139,7 @@ def plan_ahead_cuda(chosen: torch.Tensor, table: LayerTable, wanted: Wanted) -> 
     experts, own = len(table.slot_of), len(table.expert_in)
     _PLAN_AHEAD.launch(
         chosen.device,
-        plan_macros(experts, own),
+        slot_macros(experts, own),
         (1,),
         _THREADS,
         chosen,
@@ -186,7 +186,7 @@ def _fetch(
 ) -> None:
     kernel.launch(
         into.device,
-        plan_macros(1, 1, threads),
+        slot_macros(1, 1, threads),
         (_processors(into.device) * ctas,),
         threads,
         records,
@@ -202,6 +202,6 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def plan_macros(experts: int, slots: int, threads: int = _THREADS) -> Macros:
+def slot_macros(experts: int, slots: int, threads: int = _THREADS) -> Macros:
     """The macros of offload/slots.cu."""
     return (("EXPERTS", experts), ("SLOTS", slots), ("THREADS", threads), ("SHIFT", SHIFT), ("UNIT", UNIT))

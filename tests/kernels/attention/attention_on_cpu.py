@@ -11,7 +11,7 @@ from hlwq_kernels.attention.cuda_gpu import (
     MERGE_SOURCES,
     MERGE_WARPS,
     SOURCES,
-    Variant,
+    AttentionKernelConfig,
     attend_arguments,
     merge_shared_bytes,
 )
@@ -50,11 +50,11 @@ def _addresses(arguments: tuple[Any, ...]) -> Any:
     return (ctypes.c_longlong * len(plain))(*plain)
 
 
-def attend_emulated(case: Case, rule: Rule, splits: int = 2, roomy: bool = True) -> torch.Tensor:
+def attend_emulated(case: Case, rule: Rule, splits: int = 2, large_smem: bool = True) -> torch.Tensor:
     """`attend` of one token a sequence by the CUDA kernels' source."""
     query, keys, values = case.query[:, :, 0], case.keys, case.values
     (batch, query_heads, _), heads = query.shape, keys.codes.shape[1]
-    variant = Variant(
+    config = AttentionKernelConfig(
         (keys.tables.bits, values.tables.bits),
         (keys.dim, values.dim),
         query_heads // heads,
@@ -62,12 +62,12 @@ def attend_emulated(case: Case, rule: Rule, splits: int = 2, roomy: bool = True)
         rule.mask is not None,
         rule.softcap != 0.0,
         keys.tables.bits == values.tables.bits,
-        roomy,
+        large_smem,
     )
-    assert variant.shared_bytes <= _ARENA
-    exact = -(-keys.exact.shape[2] // variant.exact)
+    assert config.shared_bytes <= _ARENA
+    exact = -(-keys.exact.shape[2] // config.exact)
     parts, rows = exact + splits, batch * query_heads
-    sums = torch.full((rows, parts, variant.stored[1]), torch.nan)
+    sums = torch.full((rows, parts, config.stored[1]), torch.nan)
     highests, weights = torch.full((2, rows, parts), torch.nan)
     out = torch.full((batch, query_heads, values.dim), torch.nan).to(query.dtype)
     mask = None if rule.mask is None else rule.mask[:, 0, 0]
@@ -75,9 +75,9 @@ def attend_emulated(case: Case, rule: Rule, splits: int = 2, roomy: bool = True)
     assert [type(x) for x in arguments[-2:]] == [ctypes.c_float] * 2
     floats = (ctypes.c_float * 2)(*arguments[-2:])
     addresses = _addresses((*arguments[:-2], sums, highests, weights))
-    grid = (parts, batch * heads, -(-variant.group // variant.rows))
-    library(SOURCES, variant.macros, _ATTEND).launch(*grid, 32 * variant.warps, addresses, floats)
-    assert merge_shared_bytes(variant, parts) <= _ARENA
+    grid = (parts, batch * heads, -(-config.group // config.rows))
+    library(SOURCES, config.macros, _ATTEND).launch(*grid, 32 * config.warps, addresses, floats)
+    assert merge_shared_bytes(config, parts) <= _ARENA
     merged = _addresses((sums, highests, weights, exact, parts, out))
-    library(MERGE_SOURCES, variant.merge_macros, _MERGE).launch(rows, 32 * MERGE_WARPS, merged)
+    library(MERGE_SOURCES, config.merge_macros, _MERGE).launch(rows, 32 * MERGE_WARPS, merged)
     return out[:, :, None]

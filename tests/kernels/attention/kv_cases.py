@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from hlwq_cli.codec.codebook import lloyd_max
-from hlwq_kernels.attention.dispatch import CachedTokens, Rule
-from hlwq_kernels.attention.kv_encode import TokenTables, encode_tokens_torch
+from hlwq_kernels.attention.dispatch import QuantizedKV, Rule
+from hlwq_kernels.attention.kv_encode import KVTables, encode_kv_reference
 
 Layout = tuple[int, int, int, int]
 """KV heads, query heads to each, dims of keys and of values."""
@@ -19,22 +19,22 @@ class Case:
     """A cache, the queries of its newest tokens, and what each of them sees in codes."""
 
     query: torch.Tensor
-    keys: CachedTokens
-    values: CachedTokens
+    keys: QuantizedKV
+    values: QuantizedKV
     seen: torch.Tensor
 
 
-def tables(bits: int, device: str = "cpu") -> TokenTables:
-    return TokenTables.of(lloyd_max(bits), torch.device(device))
+def tables(bits: int, device: str = "cpu") -> KVTables:
+    return KVTables.of(lloyd_max(bits), torch.device(device))
 
 
-def cached(states: torch.Tensor, coded: int, first: int, bits: int, room: int = 5) -> CachedTokens:
+def cached(states: torch.Tensor, coded: int, first: int, bits: int, room: int = 5) -> QuantizedKV:
     """Tokens of which `coded` are, and those from `first` on are exact; behind the codes lie random bytes."""
     t = tables(bits, states.device.type)
-    codes, scales = encode_tokens_torch(states[:, :, :coded], t)
+    codes, scales = encode_kv_reference(states[:, :, :coded], t)
     rest = torch.randint(0, 256, (*codes.shape[:2], room, codes.shape[-1]), dtype=torch.uint8).to(codes.device)
     codes, scales = torch.cat([codes, rest], dim=2), torch.cat([scales, rest[..., 0]], dim=2)
-    return CachedTokens(codes, scales, coded, states[:, :, first:], first, t)
+    return QuantizedKV(codes, scales, coded, states[:, :, first:], first, t)
 
 
 def make_case(
@@ -80,6 +80,6 @@ def expected(case: Case, rule: Rule) -> torch.Tensor:
     return torch.cat(outs, dim=2)
 
 
-def _as_seen(side: CachedTokens, coded: int) -> torch.Tensor:
+def _as_seen(side: QuantizedKV, coded: int) -> torch.Tensor:
     part = side._replace(coded=coded)
     return part.decoded().double()

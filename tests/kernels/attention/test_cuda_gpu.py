@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCES, SOURCES, Variant
-from hlwq_kernels.attention.dispatch import CachedTokens, Rule
+from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCES, SOURCES, AttentionKernelConfig
+from hlwq_kernels.attention.dispatch import QuantizedKV, Rule
 from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.attention.attention_on_cpu import attend_emulated
 from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case
@@ -31,8 +31,8 @@ OTHERS = [(4, 128), (16, 512), (8, 256)]
 """Query heads and dims that take fewer registers than 8 heads of 512, where every width is looked at."""
 
 
-def check(case: Case, rule: Rule, splits: int = 2, roomy: bool = True) -> None:
-    found, exactly = attend_emulated(case, rule, splits, roomy), expected(case, rule)
+def check(case: Case, rule: Rule, splits: int = 2, large_smem: bool = True) -> None:
+    found, exactly = attend_emulated(case, rule, splits, large_smem), expected(case, rule)
     assert found.dtype == case.query.dtype
     off = (found.double() - exactly).abs().max() / exactly.abs().max()
     assert off < ROOM[case.query.dtype], float(off)
@@ -53,7 +53,7 @@ def test_every_width(bits: int) -> None:
     check(make_case(layout, 60, 20, (bits, 4), batch=1), rule(layout))
     check(make_case(layout, 60, 20, (4, bits), batch=1), rule(layout))
     if bits in (3, 8):
-        check(make_case(layout, 60, 20, (bits, bits), batch=1), rule(layout), roomy=False)
+        check(make_case(layout, 60, 20, (bits, bits), batch=1), rule(layout), large_smem=False)
 
 
 @pytest.mark.parametrize("layout", [(1, 2, 64, 64), (1, 1, 512, 512)], ids=str)
@@ -97,7 +97,7 @@ def test_what_is_not_a_number_stays_so_and_nothing_is_all_that_nothing_gives() -
     torch.testing.assert_close(found[1].double(), exactly, rtol=0, atol=2e-3 * float(exactly.abs().max()))
 
 
-def in_a_ring(side: CachedTokens, lengths: torch.Tensor, size: int = 96, room: int = 40) -> CachedTokens:
+def in_a_ring(side: QuantizedKV, lengths: torch.Tensor, size: int = 96, room: int = 40) -> QuantizedKV:
     """The same tokens where only the device knows how many, and more fit."""
     ring = torch.full((*side.exact.shape[:2], size, side.dim), torch.nan)
     ring[:, :, torch.arange(side.coded, side.length) % size] = side.exact
@@ -127,10 +127,12 @@ def test_lengths_may_lie_on_the_device_and_exact_tokens_in_a_ring(coded: int) ->
 )
 def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) -> None:
     group, dim = layout
-    variant = Variant((4, 3), (dim, dim), group, torch.bfloat16, one_table=False, roomy=arch != "sm_75")
-    assert variant.shared_bytes <= (64 if arch == "sm_75" else 160) * 1024
-    assert compile_kernel(SOURCES, "attend", variant.macros, arch).code
-    assert compile_kernel(MERGE_SOURCES, "merge", variant.merge_macros, arch).code
+    config = AttentionKernelConfig(
+        (4, 3), (dim, dim), group, torch.bfloat16, one_table=False, large_smem=arch != "sm_75"
+    )
+    assert config.shared_bytes <= (64 if arch == "sm_75" else 160) * 1024
+    assert compile_kernel(SOURCES, "attend", config.macros, arch).code
+    assert compile_kernel(MERGE_SOURCES, "merge", config.merge_macros, arch).code
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,6 @@ def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) ->
 )
 def test_hardly_a_register_is_spilled_on_the_device_it_was_tuned_for(layout: tuple[int, int], bits: int) -> None:
     group, dim = layout
-    variant = Variant((bits, bits), (dim, dim), group, torch.bfloat16)
-    spilled = local_bytes(bytes(compile_kernel(SOURCES, "attend", variant.macros, "sm_90").code))
+    config = AttentionKernelConfig((bits, bits), (dim, dim), group, torch.bfloat16)
+    spilled = local_bytes(bytes(compile_kernel(SOURCES, "attend", config.macros, "sm_90").code))
     assert spilled <= 64

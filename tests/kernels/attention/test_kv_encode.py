@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from hlwq_kernels.attention.kv_encode import (
-    TOKEN_SCALES,
-    decode_tokens,
-    encode_tokens,
+    KV_SCALES,
+    decode_kv,
+    encode_kv,
     padded_dim,
     rotate_heads,
     rotation_block,
@@ -20,8 +20,8 @@ WORST = {2: 0.118, 3: 0.0342, 4: 0.0091, 5: 0.00232, 6: 5.9e-4, 7: 1.5e-4, 8: 3.
 
 def error(x: torch.Tensor, bits: int) -> float:
     """The mean of the heads' relative squared errors."""
-    codes, scales = encode_tokens(x, tables(bits))
-    decoded = decode_tokens(codes, scales, tables(bits), x.shape[-1])
+    codes, scales = encode_kv(x, tables(bits))
+    decoded = decode_kv(codes, scales, tables(bits), x.shape[-1])
     return float(((decoded - x).square().sum(-1) / x.square().sum(-1)).mean())
 
 
@@ -62,39 +62,39 @@ def test_the_rotation_is_its_own_inverse_and_keeps_products(dim: int) -> None:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dim", [64, 80])
 def test_a_head_takes_its_codes_and_one_byte(bits: int, dim: int) -> None:
-    codes, scales = encode_tokens(torch.randn(2, 3, 5, dim), tables(bits))
+    codes, scales = encode_kv(torch.randn(2, 3, 5, dim), tables(bits))
     assert (codes.shape, codes.dtype) == ((2, 3, 5, padded_dim(dim) * bits // 8), torch.uint8)
     assert (scales.shape, scales.dtype) == ((2, 3, 5), torch.uint8)
 
 
 def test_zeros_come_back_as_zeros() -> None:
-    codes, scales = encode_tokens(torch.zeros(3, 64), tables(4))
+    codes, scales = encode_kv(torch.zeros(3, 64), tables(4))
     assert not scales.any()
-    assert torch.equal(decode_tokens(codes, scales, tables(4), 64), torch.zeros(3, 64))
+    assert torch.equal(decode_kv(codes, scales, tables(4), 64), torch.zeros(3, 64))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_what_no_scale_can_hold_decodes_to_no_number(value: float) -> None:
     x = torch.randn(3, 64)
     x[1, 5] = value
-    codes, scales = encode_tokens(x, tables(4))
-    found = decode_tokens(codes, scales, tables(4), 64)
+    codes, scales = encode_kv(x, tables(4))
+    found = decode_kv(codes, scales, tables(4), 64)
     assert scales[1] == 255
     assert found[1].isnan().all()
     assert found[[0, 2]].isfinite().all()
 
 
 def test_scales_are_eighths_of_an_octave() -> None:
-    assert TOKEN_SCALES[0] == 0
-    assert TOKEN_SCALES[128] == 1
-    assert TOKEN_SCALES[136] == 2
-    assert TOKEN_SCALES[255].isnan()
+    assert KV_SCALES[0] == 0
+    assert KV_SCALES[128] == 1
+    assert KV_SCALES[136] == 2
+    assert KV_SCALES[255].isnan()
 
 
 def test_a_token_is_coded_alike_alone_and_among_others() -> None:
     x = torch.randn(2, 3, 40, 96, generator=torch.Generator().manual_seed(2))
-    codes, scales = encode_tokens(x, tables(3))
+    codes, scales = encode_kv(x, tables(3))
     for t in (0, 7, 39):
-        alone = encode_tokens(x[:, :, t : t + 1], tables(3))
+        alone = encode_kv(x[:, :, t : t + 1], tables(3))
         assert torch.equal(alone[0], codes[:, :, t : t + 1])
         assert torch.equal(alone[1], scales[:, :, t : t + 1])

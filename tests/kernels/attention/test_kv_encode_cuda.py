@@ -1,4 +1,4 @@
-"""The CUDA encoder of cached tokens, compiled for the CPU: the bytes of the torch twin."""
+"""The CUDA encoder of cached tokens, compiled for the CPU: the bytes of the reference."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_kernels.attention.kv_encode import encode_tokens_torch, padded_dim
-from hlwq_kernels.attention.kv_encode_cuda import SOURCES, THREADS, token_macros
+from hlwq_kernels.attention.kv_encode import encode_kv_reference, padded_dim
+from hlwq_kernels.attention.kv_encode_cuda import SOURCES, THREADS, kv_encode_macros
 from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.attention.kv_cases import tables
 from tests.kernels.encode.test_cuda_config import local_bytes
@@ -28,38 +28,38 @@ KINDS = [(2, 64), (3, 80), (4, 128), (5, 96), (6, 192), (7, 64), (8, 512)]
 
 
 def encoded(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`encode_tokens` by the kernel's source, on two CTAs."""
+    """`encode_kv` by the kernel's source, on two CTAs."""
     t, dim = tables(bits), x.shape[-1]
     codes = torch.full((*x.shape[:-1], padded_dim(dim) * bits // 8), 0xA5, dtype=torch.uint8)
     scales = torch.full(x.shape[:-1], 0xA5, dtype=torch.uint8)
     tensors = (t.boundaries, t.centroids, t.scales, codes, scales)
     addresses = [x.data_ptr(), scales.numel(), *(a.data_ptr() for a in tensors)]
-    launcher = library(SOURCES, token_macros(bits, dim, x.dtype), _LAUNCH)
+    launcher = library(SOURCES, kv_encode_macros(bits, dim, x.dtype), _LAUNCH)
     launcher.launch(2, THREADS, (ctypes.c_longlong * len(addresses))(*addresses))
     return codes, scales
 
 
 @pytest.mark.parametrize(("bits", "dim"), KINDS)
-def test_hostile_tokens_have_the_bytes_of_the_torch_twin(bits: int, dim: int) -> None:
+def test_hostile_tokens_have_the_bytes_of_the_reference(bits: int, dim: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     x = torch.randn(3, 9, dim, generator=generator) * 10.0 ** torch.linspace(-9, 9, 9)[:, None]
     x[0, 0], x[0, 1, 3], x[0, 2, 3] = 0.0, torch.nan, torch.inf
     x[1], x[2, :, 1:] = x[1] * 1e-20, 0.0
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         codes, scales = encoded(x.to(dtype).contiguous(), bits)
-        twin_codes, twin_scales = encode_tokens_torch(x.to(dtype), tables(bits))
-        assert torch.equal(scales, twin_scales), (dtype, scales, twin_scales)
-        assert torch.equal(codes, twin_codes), dtype
+        expected_codes, expected_scales = encode_kv_reference(x.to(dtype), tables(bits))
+        assert torch.equal(scales, expected_scales), (dtype, scales, expected_scales)
+        assert torch.equal(codes, expected_codes), dtype
 
 
 @pytest.mark.parametrize(("bits", "dim"), [(4, 128), (8, 512), (3, 80)])
 def test_it_spills_nothing_on_the_device_it_was_tuned_for(bits: int, dim: int) -> None:
-    macros = token_macros(bits, dim, torch.bfloat16)
+    macros = kv_encode_macros(bits, dim, torch.bfloat16)
     spilled = local_bytes(bytes(compile_kernel(SOURCES, "encode_tokens", macros, "sm_90", fma=False).code))
     assert spilled == 0
 
 
 def test_it_compiles_for_older_generations() -> None:
     for arch in ("sm_75", "sm_80"):
-        macros = token_macros(4, 128, torch.bfloat16)
+        macros = kv_encode_macros(4, 128, torch.bfloat16)
         assert compile_kernel(SOURCES, "encode_tokens", macros, arch, fma=False).code

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hlwq_kernels import pack_codes
-from hlwq_kernels.decode.dispatch import block_scales, decode_rows_torch
+from hlwq_kernels.decode.dispatch import block_scales, decode_rows_reference
 from hlwq_kernels.decode.numba_cpu import decode_rows_numba
 from tests.kernels.weights import BITS, BLOCK_SIZES, sylvester, tables
 
@@ -55,18 +55,18 @@ def test_decoded_values_are_those_of_the_format(bits: int, n: int, scale: str) -
 @pytest.mark.parametrize("scale", ["log8", "fp16"])
 @pytest.mark.parametrize("n", BLOCK_SIZES)
 @pytest.mark.parametrize("bits", BITS)
-def test_compiled_decoder_makes_the_values_of_the_torch_twin(bits: int, n: int, scale: str) -> None:
+def test_compiled_decoder_makes_the_values_of_the_reference(bits: int, n: int, scale: str) -> None:
     _, stored = random_stored(bits, n, scale)
     centroids = torch.from_numpy(tables(bits).centroids)
     for columns in (3 * n, 2 * n + 1):
         compiled = decode_rows_numba(*stored, centroids, n, columns)
-        twin = decode_rows_torch(*stored, centroids, n, columns)
+        expected = decode_rows_reference(*stored, centroids, n, columns)
         assert compiled.shape == (7, columns)
-        assert torch.equal(compiled.view(torch.int32), twin.view(torch.int32)), columns
+        assert torch.equal(compiled.view(torch.int32), expected.view(torch.int32)), columns
 
 
 @pytest.mark.parametrize("scale", ["log8", "fp16"])
-@pytest.mark.parametrize("decode", [decode_rows_numba, decode_rows_torch])
+@pytest.mark.parametrize("decode", [decode_rows_numba, decode_rows_reference])
 def test_a_scale_of_zero_decodes_to_exact_zeros(decode, scale: str) -> None:  # type: ignore[no-untyped-def]
     _, stored = random_stored(5, 64, scale)
     decoded = decode(*stored, torch.from_numpy(tables(5).centroids), 64, 192)

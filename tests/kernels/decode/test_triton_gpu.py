@@ -1,4 +1,4 @@
-"""The Triton decoder, interpreted on the CPU: the values of the torch twin.
+"""The Triton decoder, interpreted on the CPU: the values of the reference.
 
 In another process, one for all kinds, because Triton reads TRITON_INTERPRET when it is imported. Results in bfloat16
 are left to tests/gpu: the interpreter cuts where a device rounds.
@@ -12,18 +12,18 @@ import pytest
 
 DECODE = """
 import sys, torch, traceback
-from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.decode.dispatch import decode_rows_reference
 from hlwq_kernels.decode.triton_gpu import decode_rows_triton
 from tests.kernels.decode.test_reference import random_stored
 from tests.kernels.weights import digest, tables
 def compare(bits, n, scale):
     stored, centroids = random_stored(bits, n, scale)[1], torch.from_numpy(tables(bits).centroids)
     for columns in (3 * n, 2 * n + 1):
-        twin = decode_rows_torch(*stored, centroids, n, columns)
+        expected = decode_rows_reference(*stored, centroids, n, columns)
         for dtype in (torch.float32, torch.float16):
             compiled = decode_rows_triton(*stored, centroids, n, columns, dtype)
-            assert compiled.shape == twin.shape
-            assert digest(compiled) == digest(twin.to(dtype)), (columns, dtype)
+            assert compiled.shape == expected.shape
+            assert digest(compiled) == digest(expected.to(dtype)), (columns, dtype)
     many = [None if t is None else torch.cat([t[:2]] * 100) for t in stored]
     wanted = torch.tensor([0, 3, 0, 1], dtype=torch.int32)  # of 150 blocks each; 128 are a program's
     some = decode_rows_triton(*many, centroids, n, 3 * n, torch.float32, wanted).view(4, 50, -1)
@@ -58,7 +58,7 @@ def interpreted() -> tuple[list[str], str]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_the_interpreted_decoder_makes_what_the_torch_twin_makes(
+def test_the_interpreted_decoder_makes_what_the_reference_makes(
     interpreted: tuple[list[str], str], kind: tuple[int, int, str]
 ) -> None:
     right, wrong = interpreted

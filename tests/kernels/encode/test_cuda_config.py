@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from hlwq_kernels.common.cuda_kernel import compile_kernel
-from hlwq_kernels.encode.cuda_config import SOURCES, Variant
+from hlwq_kernels.encode.cuda_config import SOURCES, EncodeKernelConfig
 
 _FRAME_SIZE = 0x11  # of a .nv.info attribute: bytes of local memory a thread
 
-DEFAULT = Variant(5, 64, log8=True, search=True, dtype=torch.bfloat16)
-FAST = Variant(5, 64, log8=True, search=False, dtype=torch.bfloat16)
-CLASSIC = Variant(5, 128, log8=False, search=False, dtype=torch.bfloat16)
+DEFAULT = EncodeKernelConfig(5, 64, log8=True, search=True, dtype=torch.bfloat16)
+FAST = EncodeKernelConfig(5, 64, log8=True, search=False, dtype=torch.bfloat16)
+CLASSIC = EncodeKernelConfig(5, 128, log8=False, search=False, dtype=torch.bfloat16)
 
 
 def local_bytes(cubin: bytes) -> int:
@@ -36,27 +36,31 @@ def local_bytes(cubin: bytes) -> int:
     return max(found)
 
 
-def compiled(variant: Variant, arch: str) -> bytes:
-    return bytes(compile_kernel(SOURCES, "encode", variant.macros, arch, fma=False).code)
+def compiled(config: EncodeKernelConfig, arch: str) -> bytes:
+    return bytes(compile_kernel(SOURCES, "encode", config.macros, arch, fma=False).code)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_no_register_is_spilled_on_the_device_it_was_tuned_for(bits: int) -> None:
-    assert local_bytes(compiled(Variant(bits, 64, log8=True, search=True, dtype=torch.bfloat16), "sm_90")) == 0
+    assert (
+        local_bytes(compiled(EncodeKernelConfig(bits, 64, log8=True, search=True, dtype=torch.bfloat16), "sm_90")) == 0
+    )
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90"])
-@pytest.mark.parametrize("variant", [DEFAULT, FAST, CLASSIC], ids=["default", "fast", "classic"])
-def test_hardly_a_register_is_spilled_on_any_generation(variant: Variant, arch: str) -> None:
-    variant = Variant(**{**vars(variant), "roomy": arch == "sm_90"})
-    assert local_bytes(compiled(variant, arch)) <= 16
+@pytest.mark.parametrize("config", [DEFAULT, FAST, CLASSIC], ids=["default", "fast", "classic"])
+def test_hardly_a_register_is_spilled_on_any_generation(config: EncodeKernelConfig, arch: str) -> None:
+    config = EncodeKernelConfig(**{**vars(config), "large_smem": arch == "sm_90"})
+    assert local_bytes(compiled(config, arch)) <= 16
 
 
 def test_spilled_registers_would_be_seen() -> None:
-    assert local_bytes(compiled(Variant(5, 256, log8=True, search=False, dtype=torch.bfloat16), "sm_90")) > 100
+    assert (
+        local_bytes(compiled(EncodeKernelConfig(5, 256, log8=True, search=False, dtype=torch.bfloat16), "sm_90")) > 100
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_rows_longer_than_a_cta_and_other_types_compile(dtype: torch.dtype) -> None:
-    variant = Variant(5, 64, log8=True, search=True, dtype=dtype, loop=True)
-    assert local_bytes(compiled(variant, "sm_90")) <= 16
+    config = EncodeKernelConfig(5, 64, log8=True, search=True, dtype=dtype, loop=True)
+    assert local_bytes(compiled(config, "sm_90")) <= 16

@@ -1,4 +1,4 @@
-"""The CUDA encoder's source, compiled for the CPU: the bytes of the torch twin, on every kind of row."""
+"""The CUDA encoder's source, compiled for the CPU: the bytes of the reference, on every kind of row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from hlwq_kernels import EncodedRows
 from hlwq_kernels.encode.dispatch import ScaleKind
-from hlwq_kernels.encode.reference import encode_rows_torch
+from hlwq_kernels.encode.reference import encode_rows_reference
 from tests.kernels.weights import hostile_rows, lcg_rows, tables
 from tests.support.cuda_on_cpu import encode_rows_emulated
 
@@ -32,9 +32,9 @@ def test_a_compiler_is_there() -> None:
     assert shutil.which("g++"), "the tests of CUDA kernels compile them with g++, too: install it"
 
 
-def assert_same(coded: EncodedRows, twin: EncodedRows) -> None:
+def assert_same(coded: EncodedRows, expected: EncodedRows) -> None:
     """Every field, to the byte; NaN for NaN."""
-    for name, x, y in zip(EncodedRows._fields, coded, twin, strict=True):
+    for name, x, y in zip(EncodedRows._fields, coded, expected, strict=True):
         assert (x is None) == (y is None), name
         if x is not None and y is not None:
             assert x.dtype == y.dtype, name
@@ -46,11 +46,11 @@ def assert_same(coded: EncodedRows, twin: EncodedRows) -> None:
 def check(weight: torch.Tensor, kind: Kind) -> None:
     bits, n, scale, search = kind
     coded = encode_rows_emulated(weight, tables(bits), n, scale, search)
-    assert_same(coded, encode_rows_torch(weight, tables(bits), n, scale, search))
+    assert_same(coded, encode_rows_reference(weight, tables(bits), n, scale, search))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_hostile_rows_have_the_bytes_of_the_torch_twin(kind: Kind) -> None:
+def test_hostile_rows_have_the_bytes_of_the_reference(kind: Kind) -> None:
     n = kind[1]
     for columns in (n + 65, 1, 3 * n):
         weight = torch.cat([hostile_rows(columns, seed=columns), hostile_rows(columns)[:3]])
@@ -60,7 +60,7 @@ def test_hostile_rows_have_the_bytes_of_the_torch_twin(kind: Kind) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
 @pytest.mark.parametrize("kind", [DEFAULT, CLASSIC], ids=str)
-def test_every_type_of_weight_has_the_bytes_of_the_torch_twin(kind: Kind, dtype: torch.dtype) -> None:
+def test_every_type_of_weight_has_the_bytes_of_the_reference(kind: Kind, dtype: torch.dtype) -> None:
     check(hostile_rows(321).to(dtype), kind)
     check(lcg_rows().to(dtype), kind)
 
@@ -92,5 +92,5 @@ def test_rows_longer_than_a_cta_and_more_rows_than_ctas_hold(kind: Kind) -> None
 
 def test_a_device_of_little_shared_memory_makes_the_same_bytes() -> None:
     weight = hostile_rows(200).to(torch.bfloat16)
-    coded = encode_rows_emulated(weight, tables(5), 64, "log8", True, roomy=False)
-    assert_same(coded, encode_rows_torch(weight, tables(5), 64, "log8", True))
+    coded = encode_rows_emulated(weight, tables(5), 64, "log8", True, large_smem=False)
+    assert_same(coded, encode_rows_reference(weight, tables(5), 64, "log8", True))

@@ -7,7 +7,7 @@ import torch
 from hlwq_kernels import SCALE_STEPS, EncodedRows, encode_rows, prepare_encode, unpack_codes
 from hlwq_kernels.encode.dispatch import ScaleKind
 from hlwq_kernels.encode.numba_cpu import encode_rows_numba
-from hlwq_kernels.encode.reference import encode_rows_torch
+from hlwq_kernels.encode.reference import encode_rows_reference
 from tests.kernels.weights import (
     BITS,
     BLOCK_SIZES,
@@ -59,25 +59,25 @@ def rotated(weight: torch.Tensor, n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("n", BLOCK_SIZES)
 @pytest.mark.parametrize("bits", BITS)
-def test_compiled_encoder_makes_the_bytes_of_the_torch_twin(bits: int, n: int) -> None:
+def test_compiled_encoder_makes_the_bytes_of_the_reference(bits: int, n: int) -> None:
     table = tables(bits)
     for columns in (2 * n, n + 65, 1):
         weight = hostile_rows(columns, seed=bits)
         for scale in KINDS:
             for search in (True, False):
                 compiled = encode_rows_numba(weight, table, n, scale, search)
-                twin = encode_rows_torch(weight, table, n, scale, search)
-                assert same_bytes(compiled, twin), (columns, scale, search)
-                np.testing.assert_allclose(compiled.energy, twin.energy, rtol=1e-6)
-                np.testing.assert_allclose(compiled.error, twin.error, rtol=1e-6)
+                expected = encode_rows_reference(weight, table, n, scale, search)
+                assert same_bytes(compiled, expected), (columns, scale, search)
+                np.testing.assert_allclose(compiled.energy, expected.energy, rtol=1e-6)
+                np.testing.assert_allclose(compiled.error, expected.error, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 2.0**120])
 def test_both_encoders_mark_a_row_that_cannot_be_coded_and_only_it(bad: float) -> None:
     weight = hostile_rows(130)
-    good = encode_rows_torch(weight, tables(5), 64, "log8", True)
+    good = encode_rows_reference(weight, tables(5), 64, "log8", True)
     weight[2, 129] = bad
-    for encoder in (encode_rows_numba, encode_rows_torch):
+    for encoder in (encode_rows_numba, encode_rows_reference):
         coded = encoder(weight, tables(5), 64, "log8", True)
         assert coded.energy.isnan().nonzero().tolist() == [[2]]
         assert torch.equal(coded.codes[3:], good.codes[3:])
@@ -237,7 +237,7 @@ def test_a_block_far_below_its_row_takes_the_step_that_errs_less() -> None:
 def test_an_fp16_norm_that_overflows_is_told_by_an_infinite_error(search: bool) -> None:
     weight = torch.randn(3, 64, generator=torch.Generator().manual_seed(12))
     weight[1] *= 1e6
-    for encoder in (encode_rows_numba, encode_rows_torch):
+    for encoder in (encode_rows_numba, encode_rows_reference):
         assert encoder(weight, tables(5), 64, "fp16", search).error.isinf().tolist() == [False, True, False]
 
 

@@ -8,7 +8,7 @@ import torch
 from hlwq_kernels import CodeTables
 from hlwq_kernels.codes.hadamard import hadamard
 from hlwq_kernels.codes.tables import SCALE_STEPS
-from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.decode.dispatch import decode_rows_reference
 from tests.kernels.weights import tables
 from tests.support.cuda_on_cpu import addresses, library
 
@@ -54,7 +54,7 @@ def test_rows_are_those_of_the_decoded_weight_whichever_cta_takes_them(
     units, bias = torch.rand(tokens, generator=seed) + 0.5, torch.randn(rows, generator=seed)
     table: CodeTables = tables(bits)
     centroids, steps = torch.from_numpy(table.centroids.copy()), torch.tensor(SCALE_STEPS)
-    weight = decode_rows_torch(codes, scales, base, centroids, n, columns).double()
+    weight = decode_rows_reference(codes, scales, base, centroids, n, columns).double()
     x = hadamard(turned.double().view(tokens, -1, n)).view(tokens, columns) / n**0.5
     expected = x * units.double()[:, None] @ weight.T + bias
     macros = (

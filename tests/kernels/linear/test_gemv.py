@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hlwq_kernels.codes.tables import SCALE_STEPS
-from hlwq_kernels.decode.dispatch import decode_rows_torch
+from hlwq_kernels.decode.dispatch import decode_rows_reference
 from hlwq_kernels.linear.gemv import Shape, lay_out
 from tests.kernels.linear.test_gemm_small_m import UNTOUCHED, coded
 from tests.kernels.weights import tables
@@ -35,7 +35,7 @@ def product(
     seed = torch.Generator().manual_seed(rows)
     codes, scales, base = coded(bits, 64, log8, EXPERTS * rows, columns, seed)
     centroids, steps = torch.from_numpy(tables(bits).centroids.copy()), torch.tensor(SCALE_STEPS)
-    weight = decode_rows_torch(codes, scales, base, centroids, 64, columns).double().view(EXPERTS, rows, columns)
+    weight = decode_rows_reference(codes, scales, base, centroids, 64, columns).double().view(EXPERTS, rows, columns)
     chosen = torch.tensor([[2, 0], [EXPERTS, 1]]) if kind else torch.tensor([[0]])
     (tokens, k), routed = chosen.shape, torch.rand(chosen.shape, generator=seed)
     x = torch.randn(tokens * (k if kind == 2 else 1), columns, generator=seed)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hlwq_kernels import encode_rows
-from hlwq_kernels.codes.quantized_weight import CodedWeight
-from hlwq_kernels.moe.experts import FEW_PAIRS, coded_experts_torch
+from hlwq_kernels.codes.quantized_weight import QuantizedWeight
+from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts_reference
 from hlwq_kernels.offload import layer as offloaded
 from hlwq_kernels.offload import slots
 from hlwq_kernels.offload.expert_layout import RecordLayout, view
@@ -25,17 +25,17 @@ EXPERTS, INNER, HIDDEN, K = 12, 32, 64, 3
 STEPS = 10
 
 
-def stacked(rows: int, columns: int) -> CodedWeight:
+def stacked(rows: int, columns: int) -> QuantizedWeight:
     weight = torch.randn(EXPERTS * rows, columns, generator=torch.Generator().manual_seed(rows))
     coded = encode_rows(weight, tables(5), 64, "log8", False)
     codes, scales, base = (None if t is None else t.unflatten(0, (EXPERTS, rows)) for t in coded[:3])
     assert codes is not None
     assert scales is not None
-    return CodedWeight(codes, scales, base, torch.from_numpy(tables(5).centroids), 64)
+    return QuantizedWeight(codes, scales, base, torch.from_numpy(tables(5).centroids), 64)
 
 
 class HeldRecords:
-    def __init__(self, layout: RecordLayout, weights: tuple[CodedWeight, CodedWeight]) -> None:
+    def __init__(self, layout: RecordLayout, weights: tuple[QuantizedWeight, QuantizedWeight]) -> None:
         self.pinned = torch.zeros(EXPERTS, layout.bytes, dtype=torch.uint8)
         for described, weight in zip((layout.gate_up, layout.down), weights, strict=True):
             for part, tensor in zip(described, (t for t in weight[:3] if t is not None), strict=True):
@@ -62,7 +62,7 @@ def launched(source: str) -> Callable[..., None]:
 def of_few(x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: Any, down: Any, *gates: Any) -> Any:
     """What the product kernels give: each token for itself."""
     rows = (t.split(1) for t in (x, chosen, routed))
-    return torch.cat([coded_experts_torch(*row, gate_up, down, gates[0]) for row in zip(*rows, strict=True)])
+    return torch.cat([coded_experts_reference(*row, gate_up, down, gates[0]) for row in zip(*rows, strict=True)])
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots._FETCH_AHEAD, "launch", launched(FETCH_AHEAD))
     monkeypatch.setattr(slots, "_processors", lambda device: 1)
     monkeypatch.setattr(offloaded, "runs_matmul", lambda x: True)
-    monkeypatch.setattr(offloaded, "few_experts", of_few)
+    monkeypatch.setattr(offloaded, "fused_experts", of_few)
 
 
 def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -82,14 +82,14 @@ def near(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 @pytest.fixture(scope="module")
-def weights() -> tuple[CodedWeight, CodedWeight]:
+def weights() -> tuple[QuantizedWeight, QuantizedWeight]:
     return stacked(2 * INNER, HIDDEN), stacked(HIDDEN, INNER)
 
 
-def two_layers(weights: tuple[CodedWeight, CodedWeight], own: int) -> tuple[OffloadedLayer, OffloadedLayer]:
+def two_layers(weights: tuple[QuantizedWeight, QuantizedWeight], own: int) -> tuple[OffloadedLayer, OffloadedLayer]:
     parts = [[(t.shape[1:], t.dtype) for t in weight[:3] if t is not None] for weight in weights]
     layout = RecordLayout.of(*parts)
-    shared = Slots(2, EXPERTS, own, K, layout, torch.device("cpu"), plans_itself=True)
+    shared = Slots(2, EXPERTS, own, K, layout, torch.device("cpu"), device_assigns=True)
     tables = weights[0].centroids, weights[1].centroids
     first, second = (OffloadedLayer(shared, number, HeldRecords(layout, weights), tables, 64) for number in range(2))
     return first, second
@@ -98,17 +98,17 @@ def two_layers(weights: tuple[CodedWeight, CodedWeight], own: int) -> tuple[Offl
 @pytest.mark.usefixtures("like_a_gpu")
 @pytest.mark.parametrize("own", [1, 7, 11, EXPERTS])
 def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(
-    weights: tuple[CodedWeight, CodedWeight], own: int
+    weights: tuple[QuantizedWeight, QuantizedWeight], own: int
 ) -> None:
     layers = two_layers(weights, own)
     shared = layers[0].slots
     torch.manual_seed(0)
-    for tokens in (1, 2, 1, 5, 1, 15, 1, FEW_PAIRS // K + 1):
+    for tokens in (1, 2, 1, 5, 1, 15, 1, MAX_FUSED_PAIRS // K + 1):
         for layer in layers:
             x = torch.randn(tokens, HIDDEN, dtype=torch.float64)
             chosen = torch.stack([torch.randperm(EXPERTS + 1)[:K] for _ in range(tokens)])
             routed = torch.rand(tokens, K, dtype=torch.float64)
-            expected = coded_experts_torch(x, chosen, routed, *weights, gate)
+            expected = coded_experts_reference(x, chosen, routed, *weights, gate)
             assert near(layer.run(x, chosen, routed, gate, None), expected)
     wanted, missing, fetched, ahead = shared.counters.tolist()
     assert fetched == missing * shared.layout.bytes
@@ -121,7 +121,7 @@ def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(
 @pytest.mark.usefixtures("like_a_gpu")
 @pytest.mark.parametrize(("own", "right"), [(1, 0), (1, 1), (1, K), (7, 0), (7, 1), (7, K), (EXPERTS, K)])
 def test_what_is_fetched_ahead_changes_no_sum_and_is_counted_apart(
-    weights: tuple[CodedWeight, CodedWeight], own: int, right: int
+    weights: tuple[QuantizedWeight, QuantizedWeight], own: int, right: int
 ) -> None:
     """Guesses of which none, one or all are right, once each of the first layer has fetched its own."""
     first, second = two_layers(weights, own)
@@ -137,7 +137,7 @@ def test_what_is_fetched_ahead_changes_no_sum_and_is_counted_apart(
                 layer.prefetch(lambda given, guess=guess: guess, x, first)
                 ahead += 0 if own == EXPERTS else len(rule.ahead(guess[0].tolist(), AHEAD))
             rule.step(set(chosen[0].tolist()))
-            expected = coded_experts_torch(x, chosen, routed, *weights, gate)
+            expected = coded_experts_reference(x, chosen, routed, *weights, gate)
             assert near(layer.run(x, chosen, routed, gate, None), expected)
     missing = rules[0].fetched + rules[1].fetched
     assert first.slots.counters.tolist() == [2 * STEPS * K, missing, missing * record, ahead * record]

@@ -1,4 +1,4 @@
-"""Which experts lie in which slots: by the rules, and by the CUDA source, compiled for the CPU, as by the twin."""
+"""Which experts lie in which slots: by the rules, and by the CUDA source, compiled for the CPU, as by the reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from hlwq_kernels.common.cuda_kernel import compile_kernel
 from hlwq_kernels.offload.expert_layout import ALIGNMENT, RecordLayout, view
-from hlwq_kernels.offload.slots import LayerTable, plan_macros, plan_torch
+from hlwq_kernels.offload.slots import LayerTable, assign_slots_reference, slot_macros
 from tests.kernels.offload.slot_rules import SlotRules
 from tests.support.cuda_on_cpu import addresses, library
 
@@ -65,19 +65,19 @@ def choices(steps: int, tokens: int, k: int, experts: int) -> torch.Tensor:
     ("experts", "slots", "tokens", "k"), [(8, 1, 1, 2), (8, 3, 2, 2), (9, 9, 40, 2), (300, 37, 1, 8), (60, 20, 3, 8)]
 )
 def test_the_device_decides_as_the_host_does(experts: int, slots: int, tokens: int, k: int) -> None:
-    kernel = library(("offload/slots.cu",), (*plan_macros(experts, slots), *SHARED), PLAN)
-    twin, own = empty_table(experts, slots), empty_table(experts, slots)
+    kernel = library(("offload/slots.cu",), (*slot_macros(experts, slots), *SHARED), PLAN)
+    expected, own = empty_table(experts, slots), empty_table(experts, slots)
     counted, counted_own = counters(), counters()
     places = torch.empty(tokens, k, dtype=torch.int64)
     copies, count = torch.empty(slots + k * tokens, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-    threads = dict(plan_macros(1, 1))["THREADS"]
+    threads = dict(slot_macros(1, 1))["THREADS"]
     for chosen in choices(40, tokens, k, experts):
-        planned = plan_torch(chosen, twin, counted)
+        planned = assign_slots_reference(chosen, expected, counted)
         arguments = [chosen, chosen.numel(), own.first, own.scratch, *own[:3], places, copies, count, counted_own]
         kernel.launch(1, threads, addresses(arguments))
         assert torch.equal(places, planned.slots)
         assert torch.equal(copies[: int(count)], planned.copies)
-        for a, b in zip(own[:3], twin[:3], strict=True):
+        for a, b in zip(own[:3], expected[:3], strict=True):
             assert torch.equal(a, b)
     assert torch.equal(counted_own, counted)
     assert counted[1] > 0
@@ -90,7 +90,7 @@ def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) 
     into = torch.full((7, 16 * words), 9, dtype=torch.uint8)
     copies, count = torch.tensor([[4, 1], [0, 6], [2, 0], [1, 2]], dtype=torch.int32), torch.tensor([3]).int()
     counted = counters()
-    kernel = library(("offload/slots.cu",), (*plan_macros(1, 1, threads), *SHARED), source)
+    kernel = library(("offload/slots.cu",), (*slot_macros(1, 1, threads), *SHARED), source)
     kernel.launch(3, threads, addresses([records, into, copies, count, words, counted]))
     for expert, slot in copies[:3].tolist():
         assert torch.equal(into[slot], records[expert])
@@ -101,13 +101,13 @@ def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_both_kernels_compile(arch: str) -> None:
     for name in ("plan", "plan_ahead", "fetch", "fetch_ahead"):
-        assert compile_kernel(("offload/slots.cu",), name, plan_macros(128, 36), arch).code
+        assert compile_kernel(("offload/slots.cu",), name, slot_macros(128, 36), arch).code
 
 
 @pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 3), (7, 1), (7, 2), (20, 1)])
 def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, most: int) -> None:
     """More guesses than slots, repeated ones and numbers that are no expert's included; then a step plans as ever."""
-    ahead = library(("offload/slots.cu",), (*plan_macros(20, slots), *SHARED), PLAN_AHEAD)
+    ahead = library(("offload/slots.cu",), (*slot_macros(20, slots), *SHARED), PLAN_AHEAD)
     table, rules = empty_table(20, slots), SlotRules(20, slots)
     copies, count = torch.empty(most, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     brought = 0
@@ -115,7 +115,7 @@ def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, m
         guess[0, 4] = guess[0, 1]
         arguments = [guess, 5, table.first, *table[:3], most, copies, count]
         scores = table.scores.clone()
-        ahead.launch(1, int(dict(plan_macros(1, 1))["THREADS"]), addresses(arguments))
+        ahead.launch(1, int(dict(slot_macros(1, 1))["THREADS"]), addresses(arguments))
         expected = [[e, table.first + s] for e, s in rules.ahead(guess[0].tolist(), most)]
         assert copies[: int(count)].tolist() == expected
         assert torch.equal(table.scores, scores)
@@ -123,7 +123,7 @@ def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, m
         assert all(table.slot_of[e] == s for s, e in enumerate(rules.slots) if e >= 0)
         assert int((table.slot_of >= 0).sum()) == int((table.expert_in >= 0).sum())
         brought += len(expected)
-        plan_torch(chosen, table, counters())
+        assign_slots_reference(chosen, table, counters())
         rules.step(set(chosen.flatten().tolist()) - {20})
         assert table.expert_in.tolist() == rules.slots
     assert brought
@@ -134,7 +134,7 @@ def test_experts_make_room_by_the_rule(slots: int, tokens: int, k: int) -> None:
     table, counted, reference = empty_table(16, slots), counters(), SlotRules(16, slots)
     wanted = 0
     for chosen in choices(60, tokens, k, 16):
-        planned = plan_torch(chosen, table, counted)
+        planned = assign_slots_reference(chosen, table, counted)
         places = reference.step(set(chosen.flatten().tolist()) - {16})
         wanted += len(places)
         for expert, slot in zip(chosen.flatten().tolist(), planned.slots.flatten().tolist(), strict=True):

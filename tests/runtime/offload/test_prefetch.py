@@ -93,7 +93,7 @@ def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_
     assert torch.equal(answered(model), expected)
     cache = expert_cache_of(model)
     assert cache is not None
-    assert cache.groups[0].plans_itself
+    assert cache.groups[0].device_assigns
     record, missing = cache.record_bytes, sum(rule.fetched for rule in rules)
     assert cache.traffic() == Traffic(
         counted["wanted"], missing, missing * record, counted["streamed"] * record, counted["ahead"] * record

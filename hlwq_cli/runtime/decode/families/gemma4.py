@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hlwq_kernels.codes.quantized_weight import CodedWeight
+from hlwq_kernels.codes.quantized_weight import QuantizedWeight
 from hlwq_kernels.decode_step.step import (
     Cache,
     Norm,
@@ -58,7 +58,7 @@ def _is_plain(layer: Any) -> bool:
     return not (biased or shared or layer.hidden_size_per_layer_input)
 
 
-def joined(linears: Sequence[nn.Module]) -> CodedWeight | None:
+def joined(linears: Sequence[nn.Module]) -> QuantizedWeight | None:
     """Coded layers of one input as one weight, of which each then holds its part; None where they are not alike."""
     first = linears[0]
     if not all(isinstance(m, HLWQLinear) and m.dense_weight is None for m in linears):
@@ -78,10 +78,10 @@ def joined(linears: Sequence[nn.Module]) -> CodedWeight | None:
     return _weight_of(first)._replace(codes=whole["codes"], scales=whole["scales"], base=whole.get("base"))
 
 
-def _weight_of(m: HLWQLinear) -> CodedWeight:
+def _weight_of(m: HLWQLinear) -> QuantizedWeight:
     codes = m.get_buffer("codes")
     centroids = m.coding.centroids(m.bits, codes.device)
-    return CodedWeight(codes, m.get_buffer("scales"), m._buffers.get("base"), centroids, m.coding.block_size)
+    return QuantizedWeight(codes, m.get_buffer("scales"), m._buffers.get("base"), centroids, m.coding.block_size)
 
 
 class StepLayer:
@@ -137,7 +137,7 @@ class StepLayer:
         return projected
 
     def _products(
-        self, x: torch.Tensor, linears: Sequence[nn.Module], weight: CodedWeight | None
+        self, x: torch.Tensor, linears: Sequence[nn.Module], weight: QuantizedWeight | None
     ) -> tuple[torch.Tensor, ...]:
         if weight is None:
             return tuple(m(x) for m in linears)
