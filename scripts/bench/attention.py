@@ -26,29 +26,29 @@ LAYOUTS = {"gemma4-26b full layer, 16 x 512 on 2": (16, 2, 512), "llama-like, 32
 LENGTHS = (4096, 32768, 131072)
 BATCHES = (1, 8)
 BITS = (8, 4, 3, 2)
-EXACT = 80
-COLD_BYTES, MOST = 2 * 10**8, 40
+EXACT_TOKENS = 80
+COLD_BYTES, MAX_COPIES = 2 * 10**8, 40
 TABLES = {bits: KVTables.of(lloyd_max(bits), torch.device("cuda")) for bits in BITS}
 
 
-def cache(batch: int, heads: int, dim: int, tokens: int, bits: int) -> QuantizedKV:
+def random_cache(batch: int, heads: int, dim: int, tokens: int, bits: int) -> QuantizedKV:
     """Random codes of heads whose root mean squares are near 1, and a tail of exact tokens."""
-    coded = tokens - EXACT
+    coded = tokens - EXACT_TOKENS
     codes = torch.randint(0, 256, (batch, heads, coded, dim * bits // 8), dtype=torch.uint8, device="cuda")
     scales = torch.randint(124, 133, (batch, heads, coded), dtype=torch.uint8, device="cuda")
-    exact = torch.randn(batch, heads, EXACT, dim, device="cuda", dtype=torch.bfloat16)
+    exact = torch.randn(batch, heads, EXACT_TOKENS, dim, device="cuda", dtype=torch.bfloat16)
     return QuantizedKV(codes, scales, coded, exact, coded, TABLES[bits])
 
 
-def copies(bytes_each: int) -> int:
+def num_copies(bytes_each: int) -> int:
     """How many caches together are far more than the L2 cache."""
-    return 1 + min(MOST, COLD_BYTES // bytes_each)
+    return 1 + min(MAX_COPIES, COLD_BYTES // bytes_each)
 
 
 def dense_seconds(query: torch.Tensor, heads: int, tokens: int) -> tuple[float, str]:
     """torch's time over keys and values in bfloat16, and which way was the better."""
     batch, query_heads, _, dim = query.shape
-    count = copies(4 * batch * heads * tokens * dim)
+    count = num_copies(4 * batch * heads * tokens * dim)
     caches = [
         [torch.randn(batch, heads, tokens, dim, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
         for _ in range(count)
@@ -77,28 +77,30 @@ def attention_lines(bandwidth: float) -> Iterator[str]:
                 query = torch.randn(batch, query_heads, 1, dim, device="cuda", dtype=torch.bfloat16)
                 dense, way = dense_seconds(query, heads, tokens)
                 for bits in BITS:
-                    ours, moved = coded_seconds(query, heads, tokens, bits)
+                    ours, bytes_read = coded_seconds(query, heads, tokens, bits)
                     yield (
                         f"| {name} | {tokens} | {batch} | {bits} | {ours * 1e6:.1f} | {dense * 1e6:.1f} ({way}) "
-                        f"| {dense / ours:.2f} | {moved / ours / 1e9:.0f} | {moved / ours / bandwidth:.0%} |"
+                        f"| {dense / ours:.2f} | {bytes_read / ours / 1e9:.0f} | {bytes_read / ours / bandwidth:.0%} |"
                     )
 
 
 def coded_seconds(query: torch.Tensor, heads: int, tokens: int, bits: int) -> tuple[float, int]:
     """Our time, and the bytes that a call reads."""
     batch, dim = query.shape[0], query.shape[-1]
-    first = [cache(batch, heads, dim, tokens, bits) for _ in "kv"]
-    moved = sum(s.codes.nbytes + s.scales.nbytes + s.exact.nbytes for s in first)
-    caches = [first] + [[cache(batch, heads, dim, tokens, bits) for _ in "kv"] for _ in range(copies(moved) - 1)]
-    seen, rule = torch.tensor([tokens - EXACT]), Rule(dim**-0.5)
-    return seconds([partial(attend, query, k, v, seen, rule) for k, v in caches]), moved
+    first = [random_cache(batch, heads, dim, tokens, bits) for _ in "kv"]
+    bytes_read = sum(s.codes.nbytes + s.scales.nbytes + s.exact.nbytes for s in first)
+    caches = [first] + [
+        [random_cache(batch, heads, dim, tokens, bits) for _ in "kv"] for _ in range(num_copies(bytes_read) - 1)
+    ]
+    seen, rule = torch.tensor([tokens - EXACT_TOKENS]), Rule(dim**-0.5)
+    return seconds([partial(attend, query, k, v, seen, rule) for k, v in caches]), bytes_read
 
 
 def check_lines(_: float) -> Iterator[str]:
     """That the kernel's answer is that of torch, on small caches of every width."""
     for name, (query_heads, heads, dim) in LAYOUTS.items():
         for bits in BITS:
-            k, v = (cache(2, heads, dim, 3000, bits) for _ in range(2))
+            k, v = (random_cache(2, heads, dim, 3000, bits) for _ in range(2))
             query = torch.randn(2, query_heads, 1, dim, device="cuda", dtype=torch.bfloat16)
             seen, rule = torch.tensor([k.coded]), Rule(dim**-0.5)
             found, exactly = attend(query, k, v, seen, rule), attend_reference(query.float(), k, v, seen, rule)
@@ -112,7 +114,7 @@ def encode_lines(_: float) -> Iterator[str]:
     for name, (_, heads, dim) in LAYOUTS.items():
         for tokens in (32, 8192):
             for bits in (4, 8):
-                count = copies(2 * heads * tokens * dim)
+                count = num_copies(2 * heads * tokens * dim)
                 some = [torch.randn(1, heads, tokens, dim, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
                 time = seconds([partial(encode_kv, x, TABLES[bits]) for x in some])
                 yield (

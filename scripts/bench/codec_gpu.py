@@ -27,19 +27,19 @@ SCHEMES = {
     "4 bits, default": Scheme(4),
     "8 bits, default": Scheme(8),
 }
-TWIN_WEIGHTS = 2**24
+REFERENCE_WEIGHTS = 2**24
 
 
 @dataclass(frozen=True)
-class Line:
+class Measurement:
     """One measurement: weights, the bytes that go in and out, seconds, and the twin's seconds per weight."""
 
     name: str
     rows: int
     columns: int
-    moved: int
+    bytes_moved: int
     seconds: float
-    twin: float
+    reference: float
 
 
 def median_seconds(run: Callable[[], object], runs: int) -> float:
@@ -64,58 +64,65 @@ def copy_bandwidth(runs: int) -> float:
     return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), runs)
 
 
-def made(rows: int, columns: int) -> torch.Tensor:
+def random_weight(rows: int, columns: int) -> torch.Tensor:
     parts = [torch.randn(part, columns, device="cuda").bfloat16() * 0.02 for part in [8192] * (rows // 8192)]
     return torch.cat([*parts, torch.randn(rows % 8192, columns, device="cuda").bfloat16() * 0.02])
 
 
-def encode_lines(runs: int) -> list[Line]:
-    lines = []
+def encode_lines(runs: int) -> list[Measurement]:
+    measurements = []
     for rows, columns in SHAPES:
-        weight = made(rows, columns)
+        weight = random_weight(rows, columns)
         for name, scheme in SCHEMES.items():
             args = (scheme.tables, scheme.block_size, scheme.scale, scheme.search)
-            part = weight[: TWIN_WEIGHTS // columns]
+            part = weight[: REFERENCE_WEIGHTS // columns]
             seconds = median_seconds(lambda: encode_rows(weight, *args), runs)  # noqa: B023
-            twin = median_seconds(lambda: encode_rows_reference(part, *args), 3) / part.numel()  # noqa: B023
-            moved = weight.nbytes + rows * scheme.row_bytes(columns)
-            lines.append(Line(f"encode, {name}", rows, columns, moved, seconds, twin))
-    return lines
+            reference = median_seconds(lambda: encode_rows_reference(part, *args), 3) / part.numel()  # noqa: B023
+            bytes_moved = weight.nbytes + rows * scheme.row_bytes(columns)
+            measurements.append(Measurement(f"encode, {name}", rows, columns, bytes_moved, seconds, reference))
+    return measurements
 
 
-def decode_lines(runs: int) -> list[Line]:
-    lines = []
+def decode_lines(runs: int) -> list[Measurement]:
+    measurements = []
     for rows, columns in SHAPES:
-        weight = made(rows, columns)
+        weight = random_weight(rows, columns)
         for bits in (4, 5, 8):
             scheme = Scheme(bits)
             centroids = torch.from_numpy(scheme.tables.centroids).cuda()
             coded = encode_rows(weight, scheme.tables, 64, "log8", search=False)
             stored = (coded.codes, coded.scales, coded.base)
-            some = tuple(t[: TWIN_WEIGHTS // columns] for t in stored)
+            some = tuple(t[: REFERENCE_WEIGHTS // columns] for t in stored)
             seconds = median_seconds(lambda: decode_rows(*stored, centroids, 64, columns, torch.bfloat16), runs)  # noqa: B023
-            twin = median_seconds(lambda: decode_rows_reference(*some, centroids, 64, columns), 3)  # noqa: B023
-            moved = weight.nbytes + rows * scheme.row_bytes(columns)
-            lines.append(
-                Line(f"decode, {bits} bits to bf16", rows, columns, moved, seconds, twin / (len(some[0]) * columns))
+            reference = median_seconds(lambda: decode_rows_reference(*some, centroids, 64, columns), 3)  # noqa: B023
+            bytes_moved = weight.nbytes + rows * scheme.row_bytes(columns)
+            measurements.append(
+                Measurement(
+                    f"decode, {bits} bits to bf16",
+                    rows,
+                    columns,
+                    bytes_moved,
+                    seconds,
+                    reference / (len(some[0]) * columns),
+                )
             )
-    return lines
+    return measurements
 
 
-def table(lines: list[Line], bandwidth: float) -> str:
+def table(measurements: list[Measurement], bandwidth: float) -> str:
     head = "| kernel | rows x columns | ms | GB/s of bf16 | GB/s in and out | of copy | times the torch twin |"
     rows = [head, "|---|---|---|---|---|---|---|"]
-    for x in lines:
+    for x in measurements:
         weights = x.rows * x.columns
         rows.append(
             f"| {x.name} | {x.rows} x {x.columns} | {x.seconds * 1e3:.3f} | {2 * weights / x.seconds / 1e9:.0f} "
-            f"| {x.moved / x.seconds / 1e9:.0f} | {x.moved / x.seconds / bandwidth:.0%} "
-            f"| {x.twin * weights / x.seconds:.1f} |"
+            f"| {x.bytes_moved / x.seconds / 1e9:.0f} | {x.bytes_moved / x.seconds / bandwidth:.0%} "
+            f"| {x.reference * weights / x.seconds:.1f} |"
         )
     return "\n".join(rows)
 
 
-SECTIONS: dict[str, Callable[[int], list[Line]]] = {"encode": encode_lines, "decode": decode_lines}
+SECTIONS: dict[str, Callable[[int], list[Measurement]]] = {"encode": encode_lines, "decode": decode_lines}
 
 
 def main() -> None:
@@ -131,8 +138,8 @@ def main() -> None:
     args = parser.parse_args()
     bandwidth = copy_bandwidth(args.runs)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s\n", flush=True)
-    lines = [line for name in args.sections or SECTIONS for line in SECTIONS[name](args.runs)]
-    print(table(lines, bandwidth))
+    measurements = [line for name in args.sections or SECTIONS for line in SECTIONS[name](args.runs)]
+    print(table(measurements, bandwidth))
 
 
 if __name__ == "__main__":

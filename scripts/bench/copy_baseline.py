@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-PIECE = 32 * 2**20
+PIECE_BYTES = 32 * 2**20
 """Of a file, that a thread copies."""
-STEP = 2**20
+CHUNK_BYTES = 2**20
 """Read and written at once: `cp` takes 256 KiB, and more than the processor's cache holds takes half as long again."""
 
 
 @dataclass(frozen=True)
-class Floor:
+class CopyTime:
     """Seconds to read and write at once on so many threads, and when that was."""
 
     threads: int
@@ -26,7 +26,7 @@ class Floor:
     written: int
 
 
-def forget(source: Path) -> None:
+def drop_page_cache(source: Path) -> None:
     """Let the system forget what it keeps in memory of a checkpoint's weights, where they are on a disk."""
     for path in source.glob("*.safetensors"):
         descriptor = os.open(path, os.O_RDONLY)
@@ -35,7 +35,7 @@ def forget(source: Path) -> None:
         os.close(descriptor)
 
 
-def copy_floor(source: Path, out: Path, share: float, threads: int, when: str) -> Floor:
+def time_copy(source: Path, out: Path, fraction: float, threads: int, when: str) -> CopyTime:
     """Read the weights of `source` and write the first `share` of each piece read, as `cp` would; removes `out`.
 
     Each thread writes a file of its own, since a file takes one writer at a time.
@@ -46,24 +46,26 @@ def copy_floor(source: Path, out: Path, share: float, threads: int, when: str) -
     written = [out.with_name(f"{out.name}-{number}") for number in range(threads)]
     writers = [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for path in written]
     pieces = [
-        (r, start, min(start + PIECE, n)) for r, n in zip(readers, sizes, strict=True) for start in range(0, n, PIECE)
+        (r, start, min(start + PIECE_BYTES, n))
+        for r, n in zip(readers, sizes, strict=True)
+        for start in range(0, n, PIECE_BYTES)
     ]
     copied = [0] * threads
 
     def copy(number: int) -> None:
-        buffer = memoryview(bytearray(STEP))
+        buffer = memoryview(bytearray(CHUNK_BYTES))
         for reader, start, end in pieces[number::threads]:
-            for at in range(start, end, STEP):
-                length = min(STEP, end - at)
-                read = os.preadv(reader, [buffer[:length]], at)
+            for offset in range(start, end, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, end - offset)
+                read = os.preadv(reader, [buffer[:length]], offset)
                 assert read == length, "the kernel reads less than asked only where a file ends"
-                part = buffer[: int(length * share)]
+                part = buffer[: int(length * fraction)]
                 copied[number] += len(part)
                 while part:
                     part = part[os.write(writers[number], part) :]
         os.fsync(writers[number])
 
-    forget(source)
+    drop_page_cache(source)
     begun = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(copy, range(threads)))
@@ -72,4 +74,4 @@ def copy_floor(source: Path, out: Path, share: float, threads: int, when: str) -
         os.close(descriptor)
     for path in written:
         path.unlink()
-    return Floor(threads, when, seconds, sum(sizes), sum(copied))
+    return CopyTime(threads, when, seconds, sum(sizes), sum(copied))

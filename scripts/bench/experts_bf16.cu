@@ -25,16 +25,16 @@ __device__ __forceinline__ float of_eight(const uint4& w, const float* x) {
 }
 
 // x: with EXPERTS 1 a row of COLUMNS a token, with EXPERTS 2 SHARE rows, of gates and values; weights bf16 (experts, rows,
-// COLUMNS); chosen, routed (tokens, SHARE); y with EXPERTS 1 (tokens, SHARE, rows), else (tokens, rows).
+// COLUMNS); topk_ids, topk_weights (tokens, SHARE); y with EXPERTS 1 (tokens, SHARE, rows), else (tokens, rows).
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
-    const void* x, const u16* weights, i64 rows, const i64* chosen, const float* routed, void* y) {
+    const void* x, const u16* weights, i64 rows, const i64* topk_ids, const float* topk_weights, void* y) {
   __shared__ float parts[2][BATCH][THREADS];
   const int t = threadIdx.x, warp = t / 32, lane = t % 32, team = t / SLICES, slice = t % SLICES;
   const i64 token = EXPERTS == 1 ? blockIdx.z : blockIdx.y, slot = EXPERTS == 1 ? blockIdx.y : slice / PER_EXPERT;
   if (EXPERTS == 1) wait_for_the_kernel_before();
   let_the_next_kernel_start();
   const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, within = slice % PER_EXPERT;
-  const i64 first_row = chosen[token * SHARE + slot] * rows + start + team % TEAMS;
+  const i64 first_row = topk_ids[token * SHARE + slot] * rows + start + team % TEAMS;
   const uint4* at = (const uint4*)(weights + first_row * COLUMNS) + within;
   Piece ring[AHEAD];
   auto fetch = [&](Piece& p, int row) {
@@ -46,7 +46,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], start + team % TEAMS + d * stride);
-  const float share = EXPERTS == 2 ? routed[token * SHARE + slot] : 1.0f;
+  const float share = EXPERTS == 2 ? topk_weights[token * SHARE + slot] : 1.0f;
   if (EXPERTS == 2) wait_for_the_kernel_before();
   float values[LANE];
 #pragma unroll

@@ -47,19 +47,24 @@ LAYOUTS = [
 """Those that `fastest` tries. What needs more registers than there are spills, and is slow."""
 
 
-def macros(kind: int, layout: Layout, shape: Shape, columns: int, share: int) -> Macros:
+def macros(kind: int, layout: Layout, shape: Shape, columns: int, top_k: int) -> Macros:
     """Of kind 1, each expert times the token, or 2, their gated sum."""
-    given, found = (_FLOAT32, _BF16) if kind == 2 else (_BF16, _FLOAT32)
+    input_type, output_type = (_FLOAT32, _BF16) if kind == 2 else (_BF16, _FLOAT32)
     return (
-        *UNUSED, ("N", 64), ("INPUT", given), ("OUTPUT", found), ("GATE", 2 if kind == 2 else 0),
+        *UNUSED, ("N", 64), ("INPUT", input_type), ("OUTPUT", output_type), ("GATE", 2 if kind == 2 else 0),
         ("COLUMNS", columns), ("LANE", layout.lane), ("AHEAD", layout.ahead), ("BATCH", layout.batch),
-        ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas), ("SHARE", share),
+        ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas), ("SHARE", top_k),
         ("EXPERTS", kind), ("NAME", _NAMES[kind]),
     )  # fmt: skip
 
 
 def launch(
-    kind: int, layout: Layout, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor
+    kind: int,
+    layout: Layout,
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor,
 ) -> tuple[Launch, torch.Tensor]:
     """A launch ready to be queued, and what it writes to.
 
@@ -74,15 +79,15 @@ def launch(
     Returns:
         The launch, and float32 (k, rows) or of kind 2 bfloat16 (1, rows).
     """
-    (_, rows, columns), share = weights.shape, chosen.shape[1]
-    slices = columns // layout.lane * (share if kind == 2 else 1)
-    at_once = share if kind == 1 else 1
+    (_, rows, columns), top_k = weights.shape, topk_ids.shape[1]
+    slices = columns // layout.lane * (top_k if kind == 2 else 1)
+    at_once = top_k if kind == 1 else 1
     shape = lay_out(rows, slices, at_once, processors(x.device), layout.threads, layout.resident)
     y = x.new_empty(at_once, rows, dtype=torch.float32 if kind == 1 else torch.bfloat16)
-    grid = (shape.grid, share, 1) if kind == 1 else (shape.grid, 1)
-    defined = macros(kind, layout, shape, columns, share)
+    grid = (shape.grid, top_k, 1) if kind == 1 else (shape.grid, 1)
+    defined = macros(kind, layout, shape, columns, top_k)
     return _KERNELS[kind].prepare(
-        x.device, defined, grid, shape.threads, x, weights, rows, chosen, routed, y, overlap=True
+        x.device, defined, grid, shape.threads, x, weights, rows, topk_ids, topk_weights, y, overlap=True
     ), y
 
 
@@ -93,8 +98,8 @@ def fastest(
     kind: int,
     x: torch.Tensor,
     layers: list[torch.Tensor],
-    choices: list[torch.Tensor],
-    routed: torch.Tensor,
+    all_topk_ids: list[torch.Tensor],
+    topk_weights: torch.Tensor,
     seconds: Timer,
 ) -> Layout:
     """The layout of those there are that takes the shortest time, by trying them all."""
@@ -102,7 +107,7 @@ def fastest(
     def time(layout: Layout) -> float:
         if layers[0].shape[2] % layout.lane:
             return float("inf")
-        pairs = [(layers[i % len(layers)], chosen) for i, chosen in enumerate(choices)]
-        return seconds([launch(kind, layout, x, weights, chosen, routed)[0] for weights, chosen in pairs])
+        pairs = [(layers[i % len(layers)], topk_ids) for i, topk_ids in enumerate(all_topk_ids)]
+        return seconds([launch(kind, layout, x, weights, topk_ids, topk_weights)[0] for weights, topk_ids in pairs])
 
     return min(LAYOUTS, key=time)

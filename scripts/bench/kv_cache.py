@@ -29,7 +29,7 @@ PAIRS = (
     "8,5", "8,4", "8,3", "8,2",
     "6,4", "5,4", "5,3", "4,3", "4,2",
 )  # fmt: skip
-HELD = [(64, "4"), *((128, bits) for bits in ("8", "4", "4,3", "3", "2")), (512, "4"), (512, "3")]
+LAYERS = [(64, "4"), *((128, bits) for bits in ("8", "4", "4,3", "3", "2")), (512, "4"), (512, "3")]
 LENGTHS = (1024, 32 * 1024, 256 * 1024)
 FACT = "The number of the lighthouse keeper is {number}."
 QUESTION = "What is the number of the lighthouse keeper? Answer with the number only."
@@ -38,7 +38,7 @@ QUESTION = "What is the number of the lighthouse keeper? Answer with the number 
 def bytes_table(_: argparse.Namespace) -> Iterator[str]:
     yield "| KV bits | values a head | " + " | ".join(f"{n // 1024}k tokens" for n in LENGTHS) + " | one coded token |"
     yield "|---|---|" + "---|" * (len(LENGTHS) + 1)
-    for dim, bits in HELD:
+    for dim, bits in LAYERS:
         layer, ratios = CodedLayer(KVBits.parse(bits)), []
         for length in LENGTHS:
             while layer.length < length:
@@ -84,12 +84,13 @@ def retrieval_table(args: argparse.Namespace) -> Iterator[str]:
     for bits in (None, *args.pairs):
         model = HLWQModel.from_pretrained(args.model, device=args.device, kv_cache_nbits=bits)
         found = [
-            sum(asked(model, args.data, n, place, args.places) for place in range(args.places)) for n in args.tokens
+            sum(finds_number(model, args.data, n, place, args.places) for place in range(args.places))
+            for n in args.tokens
         ]
         yield f"| {bits or 'none coded'} | " + " | ".join(f"{f} of {args.places}" for f in found) + " |"
 
 
-def asked(model: Any, data: str, tokens: int, place: int, places: int) -> bool:
+def finds_number(model: Any, data: str, tokens: int, place: int, places: int) -> bool:
     """Whether the model finds the number, hidden at a place of so many, in a text of so many tokens."""
     number = str(1000 + (place * 7919 + tokens) % 9000)
     ids = model.tokenizer(Path(data).read_text(errors="replace")[: tokens * 8], verbose=False).input_ids

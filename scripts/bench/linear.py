@@ -26,7 +26,7 @@ from scripts.bench.experts_bf16 import fastest, launch
 SHAPES = [(262144, 2816), (16384, 2816), (8192, 2816), (4096, 2816), (2816, 8192), (2112, 2816), (2816, 2112)]
 linear = torch.nn.functional.linear
 COLD_BYTES = 3 * 10**8
-MOST = 48
+MAX_COPIES = 48
 Call = Callable[[], object]
 
 
@@ -50,7 +50,7 @@ def seconds(calls: Sequence[Call], runs: int = 15) -> float:
     return statistics.median(times[2:])
 
 
-def coded(weight: torch.Tensor, bits: int) -> QuantizedWeight:
+def encode_weight(weight: torch.Tensor, bits: int) -> QuantizedWeight:
     scheme = Scheme(bits, search=False)
     rows = encode_rows(weight.flatten(0, -2), scheme.tables, 64, "log8", search=False)
     lead = weight.shape[:-1]
@@ -67,7 +67,7 @@ def nbytes(weight: QuantizedWeight) -> int:
     return sum(t.nbytes for t in weight[:3] if isinstance(t, torch.Tensor))
 
 
-def made(*shape: int) -> torch.Tensor:
+def random_weight(*shape: int) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16) * 0.02
 
 
@@ -79,19 +79,16 @@ def dense_lines(tokens: int, bandwidth: float, all_bits: tuple[int, ...]) -> Non
     print(f"\n{tokens} token{'s' if tokens > 1 else ''}\n")
     print("| rows x columns | bf16, us | bits | us | times bf16 | of copy |\n|---|---|---|---|---|---|")
     for rows, columns in SHAPES:
-        weight, x = made(rows, columns), made(tokens, columns)
-        dense = [weight] + [weight.clone() for _ in range(min(MOST, COLD_BYTES // weight.nbytes))]
-        usual = seconds([partial(linear, x, w) for w in dense])
+        weight, x = random_weight(rows, columns), random_weight(tokens, columns)
+        dense = [weight] + [weight.clone() for _ in range(min(MAX_COPIES, COLD_BYTES // weight.nbytes))]
+        bf16_time = seconds([partial(linear, x, w) for w in dense])
         del dense
         for bits in all_bits:
-            one = coded(weight, bits)
-            many = copies(one, 1 + min(MOST, COLD_BYTES // nbytes(one)))
-            ours = seconds([partial(coded_linear, x, *w) for w in many])
-            print(
-                f"| {rows} x {columns} | {usual * 1e6:.1f} | {bits} | {ours * 1e6:.1f} | {usual / ours:.2f} "
-                f"| {nbytes(one) / ours / bandwidth:.0%} |",
-                flush=True,
-            )
+            one = encode_weight(weight, bits)
+            many = copies(one, 1 + min(MAX_COPIES, COLD_BYTES // nbytes(one)))
+            coded_time = seconds([partial(coded_linear, x, *w) for w in many])
+            cells = f"{bf16_time * 1e6:.1f} | {bits} | {coded_time * 1e6:.1f} | {bf16_time / coded_time:.2f}"
+            print(f"| {rows} x {columns} | {cells} | {nbytes(one) / coded_time / bandwidth:.0%} |", flush=True)
 
 
 def gate(rows: torch.Tensor) -> torch.Tensor:
@@ -100,47 +97,50 @@ def gate(rows: torch.Tensor) -> torch.Tensor:
 
 
 def batched(
-    x: torch.Tensor, routed: torch.Tensor, chosen: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> object:
     """One token as transformers' batched_mm does it, without its copy of repeated tokens."""
-    e = chosen[0]
+    e = topk_ids[0]
     inner = gate(torch.matmul(up[e], x[0]))
-    return (torch.bmm(down[e], inner[..., None])[..., 0] * routed[0, :, None]).sum(0)
+    return (torch.bmm(down[e], inner[..., None])[..., 0] * topk_weights[0, :, None]).sum(0)
 
 
 def grouped(
-    x: torch.Tensor, routed: torch.Tensor, chosen: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+    x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> object:
     """Any number of tokens as transformers' grouped_mm does it."""
-    tokens, k = chosen.shape
-    flat = chosen.flatten()
+    tokens, k = topk_ids.shape
+    flat = topk_ids.flatten()
     order = flat.argsort(stable=True)
     ends = torch.histc(flat.float(), bins=len(up), min=0, max=len(up) - 1).cumsum(0).to(torch.int32)
     inner = gate(torch.nn.functional.grouped_mm(x[order // k], up.transpose(-2, -1), offs=ends))
-    out = torch.nn.functional.grouped_mm(inner, down.transpose(-2, -1), offs=ends) * routed.flatten()[order, None]
+    out = torch.nn.functional.grouped_mm(inner, down.transpose(-2, -1), offs=ends) * topk_weights.flatten()[order, None]
     back = torch.empty_like(out)
     back[order] = out
     return back.view(tokens, k, -1).sum(1)
 
 
-def same_order_in_bf16(
-    x: torch.Tensor, routed: torch.Tensor, choices: list[torch.Tensor], layers: list[tuple[torch.Tensor, torch.Tensor]]
+def bf16_kernel_seconds(
+    x: torch.Tensor,
+    topk_weights: torch.Tensor,
+    all_topk_ids: list[torch.Tensor],
+    layers: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> float:
     """Seconds of the product kernels' order of work fed bf16, in its fastest layouts, its result looked at."""
-    hidden = made(8, layers[0][0].shape[1]).float()
+    hidden = random_weight(8, layers[0][0].shape[1]).float()
     tuned = [
-        fastest(kind, given, [layer[kind - 1] for layer in layers], choices, routed, seconds)
+        fastest(kind, given, [layer[kind - 1] for layer in layers], all_topk_ids, topk_weights, seconds)
         for kind, given in ((1, x), (2, hidden))
     ]
     calls = []
-    for i, chosen in enumerate(choices):
+    for i, topk_ids in enumerate(all_topk_ids):
         up, down = layers[i % len(layers)]
-        first, inner = launch(1, tuned[0], x, up, chosen, routed)
-        second, y = launch(2, tuned[1], inner, down, chosen, routed)
+        first, inner = launch(1, tuned[0], x, up, topk_ids, topk_weights)
+        second, y = launch(2, tuned[1], inner, down, topk_ids, topk_weights)
         calls += [first, second]
     found = seconds([lambda pair=pair: (pair[0](), pair[1]()) for pair in zip(calls[::2], calls[1::2], strict=True)])
     torch.testing.assert_close(
-        y[0], batched(x, routed.bfloat16(), chosen, up, down), rtol=0.05, atol=0.05 * y.abs().max().item()
+        y[0], batched(x, topk_weights.bfloat16(), topk_ids, up, down), rtol=0.05, atol=0.05 * y.abs().max().item()
     )
     print(f"layouts: {tuned[0]}, {tuned[1]}\n")
     return found
@@ -148,28 +148,28 @@ def same_order_in_bf16(
 
 def expert_lines(bandwidth: float, tokens: int, layers: int) -> None:
     print(f"\nA layer of 128 experts, 2 x 704 x 2816 and 2816 x 704, 8 chosen a token, {tokens} tokens\n")
-    weights = [(made(128, 1408, 2816), made(128, 2816, 704)) for _ in range(layers)]
-    x, routed = made(tokens, 2816), torch.rand(tokens, 8, device="cuda")
-    choices = [torch.stack([torch.randperm(128)[:8] for _ in range(tokens)]).cuda() for _ in range(4 * layers)]
-    pairs = [(c, *weights[i % layers]) for i, c in enumerate(choices)]
-    rounded = routed.bfloat16()
-    plain = {"grouped_mm, bf16": seconds([partial(grouped, x, rounded, *p) for p in pairs])}
+    weights = [(random_weight(128, 1408, 2816), random_weight(128, 2816, 704)) for _ in range(layers)]
+    x, topk_weights = random_weight(tokens, 2816), torch.rand(tokens, 8, device="cuda")
+    all_topk_ids = [torch.stack([torch.randperm(128)[:8] for _ in range(tokens)]).cuda() for _ in range(4 * layers)]
+    pairs = [(c, *weights[i % layers]) for i, c in enumerate(all_topk_ids)]
+    rounded = topk_weights.bfloat16()
+    bf16_times = {"grouped_mm, bf16": seconds([partial(grouped, x, rounded, *p) for p in pairs])}
     if tokens == 1:
-        plain["batched_mm, bf16"] = seconds([partial(batched, x, rounded, *p) for p in pairs])
-        plain["the kernels for codes, fed bf16"] = same_order_in_bf16(x, routed, choices, weights)
-    best = min(plain.values())
-    share = min(1.0, 8 * tokens / 128)
+        bf16_times["batched_mm, bf16"] = seconds([partial(batched, x, rounded, *p) for p in pairs])
+        bf16_times["the kernels for codes, fed bf16"] = bf16_kernel_seconds(x, topk_weights, all_topk_ids, weights)
+    best = min(bf16_times.values())
+    fraction = min(1.0, 8 * tokens / 128)
     print("| what | us | times the best in bf16 | bytes read at, of copy |\n|---|---|---|---|")
-    for name, time in plain.items():
-        line(name, time, best, share * sum(w.nbytes for w in weights[0]), bandwidth)
+    for name, time in bf16_times.items():
+        line(name, time, best, fraction * sum(w.nbytes for w in weights[0]), bandwidth)
     for bits in (4, 5, 8) if tokens <= 8 else (5,):
-        both = [(coded(up, bits), coded(down, bits)) for up, down in weights]
+        both = [(encode_weight(up, bits), encode_weight(down, bits)) for up, down in weights]
         calls = [
-            partial(coded_experts, x, c, routed, *both[i % layers], gate, "gelu_pytorch_tanh")
-            for i, c in enumerate(choices)
+            partial(coded_experts, x, c, topk_weights, *both[i % layers], gate, "gelu_pytorch_tanh")
+            for i, c in enumerate(all_topk_ids)
         ]
         time = seconds(calls) if tokens <= 64 else eager_seconds(calls)
-        line(f"codes, {bits} bits", time, best, share * sum(nbytes(w) for w in both[0]), bandwidth)
+        line(f"codes, {bits} bits", time, best, fraction * sum(nbytes(w) for w in both[0]), bandwidth)
 
 
 def line(name: str, time: float, best: float, read: float, bandwidth: float) -> None:
@@ -192,16 +192,14 @@ def eager_seconds(calls: Sequence[Call], runs: int = 7) -> float:
 def prefill_lines() -> None:
     print("\nPrefill\n\n| rows x columns | tokens | bf16, us | 5 bits, us | overhead |\n|---|---|---|---|---|")
     for rows, columns in ((8192, 2816), (2816, 8192), (4096, 2816), (2112, 2816)):
-        weight = made(rows, columns)
-        one = coded(weight, 5)
+        weight = random_weight(rows, columns)
+        one = encode_weight(weight, 5)
         for tokens in (17, 32, 64, 128, 512, 2048, 8192):
-            x = made(tokens, columns)
-            usual = seconds([partial(linear, x, weight)] * 4)
-            ours = seconds([partial(coded_linear, x, *one)] * 4)
-            print(
-                f"| {rows} x {columns} | {tokens} | {usual * 1e6:.1f} | {ours * 1e6:.1f} | {ours / usual - 1:+.0%} |",
-                flush=True,
-            )
+            x = random_weight(tokens, columns)
+            bf16_time = seconds([partial(linear, x, weight)] * 4)
+            coded_time = seconds([partial(coded_linear, x, *one)] * 4)
+            cells = f"{bf16_time * 1e6:.1f} | {coded_time * 1e6:.1f} | {coded_time / bf16_time - 1:+.0%}"
+            print(f"| {rows} x {columns} | {tokens} | {cells} |", flush=True)
 
 
 def main() -> None:

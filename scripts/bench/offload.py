@@ -30,10 +30,18 @@ from typing import Any
 
 import torch
 
-from scripts.bench.synthetic_routing import drawn_choices, drawn_guesses, routed
-from scripts.bench.time_by_cause import a_token, by_cause, by_kernel, bytes_read, device_copy_rate, profiled, rows
+from scripts.bench.synthetic_routing import override_routing, synthetic_predictions, synthetic_topk_ids
+from scripts.bench.time_by_cause import (
+    by_cause,
+    by_kernel,
+    bytes_read,
+    cause_rows,
+    device_copy_rate,
+    per_token,
+    profiled,
+)
 
-PROMPT, PREFILL = 8, 512
+PROMPT_TOKENS, PREFILL_TOKENS = 8, 512
 CASES = ("slots", "none", "resident")
 Figures = dict[str, Any]
 
@@ -59,7 +67,7 @@ def seconds_of(work: Callable[[], Any], runs: int, device: torch.device) -> list
     return times[1:]
 
 
-def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None]) -> None:
+def measure(args: argparse.Namespace, case: str, record: Callable[[str, Any], None]) -> None:
     """One case, in this process; figures are told as they come."""
     from hlwq_cli.measure.expert_traffic import expert_traffic
     from hlwq_cli.runtime.decode.generation import Generation
@@ -77,18 +85,20 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
     }[case]
     model = load_model(args.folder, device=args.device, execution="coded", expert_room=room)
     device: torch.device = model.device
-    tell("load_seconds", time.perf_counter() - start)
+    record("load_seconds", time.perf_counter() - start)
     cache = expert_cache_of(model)
     layers = [m for m in model.modules() if isinstance(m, HLWQExperts)]
     experts, k = layers[0].expert_count, experts_per_token(model.config)
-    tell("layers", len(layers))
-    tell("bytes_read", bytes_read(model, k))
+    record("layers", len(layers))
+    record("bytes_read", bytes_read(model, k))
     if cache is not None:
-        tell("slots", cache.slots)
-        tell("placed", cache.line())
-        tell("device_plans", cache.groups[0].device_assigns)
+        record("slots", cache.slots)
+        record("placed", cache.line())
+        record("device_plans", cache.groups[0].device_assigns)
     random = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, model.config.get_text_config().vocab_size // 2, (1, PREFILL), generator=random).to(device)
+    ids = torch.randint(10, model.config.get_text_config().vocab_size // 2, (1, PREFILL_TOKENS), generator=random).to(
+        device
+    )
 
     def answer(generation: Generation, prompt: int, tokens: int) -> None:
         some = ids[:, :prompt]
@@ -105,16 +115,16 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
         )
 
     def decode(kind: str) -> None:
-        table = None if kind == "own" else drawn_choices(kind, len(layers), experts, k)
-        guesses = None if table is None else drawn_guesses(table, experts, args.recall).to(device)
+        table = None if kind == "own" else synthetic_topk_ids(kind, len(layers), experts, k)
+        predictions = None if table is None else synthetic_predictions(table, experts, args.recall).to(device)
         table = None if table is None else table.to(device)
         generation = Generation(model)  # graphs hold the routing that they were captured with
-        with routed(layers, table, guesses), torch.inference_mode():
-            first = statistics.mean(seconds_of(lambda: answer(generation, PROMPT, 1), args.runs, device))
+        with override_routing(layers, table, predictions), torch.inference_mode():
+            first = statistics.mean(seconds_of(lambda: answer(generation, PROMPT_TOKENS, 1), args.runs, device))
             seen = [] if cache is None else [cache.traffic()]
-            seconds_of(lambda: answer(generation, PROMPT, 1), args.runs, device)
+            seconds_of(lambda: answer(generation, PROMPT_TOKENS, 1), args.runs, device)
             seen += [] if cache is None else [cache.traffic()]
-            whole = seconds_of(lambda: answer(generation, PROMPT, args.tokens + 1), args.runs, device)
+            whole = seconds_of(lambda: answer(generation, PROMPT_TOKENS, args.tokens + 1), args.runs, device)
             rates = [args.tokens / (t - first) for t in whole]
             figures: Figures = {"tokens_a_second": statistics.mean(rates), "decoding": generation.decoding}
             figures["deviation"] = statistics.stdev(rates) if len(rates) > 1 else 0.0
@@ -123,33 +133,33 @@ def measure(args: argparse.Namespace, case: str, tell: Callable[[str, Any], None
             if cache is not None:
                 seen.append(cache.traffic())
                 figures |= asdict(expert_traffic(cache, seen, (args.runs + 1) * args.tokens))
-            tell(kind, figures)
+            record(kind, figures)
             if kind != "own" and device.type == "cuda":
-                tell_profile(kind, generation)
+                record_profile(kind, generation)
 
-    def tell_profile(kind: str, generation: Generation) -> None:
+    def record_profile(kind: str, generation: Generation) -> None:
         """Of what 16 tokens took; the prompt and the first are taken off."""
         try:
-            long, short = (profiled(lambda n=n: answer(generation, PROMPT, n)) for n in (17, 1))  # type: ignore[misc]
-            kernels = a_token(by_kernel(long), by_kernel(short), 16)
-            tell(f"{kind}_profile", dict(list(kernels.items())[:12]))
-            tell(f"{kind}_causes", a_token(by_cause(long, len(layers)), by_cause(short, len(layers)), 16))
+            long, short = (profiled(lambda n=n: answer(generation, PROMPT_TOKENS, n)) for n in (17, 1))  # type: ignore[misc]
+            kernels = per_token(by_kernel(long), by_kernel(short), 16)
+            record(f"{kind}_profile", dict(list(kernels.items())[:12]))
+            record(f"{kind}_causes", per_token(by_cause(long, len(layers)), by_cause(short, len(layers)), 16))
         except Exception as error:
-            tell(f"{kind}_profile", f"no profile: {error}")
+            record(f"{kind}_profile", f"no profile: {error}")
 
     for kind in ("own", "uniform", "sticky"):
         decode(kind)
     generation = Generation(model)
     with torch.inference_mode():
-        prefill = seconds_of(lambda: answer(generation, PREFILL, 1), args.runs, device)
-    tell("prefill_tokens_a_second", PREFILL / statistics.mean(prefill))
+        prefill = seconds_of(lambda: answer(generation, PREFILL_TOKENS, 1), args.runs, device)
+    record("prefill_tokens_a_second", PREFILL_TOKENS / statistics.mean(prefill))
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        tell("device_bytes_used", total - free)
-        tell("device_bytes_allocated_peak", torch.cuda.max_memory_allocated(device))
-        tell("device_bytes_reserved_peak", torch.cuda.max_memory_reserved(device))
-    tell("host_peak_rss", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    tell("host_memory_taken", free_before - host_memory_free())
+        record("device_bytes_used", total - free)
+        record("device_bytes_allocated_peak", torch.cuda.max_memory_allocated(device))
+        record("device_bytes_reserved_peak", torch.cuda.max_memory_reserved(device))
+    record("host_peak_rss", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    record("host_memory_taken", free_before - host_memory_free())
 
 
 def device_memory_used() -> int:
@@ -232,7 +242,7 @@ def show_causes(results: list[Figures], device_rate: float) -> None:
                 if rate := r[kind].get("copy_rate"):
                     least["fetch"] = r[kind]["token_bytes"] / rate
                     least["fetch ahead (beside)"] = r[kind]["ahead_bytes"] / rate
-                for row in rows(causes, least, r["layers"]):
+                for row in cause_rows(causes, least, r["layers"]):
                     print(f"| {r['case']} | {kind} | {row} |")
                 whole = 1e6 / r[kind]["tokens_a_second"] / r["layers"]
                 print(f"| {r['case']} | {kind} | all, by the clock | {whole:.1f} | |")

@@ -26,18 +26,18 @@ import torch
 
 from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
 from hlwq_cli.sizes import format_size
-from scripts.bench.copy_baseline import Floor, copy_floor, forget
+from scripts.bench.copy_baseline import CopyTime, drop_page_cache, time_copy
 from scripts.bench.quantize_checks import (
     Checks,
     Run,
-    a_third_is_written,
-    a_third_of_the_shards_is_whole,
     check_experts,
+    check_kill_and_resume,
     check_one_layer,
     check_result,
-    hashed,
+    hashed_manifest,
     hlwq,
-    killed_and_resumed,
+    third_of_bytes_written,
+    third_of_shards_complete,
 )
 from scripts.bench.synthetic_model import ROOT, write_checkpoint
 
@@ -69,14 +69,14 @@ def keep_layers(text: dict[str, Any], count: int) -> None:
     text["per_layer_config"] = {f"{int(n) - gone:02}": of_layers[n] for n in of_layers if int(n) >= gone}
 
 
-def shown(floor: Floor) -> Floor:
+def print_copy(copy_time: CopyTime) -> CopyTime:
     """Said at once, lest what fails later takes it along."""
-    print(f"Copying by {floor.threads}, {floor.when}: {floor.seconds:.2f} s.", flush=True)
-    return floor
+    print(f"Copying by {copy_time.threads}, {copy_time.when}: {copy_time.seconds:.2f} s.", flush=True)
+    return copy_time
 
 
 def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str, Any]]:
-    forget(source)
+    drop_page_cache(source)
     started = time.time()
     run = hlwq(*command, env={"HLWQ_TRACE": str(trace)})
     document = json.loads(trace.read_text())
@@ -87,17 +87,18 @@ def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str,
     return run, document
 
 
-def show_speed(run: Run, trace: dict[str, Any], floors: list[Floor]) -> None:
+def show_speed(run: Run, trace: dict[str, Any], copies: list[CopyTime]) -> None:
     work = [e for e in trace["traceEvents"] if e["ph"] == "X" and e["name"] in ("read", "hash tensor", "write", "sync")]
     begin, end = min(e["ts"] for e in work) / 1e6, max(e["ts"] + e["dur"] for e in work) / 1e6
     print(
-        f"\n| read {format_size(floors[0].read)}, write {format_size(floors[0].written)} | seconds "
+        f"\n| read {format_size(copies[0].read)}, write {format_size(copies[0].written)} | seconds "
         f"| first byte read to last shard renamed, {end - begin:.2f} s | Enter to prompt, {run.seconds:.2f} s |"
         "\n|---|---|---|---|"
     )
-    for floor in floors:
-        times = " | ".join(f"{seconds / floor.seconds:.2f} times" for seconds in (end - begin, run.seconds))
-        print(f"| {floor.threads} thread{'s'[: floor.threads > 1]}, {floor.when} | {floor.seconds:.2f} | {times} |")
+    for copy_time in copies:
+        times = " | ".join(f"{seconds / copy_time.seconds:.2f} times" for seconds in (end - begin, run.seconds))
+        threads = f"{copy_time.threads} thread{'s'[: copy_time.threads > 1]}"
+        print(f"| {threads}, {copy_time.when} | {copy_time.seconds:.2f} | {times} |")
     device = trace["otherData"].get("peak_device_bytes", 0)
     print(
         f"\nPeak memory: {format_size(run.peak_bytes)} of the host (pages of libraries and pinned ones included), "
@@ -149,16 +150,16 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     print("Random weights prove speed and plumbing only: they say nothing of a model's quality.", flush=True)
     opened = open_source(str(source))
     plan = make_plan(opened, load_recipe(bits=5))
-    share = plan.output_bytes / plan.source_bytes
-    floors = [shown(copy_floor(source, folder / "copied", share, n, "before")) for n in args.threads]
+    fraction = plan.output_bytes / plan.source_bytes
+    copies = [print_copy(time_copy(source, folder / "copied", fraction, n, "before")) for n in args.threads]
     command = ["quantize", str(source), str(out), "--device", args.device, "--max-shard-size", args.max_shard_size]
     for number in range(args.runs):
         if number:
             shutil.rmtree(out)
         run, document = timed([*command, "-q"], source, trace)
     if shutil.disk_usage(folder).free > 1.01 * plan.output_bytes:
-        floors.append(shown(copy_floor(source, folder / "copied", share, args.threads[-1], "after")))
-    show_speed(run, document, floors)
+        copies.append(print_copy(time_copy(source, folder / "copied", fraction, args.threads[-1], "after")))
+    show_speed(run, document, copies)
     opened.close()
     if not args.no_checks:
         check(checks, plan, source, out, args, [*command, "-q"])
@@ -173,13 +174,13 @@ def check(checks: Checks, plan: Plan, source: Path, out: Path, args: argparse.Na
     check_result(checks, plan, out, args.config.name == "gemma4-26b.json" and not args.layers)
     verify = hlwq("inspect", out, "--verify", "-q")
     checks.add("`hlwq inspect --verify`", f"{verify.out.strip()}, {verify.seconds:.1f} s", verify.out == "ok\n")
-    place = torch.device("cuda" if args.device.startswith("cuda") else "cpu")
-    check_experts(checks, source, out, args.experts, place)
+    device = torch.device("cuda" if args.device.startswith("cuda") else "cpu")
+    check_experts(checks, source, out, args.experts, device)
     check_one_layer(checks, source, args.folder, args.device, out)
-    wanted = hashed(out)
-    for when in (a_third_is_written, a_third_of_the_shards_is_whole):
+    expected = hashed_manifest(out)
+    for when in (third_of_bytes_written, third_of_shards_complete):
         shutil.rmtree(out)
-        killed_and_resumed(checks, command, out, wanted, when)
+        check_kill_and_resume(checks, command, out, expected, when)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def manifest(folder: Path) -> dict[str, Any]:
     return document
 
 
-def hashed(folder: Path) -> Manifest:
+def hashed_manifest(folder: Path) -> Manifest:
     """A manifest with the hash of every file, those of shards made of their bytes."""
     return with_all_hashes(folder, read_manifest(folder))
 
@@ -80,11 +80,11 @@ def check_result(checks: Checks, plan: Plan, out: Path, real: bool) -> None:
     size = sum((out / f["name"]).stat().st_size for f in found["files"])
     checks.add("files written", str(len(found["files"]) + 1), all((out / f["name"]).is_file() for f in found["files"]))
     planned = sum(len(c.shape) == 2 for c in plan.coded), sum(c.shape[0] for c in plan.coded if len(c.shape) == 3)
-    wanted = (396, 7680, 30) if real else (*planned, routers)
+    expected = (396, 7680, 30) if real else (*planned, routers)
     checks.add(
         "coded layers, coded experts, kept routers",
         f"{flat} + {experts:,}, {routers}",
-        (flat, experts, routers) == wanted,
+        (flat, experts, routers) == expected,
     )
     expected = 17.6e9 if real else plan.output_bytes + 10**6
     checks.add("size of the result", format_size(size), abs(size / expected - 1) < (0.01 if real else 1))
@@ -142,31 +142,31 @@ def decoded_rows(
     )
 
 
-def a_third_is_written(out: Path, wanted: Manifest) -> bool:
+def third_of_bytes_written(out: Path, expected: Manifest) -> bool:
     """Of the shards' bytes, in whatever files."""
     written = 0
     for path in out.glob("*.safetensors*"):
         with suppress(FileNotFoundError):  # renamed meanwhile
             written += path.stat().st_blocks * 512
-    return written >= sum(f.size for f in wanted.files if f.is_shard) / 3
+    return written >= sum(f.size for f in expected.files if f.is_shard) / 3
 
 
-def a_third_of_the_shards_is_whole(out: Path, wanted: Manifest) -> bool:
-    return whole_shards(out) >= sum(f.is_shard for f in wanted.files) / 3
+def third_of_shards_complete(out: Path, expected: Manifest) -> bool:
+    return num_complete_shards(out) >= sum(f.is_shard for f in expected.files) / 3
 
 
-def killed_and_resumed(
-    checks: Checks, command: list[str], out: Path, wanted: Manifest, when: Callable[[Path, Manifest], bool]
+def check_kill_and_resume(
+    checks: Checks, command: list[str], out: Path, expected: Manifest, when: Callable[[Path, Manifest], bool]
 ) -> None:
     """Kill the command when something holds, and give it again."""
-    shards = sum(f.is_shard for f in wanted.files)
+    shards = sum(f.is_shard for f in expected.files)
     process = subprocess.Popen([*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not when(out, wanted):
+    while process.poll() is None and not when(out, expected):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    killed, done = process.wait() == -signal.SIGKILL, whole_shards(out)
+    killed, done = process.wait() == -signal.SIGKILL, num_complete_shards(out)
     again = hlwq(*command)
-    same = hashed(out) == wanted
+    same = hashed_manifest(out) == expected
     checks.add(
         f"killed when {when.__name__.replace('_', ' ')}, {done} of {shards}; given again: the same files",
         f"{again.seconds:.1f} s for the rest",
@@ -174,7 +174,7 @@ def killed_and_resumed(
     )
 
 
-def whole_shards(out: Path) -> int:
+def num_complete_shards(out: Path) -> int:
     journal = out / JOURNAL
     return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
 

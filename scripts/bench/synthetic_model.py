@@ -32,7 +32,7 @@ from hlwq_cli.sizes import format_size, parse_size
 
 ROOT = Path(__file__).parents[2]
 CHUNK_WEIGHTS = 2**24
-BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+SIDECAR_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SPREAD = 0.5  # of the logarithm of a heavy-tailed weight's standard deviation
 Shapes = dict[str, tuple[int, ...]]
 
@@ -101,11 +101,11 @@ def scales(chunk: Chunk, seed: int, device: torch.device) -> torch.Tensor:
     return each[row // chunk.shape[-2]].to(device)
 
 
-def split(wanted: Shapes, shard_bytes: int) -> list[Shapes]:
+def split(expected_shapes: Shapes, shard_bytes: int) -> list[Shapes]:
     """Tensors, in order, over files as transformers' save_pretrained spreads them."""
     files: list[Shapes] = [{}]
     held = 0
-    for name, shape in wanted.items():
+    for name, shape in expected_shapes.items():
         size = 2 * math.prod(shape)
         if files[-1] and held + size > shard_bytes:
             files.append({})
@@ -148,9 +148,11 @@ class Writer(threading.local):
             view, offset = view[n:], offset + n
 
 
-def write_weights(folder: Path, wanted: Shapes, seed: int, device: torch.device, threads: int, shard: int) -> None:
+def write_weights(
+    folder: Path, expected_shapes: Shapes, seed: int, device: torch.device, threads: int, shard: int
+) -> None:
     """Write safetensors files and their index."""
-    files = split(wanted, shard)
+    files = split(expected_shapes, shard)
     one = len(files) == 1
     names = [
         "model.safetensors" if one else f"model-{i:05}-of-{len(files):05}.safetensors" for i in range(1, len(files) + 1)
@@ -170,7 +172,7 @@ def write_weights(folder: Path, wanted: Shapes, seed: int, device: torch.device,
         os.close(descriptor)
     if not one:
         weight_map = {t: name for name, tensors in zip(names, files, strict=True) for t in tensors}
-        total = sum(2 * math.prod(s) for s in wanted.values())
+        total = sum(2 * math.prod(s) for s in expected_shapes.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
@@ -179,17 +181,19 @@ def write_checkpoint(
     folder: Path, config: dict[str, Any], seed: int = 0, device: str = "auto", threads: int = 0, shard: int = 5 * 10**10
 ) -> int:
     """Write a checkpoint of random weights, with the bundled sample's tokenizer; returns the bytes of its weights."""
-    place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
-    wanted = shapes(config)
+    target_device = torch.device(
+        "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    )
+    expected_shapes = shapes(config)
     folder.mkdir(parents=True)
-    write_weights(folder, wanted, seed, place, threads or os.cpu_count() or 1, shard)
+    write_weights(folder, expected_shapes, seed, target_device, threads or os.cpu_count() or 1, shard)
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2))
     ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in config}
     (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
-    for name in BESIDE:
+    for name in SIDECAR_FILES:
         if (source := Path(resolve_model("sample")) / name).is_file():
             shutil.copy(source, folder)
-    return sum(2 * math.prod(s) for s in wanted.values())
+    return sum(2 * math.prod(s) for s in expected_shapes.values())
 
 
 def main() -> None:

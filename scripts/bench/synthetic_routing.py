@@ -10,24 +10,24 @@ from typing import Any
 
 import torch
 
-STICKY, DRAWN = 0.45, 1021
+STICKY_PROBABILITY, NUM_STEPS = 0.45, 1021
 
 
-def drawn_choices(kind: str, layers: int, experts: int, k: int) -> torch.Tensor:
+def synthetic_topk_ids(kind: str, layers: int, experts: int, k: int) -> torch.Tensor:
     """int64 (layers, DRAWN, k): each layer's experts at each step."""
     generator = torch.Generator().manual_seed(0)
-    table = torch.rand(layers, DRAWN, experts, generator=generator).argsort(-1)[..., :k]
+    table = torch.rand(layers, NUM_STEPS, experts, generator=generator).argsort(-1)[..., :k]
     if kind == "sticky":
-        for step in range(1, DRAWN):
+        for step in range(1, NUM_STEPS):
             for layer in range(layers):
                 before = table[layer, step - 1]
-                kept = before[torch.rand(k, generator=generator) < STICKY].tolist()
+                kept = before[torch.rand(k, generator=generator) < STICKY_PROBABILITY].tolist()
                 others = [e for e in torch.randperm(experts, generator=generator).tolist() if e not in before.tolist()]
                 table[layer, step] = torch.tensor((kept + others)[:k])
     return table
 
 
-def drawn_guesses(table: torch.Tensor, experts: int, recall: float) -> torch.Tensor:
+def synthetic_predictions(table: torch.Tensor, experts: int, recall: float) -> torch.Tensor:
     """Of drawn choices, what a layer before would guess: each with a probability, else any other expert."""
     generator = torch.Generator().manual_seed(1)
     others = (table + torch.randint(1, experts, table.shape, generator=generator)) % experts
@@ -37,7 +37,7 @@ def drawn_guesses(table: torch.Tensor, experts: int, recall: float) -> torch.Ten
 
 
 @contextmanager
-def routed(layers: list[Any], table: torch.Tensor | None, guesses: torch.Tensor | None) -> Iterator[None]:
+def override_routing(layers: list[Any], table: torch.Tensor | None, predictions: torch.Tensor | None) -> Iterator[None]:
     """Within, single tokens go to the experts of a table, whose steps are counted on the device; so with guesses."""
     if table is None:
         yield
@@ -47,20 +47,20 @@ def routed(layers: list[Any], table: torch.Tensor | None, guesses: torch.Tensor 
     def forward(number: int, module: Any, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         if len(x) == 1:
             if number == 0:
-                step.add_(1).remainder_(DRAWN)
+                step.add_(1).remainder_(NUM_STEPS)
             index = table[number].index_select(0, step)
         y: torch.Tensor = type(module).forward(module, x, index, weights)
         return y
 
     def prefetch(number: int, layer: Any, x: torch.Tensor, before: Any) -> None:
-        assert guesses is not None
-        type(layer).prefetch(layer, lambda _: guesses[number].index_select(0, step), x, before)
+        assert predictions is not None
+        type(layer).prefetch(layer, lambda _: predictions[number].index_select(0, step), x, before)
 
     for number, layer in enumerate(layers):
         layer.forward = MethodType(lambda module, *args, number=number: forward(number, module, *args), layer)
         if layer.offloaded is not None:
             layer.offloaded.prefetch = MethodType(
-                lambda layer, guess, *args, number=number: prefetch(number, layer, *args), layer.offloaded
+                lambda layer, predict, *args, number=number: prefetch(number, layer, *args), layer.offloaded
             )
     try:
         yield

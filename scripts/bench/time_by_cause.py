@@ -16,7 +16,7 @@ import torch
 
 from hlwq_cli.runtime.modules.experts import HLWQExperts
 
-REST = "head and the rest"
+HEAD_AND_REST = "head and the rest"
 _CAUSES = {
     "fetch": "fetch", "fetch_ahead": "fetch ahead (beside)", "plan": "plan", "plan_ahead": "plan",
     "multiply_each": "experts' products", "multiply_and_sum": "experts' products",
@@ -25,7 +25,7 @@ _CAUSES = {
     "norms_between": "norms and routing", "norms_after": "norms and routing", "choose_experts": "norms and routing",
 }  # fmt: skip
 _LAYERS_BEGIN, _LAYER_ENDS, _OTHERS = ("turn_heads", "norms_between"), "norms_after", "others in layers"
-CAUSES = (*dict.fromkeys(_CAUSES.values()), _OTHERS, REST)
+CAUSES = (*dict.fromkeys(_CAUSES.values()), _OTHERS, HEAD_AND_REST)
 
 
 class Event(NamedTuple):
@@ -65,12 +65,14 @@ def by_cause(events: Sequence[Event], layers: int) -> dict[str, float]:
         if ended == layers and event.name in _LAYERS_BEGIN:
             ended = 0
         outside = ended == layers and stepped
-        times[REST if outside else _CAUSES.get(event.name, _OTHERS if stepped else REST)] += event.duration
+        times[HEAD_AND_REST if outside else _CAUSES.get(event.name, _OTHERS if stepped else HEAD_AND_REST)] += (
+            event.duration
+        )
         ended += event.name == _LAYER_ENDS
     return times
 
 
-def a_token(long: dict[str, float], short: dict[str, float], tokens: int) -> dict[str, float]:
+def per_token(long: dict[str, float], short: dict[str, float], tokens: int) -> dict[str, float]:
     """What so many more tokens took, each, the longest first."""
     found = {name: (time - short.get(name, 0.0)) / tokens for name, time in long.items()}
     return dict(sorted(found.items(), key=lambda kv: -kv[1]))
@@ -84,7 +86,7 @@ def bytes_read(model: Any, k: int) -> dict[str, float]:
     return {
         "experts' products": sum(_expert_bytes(m) * k for _, m in experts),
         "dense products": sum(_bytes(m) for layer in layers for m in layer.modules() if not isinstance(m, HLWQExperts)),
-        REST: sum(_bytes(m) for m in head.modules()) or _bytes(model.get_input_embeddings()),
+        HEAD_AND_REST: sum(_bytes(m) for m in head.modules()) or _bytes(model.get_input_embeddings()),
     }
 
 
@@ -112,7 +114,7 @@ def device_copy_rate(device: torch.device) -> float:
     return 2 * source.numel() / best
 
 
-def rows(causes: dict[str, float], least: dict[str, float], layers: int) -> list[str]:
+def cause_rows(causes: dict[str, float], least: dict[str, float], layers: int) -> list[str]:
     """Of a table: a cause, its microseconds a layer (of the rest, a token), and the least that moving its bytes takes.
 
     Args:
@@ -123,7 +125,7 @@ def rows(causes: dict[str, float], least: dict[str, float], layers: int) -> list
     found = []
     for cause in CAUSES:
         if time := causes.get(cause):
-            share, of = (1, " a token") if cause == REST else (layers, "")
-            bound = f"{1e6 * least[cause] / share:.1f}" if cause in least else ""
-            found.append(f"{cause} | {time / share:.1f}{of} | {bound}")
+            divisor, unit = (1, " a token") if cause == HEAD_AND_REST else (layers, "")
+            bound = f"{1e6 * least[cause] / divisor:.1f}" if cause in least else ""
+            found.append(f"{cause} | {time / divisor:.1f}{unit} | {bound}")
     return found

@@ -31,7 +31,7 @@ QUESTION = "What is in the picture?"
 NEW_TOKENS = 64
 STEPS = (1, 8, 256)
 """How many tokens are read at a time."""
-READ = 256
+NUM_READ = 256
 LARGEST_CHANGE = 1e-3
 TIMES_DENSE = 1.5
 FLOOR = 1e-6
@@ -39,7 +39,7 @@ FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class Same:
+class Comparison:
     """What one checkpoint gave.
 
     Attributes:
@@ -124,7 +124,7 @@ def windows_for(model: HLWQModel, windows: int, window: int) -> Windows:
     return make_windows(load_text("sample"), model.tokenizer, "paper", window, windows)
 
 
-def compare(folder: str, device: str = "cuda:0", windows: int = 2, window: int = 1024) -> Same:
+def compare(folder: str, device: str = "cuda:0", windows: int = 2, window: int = 1024) -> Comparison:
     """Load a checkpoint four ways, one on the CPU, and see what each gives."""
     load = partial(HLWQModel.from_pretrained, folder)
     cpu, exact = load(device="cpu", dtype="float32"), load(device=device, dtype="float32", execution="coded")
@@ -132,21 +132,21 @@ def compare(folder: str, device: str = "cuda:0", windows: int = 2, window: int =
     differences = {prompt: first_difference(ours[prompt], theirs[prompt]) for prompt in theirs}
     text = windows_for(cpu, windows, window)
     values = tuple(perplexity(score(m.model, text)).value for m in (cpu, exact))
-    ids = text.ids[0, :READ]
-    expected = log_probabilities(cpu.model, ids, READ)
+    ids = text.ids[0, :NUM_READ]
+    expected = log_probabilities(cpu.model, ids, NUM_READ)
     klds = [
         divergences(load(device=device, dtype="bfloat16", execution=how).model, expected, ids)
         for how in ("coded", "dense")
     ]
     different = {prompt: at for prompt, at in differences.items() if at is not None}
-    return Same(folder, different, (values[0], values[1]), klds[0], klds[1])
+    return Comparison(folder, different, (values[0], values[1]), klds[0], klds[1])
 
 
-def row(same: Same) -> str:
-    klds = " | ".join(f"{same.coded[s]:.2e} / {same.dense[s]:.2e}" for s in same.coded)
-    answered = "the same" if not same.different else f"{len(same.different)} differ"
-    cpu, gpu = same.perplexities
-    return f"| {same.folder} | {answered} | {cpu:.4f} | {gpu:.4f} | {same.change:.1e} | {klds} |"
+def row(comparison: Comparison) -> str:
+    klds = " | ".join(f"{comparison.coded[s]:.2e} / {comparison.dense[s]:.2e}" for s in comparison.coded)
+    answered = "the same" if not comparison.different else f"{len(comparison.different)} differ"
+    cpu, gpu = comparison.perplexities
+    return f"| {comparison.folder} | {answered} | {cpu:.4f} | {gpu:.4f} | {comparison.change:.1e} | {klds} |"
 
 
 def main() -> None:
@@ -161,9 +161,9 @@ def main() -> None:
     print("|---" * (5 + len(STEPS)) + "|")
     failures = []
     for folder in args.folders:
-        same = compare(folder, args.device, args.windows, args.window)
-        print(row(same), flush=True)
-        failures += [f"{folder}: {failure}." for failure in same.failures]
+        comparison = compare(folder, args.device, args.windows, args.window)
+        print(row(comparison), flush=True)
+        failures += [f"{folder}: {failure}." for failure in comparison.failures]
     if failures:
         sys.exit("\n".join(failures))
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import peer_codecs
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -34,6 +33,7 @@ from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import Windows, make_windows
 from hlwq_cli.runtime.loading.load import load_model, load_processor
 from hlwq_cli.samples import SAMPLE
+from scripts.peers import peer_codecs
 from scripts.peers.peer_codecs import Peer
 
 FOUR_BIT_GRID = ("ggml Q4_0", "ggml Q4_K")
@@ -111,7 +111,7 @@ class Weights:
         return found
 
 
-def refer(model: Any, windows: Windows) -> Reference:
+def run_reference(model: Any, windows: Windows) -> Reference:
     """Run the source once."""
     nlls, log_p, top = [], [], []
     for ids in windows.ids:
@@ -216,7 +216,7 @@ def main() -> None:
     windows = make_windows(load_text(args.text), tokenizer, "paper", args.window, args.windows)
     weights = Weights(model, text_weights(source))
     peers = runnable([*ours(source), *peer_codecs.others()], weights, args.model == SAMPLE)
-    reference = refer(model, windows)
+    reference = run_reference(model, windows)
     print(f"{windows.protocol.line}\n\n{weights.count:,} coded weights. {fallbacks(weights)}\n\n{HEADER}")
     print(f"| source, float32 | | {perplexity(reference.nlls).value:.3f} | | | |", flush=True)
     for peer in peers:

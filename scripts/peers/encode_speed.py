@@ -24,11 +24,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ggml_codec
 import numpy as np
 import torch
 
 from hlwq_cli.codec import Scheme, decode, encode
+from scripts.peers import ggml_codec
 from scripts.peers.fixtures_minilm import wide_matrix
 
 SLICE_WEIGHTS = 4_194_304  # what `hlwq quantize` hands the encoder at a time

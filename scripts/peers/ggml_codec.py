@@ -57,20 +57,20 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def used(name: str, columns: int) -> Codec:
+def codec_for(name: str, columns: int) -> Codec:
     """The codec that llama.cpp would take for rows of `columns` weights when asked for `name`."""
     codec = CODECS[name]
     if columns % codec.block == 0:
         return codec
     if not codec.fallback:
         raise ValueError(f"{name} needs rows of whole blocks of {codec.block}, not {columns}")
-    return used(codec.fallback, columns)
+    return codec_for(codec.fallback, columns)
 
 
 def quantize(weight: Weight, name: str, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
     """The bytes of a float32 (rows, columns) weight; written to `out` where given, so that it can be timed alone."""
     rows, columns = weight.shape
-    codec = used(name, columns)
+    codec = codec_for(name, columns)
     source = np.ascontiguousarray(weight, np.float32)
     if out is None:
         out = np.empty(weight.size // codec.block * codec.bytes, np.uint8)
@@ -82,7 +82,7 @@ def quantize(weight: Weight, name: str, out: npt.NDArray[np.uint8] | None = None
 
 def dequantize(data: npt.NDArray[np.uint8], name: str, shape: tuple[int, int]) -> Weight:
     """The float32 weight that `quantize(weight, name)` stands for."""
-    function = getattr(_library(), f"dequantize_row_{used(name, shape[1]).name.replace('Q', 'q')}")
+    function = getattr(_library(), f"dequantize_row_{codec_for(name, shape[1]).name.replace('Q', 'q')}")
     function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     decoded = np.empty(shape, np.float32)
     function(data.ctypes.data, decoded.ctypes.data, decoded.size)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ggml_codec
 import torch
 
 from hlwq_cli.codec import Scheme, decode, encode
+from scripts.peers import ggml_codec
 
 Decoded = tuple[torch.Tensor, int]
 RoundTrip = Callable[[torch.Tensor, str], Decoded]

@@ -15,10 +15,10 @@ import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import ggml_codec
 import torch
 
 from hlwq_cli.codec import Scheme, decode, encode
+from scripts.peers import ggml_codec
 from scripts.peers.fixtures_minilm import encoder_weights
 
 Roundtrip = Callable[[torch.Tensor], tuple[torch.Tensor, float]]  # weight -> decoded weight, stored bits a weight
@@ -114,7 +114,7 @@ def label(coding: Coding, weights: list[torch.Tensor]) -> str:
     ggml_name = coding.name.removeprefix("ggml ")
     if ggml_name == coding.name:
         return coding.name
-    used = {ggml_codec.used(ggml_name, w.shape[1]).name for w in weights} - {ggml_name}
+    used = {ggml_codec.codec_for(ggml_name, w.shape[1]).name for w in weights} - {ggml_name}
     return coding.name + "".join(f" ({u} where rows are not whole blocks)" for u in sorted(used))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Gemma4ForConditionalGeneration
 
 from scripts.sample.batches import PAD_ID, QUESTION, PictureRows, TextRows, picture_rows, text_rows, windows
-from scripts.sample.evaluate import evaluate, write_eval
+from scripts.sample.evaluate_sample import evaluate, write_eval
 from scripts.sample.model import (
     MAX_POSITIONS,
     SIZES,

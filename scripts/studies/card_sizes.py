@@ -48,11 +48,11 @@ def coded_model(config: dict[str, Any], plan: Plan) -> Any:
 def needs_of(config: dict[str, Any], bits: int) -> tuple[DeviceNeeds, int]:
     """What the coded model takes on a GPU, and how many experts a token chooses."""
     model = coded_model(config, planned(config, bits))
-    chosen = experts_per_token(model.config)
-    return DeviceNeeds.of(model, chosen), chosen
+    top_k = experts_per_token(model.config)
+    return DeviceNeeds.of(model, top_k), top_k
 
 
-def table(needs: DeviceNeeds, chosen: int, cards: list[float]) -> str:
+def table(needs: DeviceNeeds, top_k: int, cards: list[float]) -> str:
     lines = ["| GPU memory | experts of each layer on the GPU | fetched a token, even routing |", "|---|---|---|"]
     for card in cards:
         try:
@@ -60,7 +60,7 @@ def table(needs: DeviceNeeds, chosen: int, cards: list[float]) -> str:
         except UsageError as error:
             lines.append(f"| {card:g} GB | none: {error.hint} | |")
             continue
-        fetched = chosen * (1 - slots / needs.experts) * needs.slot
+        fetched = top_k * (1 - slots / needs.experts) * needs.slot
         lines.append(f"| {card:g} GB | {slots} of {needs.experts} | {format_size(fetched)} |")
     return "\n".join(lines)
 
@@ -71,14 +71,14 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=5)
     parser.add_argument("--cards", type=float, nargs="+", default=[8, 8.6, 12, 16, 24])
     args = parser.parse_args()
-    needs, chosen = needs_of(json.loads(args.config.read_text()), args.bits)
+    needs, top_k = needs_of(json.loads(args.config.read_text()), args.bits)
     size = format_size
     print(
         f"{size(needs.weights)} of weights that are no experts, {size(needs.cache)} of keys and values and "
         f"{size(needs.workspace)} of work space for {TOKENS:,} tokens, {size(needs.scratch)} of shared records; "
         f"{size(needs.slot)} a slot in every layer, {size(needs.slot * needs.experts)} of experts outside.\n"
     )
-    print(table(needs, chosen, args.cards))
+    print(table(needs, top_k, args.cards))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import peer_codecs
 import torch
 from transformers.utils.logging import disable_progress_bar
 
@@ -27,7 +26,8 @@ from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import make_windows
 from hlwq_cli.runtime.loading.load import load_model, load_processor
 from hlwq_kernels import hadamard
-from scripts.peers.compare import Weights, mean_and_error, measure, refer, text_weights
+from scripts.peers import peer_codecs
+from scripts.peers.compare import Weights, mean_and_error, measure, run_reference, text_weights
 
 BLOCK = 64
 ROLES = {
@@ -113,7 +113,7 @@ class Lab:
         self.schemes = {b: {c.name: c.scheme for c in make_plan(source, load_recipe(bits=b)).coded} for b in (4, 5)}
         self.weights = Weights(self.model, self.names)
         self.moments = second_moments(self.model, self.names, every.ids[-windows:])
-        self.reference = refer(self.model, self.windows)
+        self.reference = run_reference(self.model, self.windows)
 
     def code(self, roundtrip: RoundTrip) -> dict[str, torch.Tensor]:
         with torch.no_grad():

@@ -69,7 +69,7 @@ def recorded(tokens: int) -> list[Recorded]:
     return found[1:]
 
 
-def right(layer: Recorded, source: str, places: slice) -> tuple[int, int]:
+def count_correct(layer: Recorded, source: str, places: slice) -> tuple[int, int]:
     """Of guesses at some places those that were chosen, and all."""
     named = [g[places] for g in layer.guesses[source]]
     return sum(len(n.intersection(g)) for n, g in zip(layer.routing, named, strict=True)), sum(map(len, named))
@@ -87,26 +87,26 @@ def play(routing: Routing, guesses: Guesses, experts: int, slots: int, most: int
     scores, held = numpy.zeros(experts, dtype=numpy.int64), set[int]()
     counts, start = numpy.zeros(2), len(routing) // 10
 
-    def bring(wanted: list[int], keep: frozenset[int]) -> None:
+    def ensure_resident(experts_to_load: list[int], keep: frozenset[int]) -> None:
         idle = sorted(held - keep, key=lambda e: scores[e])
-        room = slots - len(held)
-        taken = wanted[: room + len(idle)]
-        held.difference_update(idle[: max(0, len(taken) - room)])
-        held.update(taken)
+        free_slots = slots - len(held)
+        loaded = experts_to_load[: free_slots + len(idle)]
+        held.difference_update(idle[: max(0, len(loaded) - free_slots)])
+        held.update(loaded)
 
     for step, (needed, guess) in enumerate(zip(routing, guesses, strict=True)):
         ahead = [e for e in guess[: len(needed)] if e not in held][: min(most, slots)]
-        bring(ahead, frozenset(guess[: len(needed)]))
+        ensure_resident(ahead, frozenset(guess[: len(needed)]))
         missing = sorted(needed - held)
         scores -= -(-scores >> SHIFT)
         scores[list(needed)] += UNIT
-        bring(missing, needed)
+        ensure_resident(missing, needed)
         if step >= start:
             counts += (len(missing), max(work, len(ahead) * COPY) + len(missing) * COPY)
     return Played(*(counts / (len(routing) - start)).tolist())
 
 
-def drawn(routing: Routing, recall: float, experts: int) -> Guesses:
+def synthetic_guesses(routing: Routing, recall: float, experts: int) -> Guesses:
     """Guesses that name each expert needed with a probability, and others evenly in place of the rest; in any order."""
     random = numpy.random.default_rng(0)
     found = []
@@ -117,7 +117,7 @@ def drawn(routing: Routing, recall: float, experts: int) -> Guesses:
     return found
 
 
-def table(*names: str) -> Callable[..., None]:
+def print_header(*names: str) -> Callable[..., None]:
     """Print a heading, and give what prints rows."""
     print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names), flush=True)
     return lambda *cells: print("| " + " | ".join(map(str, cells)) + " |", flush=True)
@@ -125,11 +125,15 @@ def table(*names: str) -> Callable[..., None]:
 
 def show_recall(layers: list[Recorded]) -> float:
     """Gives the mean of the guess from the sum behind attention."""
-    row = table("guess from", *(f"layer {n}" for n in range(2, len(layers) + 2)), "mean", "first guess right", "second")
+    row = print_header(
+        "guess from", *(f"layer {n}" for n in range(2, len(layers) + 2)), "mean", "first guess right", "second"
+    )
     means = {}
     for source in SOURCES:
-        shares = [hits / len(layer.routing) / 2 for layer in layers for hits, _ in [right(layer, source, slice(2))]]
-        places = [[right(layer, source, slice(p, p + 1)) for layer in layers] for p in range(2)]
+        shares = [
+            hits / len(layer.routing) / 2 for layer in layers for hits, _ in [count_correct(layer, source, slice(2))]
+        ]
+        places = [[count_correct(layer, source, slice(p, p + 1)) for layer in layers] for p in range(2)]
         first, second = (sum(h for h, _ in some) / sum(n for _, n in some) for some in places)
         means[source] = sum(shares) / len(shares)
         row(source, *(f"{s:.3f}" for s in (*shares, means[source], first, second)))
@@ -145,7 +149,9 @@ def show_sample(layers: list[Recorded], work: float) -> None:
     of_each = {source: [layer.guesses[source] for layer in layers] for source in SOURCES[:3]}
     of_each["no recall"] = [[sorted(set(range(8)) - n)[:2] for n in layer.routing] for layer in layers]
     of_each["perfect"] = [[sorted(n) for n in layer.routing] for layer in layers]
-    row = table("sample, tok/s", "missing", "without", *(f"{name}, {most}" for name in of_each for most in (1, 2)))
+    row = print_header(
+        "sample, tok/s", "missing", "without", *(f"{name}, {most}" for name in of_each for most in (1, 2))
+    )
     for slots in (1, 2, 3, 4, 6):
         plain = [play(layer.routing, layer.guesses["input"], 8, slots, 0, work) for layer in layers]
         rates = [
@@ -157,12 +163,12 @@ def show_sample(layers: list[Recorded], work: float) -> None:
 
 
 def show_synthetic(steps: int, slots: list[int], recalls: list[float], work: float) -> None:
-    row = table(
+    row = print_header(
         "drawn, tok/s", "missing", "without", *(f"recall {r:.2f}, {most}" for r in recalls for most in (1, 2, 8))
     )
     for kind in ("uniform", "zipf", "sticky", "sticky zipf"):
         routing = synthetic(kind, steps)
-        guesses = [drawn(routing, recall, 128) for recall in recalls]
+        guesses = [synthetic_guesses(routing, recall, 128) for recall in recalls]
         for own in slots:
             plain = play(routing, guesses[0], 128, own, 0, work)
             rates = [rate([play(routing, g, 128, own, most, work)]) for g in guesses for most in (1, 2, 8)]

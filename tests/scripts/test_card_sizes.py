@@ -1,34 +1,21 @@
 """What a card can run is counted from the bytes of the real configuration, by what chooses the slots."""
 
-import importlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from hlwq_cli.errors import UsageError
 from hlwq_cli.runtime.offload.memory_budget import CONTEXT_BYTES, TOKENS, DeviceNeeds
 from hlwq_cli.sizes import parse_size
+from scripts.studies import card_sizes
 from tests.support.builders import gemma4_full
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def card_sizes() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "scripts")
-        yield importlib.import_module("card_sizes")
-
-
-@pytest.fixture(scope="module")
-def needs(card_sizes: Any) -> DeviceNeeds:
+def needs() -> DeviceNeeds:
     found: DeviceNeeds = card_sizes.needs_of(gemma4_full(), 5)[0]
     return found
 
 
-def test_slots_and_other_weights_are_the_planned_checkpoint(needs: DeviceNeeds, card_sizes: Any) -> None:
+def test_slots_and_other_weights_are_the_planned_checkpoint(needs: DeviceNeeds) -> None:
     """Records are padded to 128 bytes a part; beside tensors a model has some small buffers of its own."""
     planned = card_sizes.planned(gemma4_full(), 5).output_bytes
     assert needs.weights + needs.slot * needs.experts == pytest.approx(planned, rel=1e-4)

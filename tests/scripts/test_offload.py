@@ -1,6 +1,5 @@
 """The benchmark of experts outside the GPU runs to its end anywhere, and keeps what it had when something failed."""
 
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from scripts.bench import offload
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,10 +18,9 @@ def ran(folder: Path, out: Path, *options: str) -> tuple[int, list[dict[str, Any
     arguments = [str(folder), "--device", "cpu", "--json", str(out), "--tokens", "4", "--runs", "1", *options]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'kernels'}")
-        patch.syspath_prepend(ROOT / "scripts")
-        patch.setattr(sys, "argv", ["bench_offload.py", *arguments])
+        patch.setattr(sys, "argv", ["offload.py", *arguments])
         with pytest.raises(SystemExit) as ended:
-            importlib.import_module("bench_offload").main()
+            offload.main()
     assert isinstance(ended.value.code, int)
     return ended.value.code, json.loads(out.read_text())
 

@@ -5,26 +5,26 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from scripts.checks import same_answers as check_same_answers
-from scripts.checks.same_answers import Same, compare, row
+from scripts.checks import same_answers
+from scripts.checks.same_answers import Comparison, compare, row
 
 
 def test_codes_and_decoded_weights_of_the_sample_answer_alike_with_its_head_in_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_same_answers, "PROMPTS", ("We",))
-    monkeypatch.setattr(check_same_answers, "NEW_TOKENS", 12)
-    monkeypatch.setattr(check_same_answers, "READ", 32)
-    monkeypatch.setattr(check_same_answers, "STEPS", (8, 32))
+    monkeypatch.setattr(same_answers, "PROMPTS", ("We",))
+    monkeypatch.setattr(same_answers, "NEW_TOKENS", 12)
+    monkeypatch.setattr(same_answers, "NUM_READ", 32)
+    monkeypatch.setattr(same_answers, "STEPS", (8, 32))
     quantize("sample", tmp_path / "out", load_recipe("head"))
-    same = compare(str(tmp_path / "out"), "cpu", windows=1, window=64)
-    assert same.different == {}
-    assert 1 < same.perplexities[0] < 1000
-    assert same.change < 1e-5
-    assert all(0 < kld < 5e-3 for kld in (*same.coded.values(), *same.dense.values()))
+    comparison = compare(str(tmp_path / "out"), "cpu", windows=1, window=64)
+    assert comparison.different == {}
+    assert 1 < comparison.perplexities[0] < 1000
+    assert comparison.change < 1e-5
+    assert all(0 < kld < 5e-3 for kld in (*comparison.coded.values(), *comparison.dense.values()))
 
 
-GOOD = Same("out", {}, (20.0, 20.001), {1: 2e-4}, {1: 1.9e-4})
+GOOD = Comparison("out", {}, (20.0, 20.001), {1: 2e-4}, {1: 1.9e-4})
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ GOOD = Same("out", {}, (20.0, 20.001), {1: 2e-4}, {1: 1.9e-4})
 )
 def test_what_is_not_as_it_should_be_is_said(bad: dict[str, object], says: str) -> None:
     assert GOOD.failures == []
-    (said,) = Same(**{**GOOD.__dict__, **bad}).failures  # type: ignore[arg-type]
+    (said,) = Comparison(**{**GOOD.__dict__, **bad}).failures  # type: ignore[arg-type]
     assert says in said
 
 
 def test_the_first_difference_is_found() -> None:
-    find = check_same_answers.first_difference
+    find = same_answers.first_difference
     assert (find([1, 2], [1, 2]), find([1, 2], [1, 3]), find([1], [1, 2])) == (None, 1, 1)
     assert "the same" in row(GOOD)

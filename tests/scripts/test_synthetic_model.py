@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, make_plan, open_source
-from scripts.bench import synthetic_model as make_synthetic
+from scripts.bench import synthetic_model
 from tests.cli.run_command import environment
 from tests.support.files import read_tensors, tree
 
@@ -21,8 +21,8 @@ Family = Callable[[str], Path]
 def make(config: Path, folder: Path, *options: str) -> Path:
     arguments = [str(folder), "--config", str(config), "--device", "cpu", *options]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["make_synthetic.py", *arguments])
-        make_synthetic.main()
+        patch.setattr(sys, "argv", ["synthetic_model.py", *arguments])
+        synthetic_model.main()
     return folder
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.bench.synthetic_routing import STICKY, drawn_choices, drawn_guesses
+from scripts.bench.synthetic_routing import STICKY_PROBABILITY, synthetic_predictions, synthetic_topk_ids
 
 
 def shared(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -13,15 +13,15 @@ def shared(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("recall", [0.0, 0.79, 1.0])
 def test_guesses_name_a_drawn_expert_with_their_probability(recall: float) -> None:
-    table = drawn_choices("uniform", 3, 128, 8)
-    guesses = drawn_guesses(table, 128, recall)
-    assert shared(table, guesses) == pytest.approx(recall + (1 - recall) ** 2 * 7 / 127, abs=0.005)
-    assert (guesses >= 0).all()
-    assert (guesses < 128).all()
-    assert shared(guesses[..., :1], table[..., :1]) < 0.2  # in any order
+    table = synthetic_topk_ids("uniform", 3, 128, 8)
+    predictions = synthetic_predictions(table, 128, recall)
+    assert shared(table, predictions) == pytest.approx(recall + (1 - recall) ** 2 * 7 / 127, abs=0.005)
+    assert (predictions >= 0).all()
+    assert (predictions < 128).all()
+    assert shared(predictions[..., :1], table[..., :1]) < 0.2  # in any order
 
 
 def test_sticky_choices_stay_with_their_probability() -> None:
-    table = drawn_choices("sticky", 2, 128, 8)
-    assert shared(table[:, 1:], table[:, :-1]) == pytest.approx(STICKY, abs=0.01)
+    table = synthetic_topk_ids("sticky", 2, 128, 8)
+    assert shared(table[:, 1:], table[:, :-1]) == pytest.approx(STICKY_PROBABILITY, abs=0.01)
     assert all(len(set(row)) == 8 for row in table.flatten(0, 1).tolist())

@@ -13,7 +13,7 @@ from hlwq_kernels.decode_step import step
 from hlwq_kernels.linear import gemm_small_m as matmul
 from hlwq_kernels.linear import gemv as matvec
 from hlwq_kernels.offload import slots
-from scripts.bench.time_by_cause import _CAUSES, Event, a_token, by_cause, by_kernel, bytes_read, rows
+from scripts.bench.time_by_cause import _CAUSES, Event, by_cause, by_kernel, bytes_read, cause_rows, per_token
 
 LAYER = ["multiply_one", "turn_heads", "attend_dense", "norms_between", "choose_experts", "plan", "fetch",
          "fetch_ahead", "multiply_each", "some_norm", "multiply_and_sum", "norms_after"]  # fmt: skip
@@ -26,7 +26,7 @@ def profile(tokens: int) -> list[Event]:
 
 
 def test_each_kernel_counts_once_and_what_lies_outside_of_layers_apart() -> None:
-    found = a_token(by_cause(profile(5), 2), by_cause(profile(1), 2), 4)
+    found = per_token(by_cause(profile(5), 2), by_cause(profile(1), 2), 4)
     assert found == {
         "head and the rest": 101.0,
         "experts' products": 2 * (9.0 + 11.0),
@@ -38,7 +38,7 @@ def test_each_kernel_counts_once_and_what_lies_outside_of_layers_apart() -> None
         "attention": 10.0,
         "dense products": 1.0,
     }
-    kernels = a_token(by_kernel(profile(5)), by_kernel(profile(1)), 4)
+    kernels = per_token(by_kernel(profile(5)), by_kernel(profile(1)), 4)
     assert sum(kernels.values()) == sum(found.values())
     assert next(iter(kernels)) == "gemv"
 
@@ -71,5 +71,5 @@ def test_bytes_are_those_of_the_chosen_experts_and_of_every_other_matrix(coded: 
 
 def test_rows_are_a_layer_and_the_rest_a_token() -> None:
     causes = {"fetch": 900.0, "plan": 12.0, "head and the rest": 300.0}
-    found = rows(causes, {"fetch": 600e-6, "head and the rest": 90e-6}, 3)
+    found = cause_rows(causes, {"fetch": 600e-6, "head and the rest": 90e-6}, 3)
     assert found == ["fetch | 300.0 | 200.0", "plan | 4.0 | ", "head and the rest | 300.0 a token | 90.0"]

@@ -1,6 +1,6 @@
 """What the bundled sample is measured with, and the measures: perplexity, exact captions, expert load.
 
-    python scripts/sample/evaluate.py hlwq_cli/sample package/data
+    python scripts/sample/evaluate_sample.py hlwq_cli/sample package/data
 
 Everything is measured on the saved bfloat16 checkpoint, opened by `from_pretrained`, with its own processor and
 `generate`. Perplexity: windows of 2,048 tokens without overlap, BOS first in each, every token but BOS scored.
