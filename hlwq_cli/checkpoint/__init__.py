@@ -1,5 +1,6 @@
 """Files: a source read by slice, a plan, a streaming run, a manifest; coded checkpoints read, verified, exported."""
 
+from ..progress import Progress
 from .format.export import ExportResult, export
 from .format.inspect import DiffReport, InspectReport, diff, inspect
 from .format.manifest import Manifest
@@ -9,7 +10,7 @@ from .io.source import Source, open_source
 from .plan.plan import Plan, make_plan
 from .plan.planned import CodedTensor, KeptTensor
 from .plan.recipe import Recipe, load_recipe
-from .run.quantize import Progress, QuantizeResult, quantize
+from .run.quantize import QuantizeResult, quantize
 
 __all__ = [
     "CodedCheckpoint",

@@ -84,7 +84,7 @@ def bench(
     from ..measure.saved import check_savable
     from ..runtime.kv.bits import KVBits
     from ..runtime.offload.expert_cache import ExpertRoom
-    from ..ui.progress import steps_display
+    from ..ui.progress import hide_library_bars, progress_display, quiet_log
     from ..ui.show_bench import show_bench
 
     how = as_execution(execution)
@@ -113,8 +113,9 @@ def bench(
         check_savable(paths)
     if chart is not None:
         check_drawable(chart)
-    with steps_display(sink) as tell:
-        report = measure(paths, request, ref, tell)
+    hide_library_bars(sink)
+    with quiet_log(sink), progress_display(sink) as progress:
+        report = measure(paths, request, ref, progress)
     if report.note:
         sink.note(report.note)
     missed = check_gates(report, gates)

@@ -99,15 +99,17 @@ class _Load:
 
 
 def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
+    from ..progress import Progress
     from ..runtime.model import HLWQModel
     from ..ui.demo.page import ShownModel, build_page
     from ..ui.demo.summary import describe
-    from ..ui.progress import steps_display
+    from ..ui.progress import hide_library_bars, progress_display, quiet_log
 
     shown = []
-    with steps_display(sink) as tell:
+    hide_library_bars(sink)
+    with quiet_log(sink), progress_display(sink) as progress:
         for i, path in enumerate(paths):
-            tell(f"loading {path}", i, len(paths))
+            progress(Progress(f"loading {path}", i, len(paths), "steps"))
             settings = asdict(load if i == 0 else replace(load, kv_cache_nbits=None, gpu_memory=None))
             model = HLWQModel.from_pretrained(path, **settings)
             shown.append(ShownModel(model, describe(path, model)))

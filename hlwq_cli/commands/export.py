@@ -28,15 +28,10 @@ def export(
     """Write a plain checkpoint, with its source's names and layout, that any tool loads."""
     sink = Sink(format, json, quiet)
     from ..checkpoint import export as decode_to
-    from ..ui.progress import bytes_display
+    from ..ui.progress import progress_display
 
-    with bytes_display(sink, 0, "") as (bar, task):
-
-        def show(name: str, done: int, total: int) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, description=name, completed=done, total=total)
-
-        result = decode_to(path, out, to, max_shard_bytes=parse_size(max_shard_size), progress=show)
+    with progress_display(sink) as progress:
+        result = decode_to(path, out, to, max_shard_bytes=parse_size(max_shard_size), progress=progress)
     sink.result(
         "export",
         result,

@@ -60,14 +60,13 @@ def _diff(sink: Sink, path: str, other: Path, revision: str | None) -> None:
 def _verify(sink: Sink, path: str, revision: str | None) -> None:
     from ..checkpoint import open_coded
     from ..checkpoint import verify as check
-    from ..checkpoint.format.verify import bytes_to_verify
     from ..errors import GateMissedError
-    from ..ui.progress import bytes_display
+    from ..ui.progress import progress_display
     from ..ui.show import show_verified
 
     checkpoint = open_coded(path, revision)
-    with bytes_display(sink, bytes_to_verify(checkpoint.manifest), "hashing") as (bar, task):
-        report = check(checkpoint, lambda n: bar.advance(task, n) if bar is not None and task is not None else None)
+    with progress_display(sink) as progress:
+        report = check(checkpoint, progress)
     checkpoint.close()
     show_verified(sink, report)
     if report.problems:

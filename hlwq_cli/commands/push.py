@@ -35,15 +35,11 @@ def push(
     """
     sink = Sink(format, json, quiet)
     from ..hub.push import push as upload
-    from ..ui.progress import bytes_display, upload_display
+    from ..ui.progress import hide_library_bars, progress_display
     from ..ui.show import show_pushed
 
-    with bytes_display(sink, 0, "hashing") as (bar, task):
-
-        def hashed(n: int, total: int) -> None:
-            if bar is not None and task is not None:
-                bar.update(task, advance=n, total=total)
-
+    hide_library_bars(sink)
+    with progress_display(sink, uploads=True) as progress:
         result = upload(
             path,
             repo,
@@ -52,8 +48,7 @@ def push(
             pr=pr,
             overwrite=overwrite,
             dry_run=dry_run,
-            hashed=hashed,
-            tell=upload_display(sink),
+            progress=progress,
         )
     for note in result.notes:
         sink.note(note)

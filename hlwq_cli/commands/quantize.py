@@ -84,11 +84,11 @@ def quantize(
         _show_plan(sink, source, settled, share, threads)
         return
     from ..checkpoint import quantize as run
-    from ..ui.progress import run_display
+    from ..ui.progress import progress_display
     from ..ui.show import show_quantized
 
     folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
-    with recorded() as timeline, run_display(sink) as display:
+    with recorded() as timeline, progress_display(sink) as progress:
         result = run(
             model,
             folder,
@@ -101,7 +101,7 @@ def quantize(
             device=device,
             threads=threads,
             delete_source=delete_source,
-            progress=display,
+            progress=progress,
             timeline=timeline,
         )
     show_quantized(sink, result)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from ..checkpoint.format.model_card import base_model
 from ..checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from ..checkpoint.io.hub_repo import hub_errors, is_repo_id
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
+from ..progress import ProgressCallback, ignore_progress
 from .card import CARD, open_folder, render_card, write_card
 from .remote import Changes, Remote, check_conflict, compare, read_remote
 from .retry import with_retries
-from .upload import Committed, PushProgress, create, push_errors, send
+from .upload import Committed, create, push_errors, send
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,7 @@ def push(
     pr: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    hashed: Callable[[int, int], None] = lambda n, total: None,
-    tell: Callable[[PushProgress], None] = lambda event: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> PushResult:
     """Upload a finished checkpoint.
 
@@ -77,8 +77,7 @@ def push(
         pr: open a pull request instead of changing the branch.
         overwrite: replace what others left in the way.
         dry_run: look and write nothing, neither there nor here.
-        hashed: told the bytes of every piece that was hashed, and of all that will be.
-        tell: told how far the upload is.
+        progress: called while files are hashed, and before and after each file is sent.
 
     Raises:
         CorruptError: a file is not what the manifest states.
@@ -89,7 +88,7 @@ def push(
     checkpoint = open_folder(path)
     try:
         _check_token()
-        verified = _verified_manifest(checkpoint, hashed)
+        verified = _verified_manifest(checkpoint, progress)
     finally:
         checkpoint.close()
     _check_role(repo)
@@ -105,7 +104,7 @@ def push(
     done = None
     if not dry_run:
         write_card(checkpoint.folder, verified, text)
-        done = _upload(remote, checkpoint.folder, changes, public, pr, tell)
+        done = _upload(remote, checkpoint.folder, changes, public, pr, progress)
     return PushResult(
         url=_url(remote, done),
         repo=repo,
@@ -138,16 +137,19 @@ def _check_token() -> None:
         raise NotAllowedError("Pushing needs a token.", "Run `hf auth login`, or set HF_TOKEN.")
 
 
-def _verified_manifest(checkpoint: CodedCheckpoint, hashed: Callable[[int, int], None]) -> Manifest:
+def _verified_manifest(checkpoint: CodedCheckpoint, progress: ProgressCallback) -> Manifest:
     """The manifest with the hash of every file, when all is as it states."""
     manifest = checkpoint.manifest
-    total = bytes_to_verify(manifest) + sum(f.size for f in manifest.files if f.sha256 is None)
-    problems = verify(checkpoint, lambda n: hashed(n, total)).problems
+    verified = bytes_to_verify(manifest)
+    total = verified + sum(f.size for f in manifest.files if f.sha256 is None)
+    problems = verify(checkpoint, lambda event: progress(replace(event, total=total))).problems
     if problems:
         only_card = all(p.startswith(f"{CARD} ") for p in problems)
         hint = "Run `hlwq card` on the folder." if only_card else "Make the checkpoint again, or fetch it again."
         raise CorruptError(f"{problems[0]} ({len(problems)} in all); nothing was sent.", hint)
-    return with_all_hashes(checkpoint.folder, manifest, lambda n: hashed(n, total))
+    return with_all_hashes(
+        checkpoint.folder, manifest, lambda event: progress(replace(event, done=verified + event.done, total=total))
+    )
 
 
 def _check_role(repo: str) -> None:
@@ -209,7 +211,7 @@ def _records(manifest: Manifest) -> list[FileRecord]:
 
 
 def _upload(
-    remote: Remote, folder: Path, changes: Changes, public: bool, pr: bool, tell: Callable[[PushProgress], None]
+    remote: Remote, folder: Path, changes: Changes, public: bool, pr: bool, progress: ProgressCallback
 ) -> Committed | None:
     if not (changes.sent or changes.removed):
         return None
@@ -220,7 +222,7 @@ def _upload(
         # A new branch begins as a copy of main, whose checkpoint is not this one.
         left = tuple(n for n in remote.files if n not in ours)
         changes = Changes(changes.sent, left, changes.unchanged)
-    return send(remote, folder, changes, "Upload an HLWQ checkpoint", pr, tell)
+    return send(remote, folder, changes, "Upload an HLWQ checkpoint", pr, progress)
 
 
 def _url(remote: Remote, done: Committed | None) -> str:

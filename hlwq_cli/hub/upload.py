@@ -8,28 +8,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.io.hub_repo import hub_errors
 from ..errors import ConflictError, HlwqError
+from ..progress import Progress, ProgressCallback
 from .remote import Changes, Remote
 from .retry import with_retries
-
-
-@dataclass(frozen=True)
-class PushProgress:
-    """How far a push is: `file` is about to be sent, or, with `done`, has been."""
-
-    file: str
-    done: bool
-    sent_bytes: int
-    total_bytes: int
-    sent_files: int
-    files: int
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,7 @@ def create(remote: Remote, public: bool) -> None:
 
 
 def send(
-    remote: Remote, folder: Path, changes: Changes, message: str, pr: bool, tell: Callable[[PushProgress], None]
+    remote: Remote, folder: Path, changes: Changes, message: str, pr: bool, progress: ProgressCallback
 ) -> Committed:
     """Upload files and commit.
 
@@ -114,7 +103,7 @@ def send(
         changes: what to send and what to remove.
         message: of the commit.
         pr: open a pull request.
-        tell: called before and after each file.
+        progress: called before and after each file.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
@@ -123,10 +112,11 @@ def send(
     with push_errors(remote.repo), redact_logged_urls():
         additions = [CommitOperationAdd(f.name, folder / f.name) for f in changes.sent]
         for i, (file, addition) in enumerate(zip(changes.sent, additions, strict=True)):
-            tell(PushProgress(file.name, False, done, changes.bytes, i, len(additions)))
+            event = Progress(file.name, done, changes.bytes, files_done=i, files=len(additions))
+            progress(event)
             api.preupload_lfs_files(remote.repo, [addition], revision=remote.revision, create_pr=pr, free_memory=False)
             done += file.size
-            tell(PushProgress(file.name, True, done, changes.bytes, i + 1, len(additions)))
+            progress(replace(event, done=done, file_done=True, files_done=i + 1))
         removals: list[Any] = [CommitOperationDelete(name, is_folder=False) for name in changes.removed]
         info = with_retries(
             lambda: api.create_commit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..progress import Progress, ProgressCallback, ignore_progress
 from .likelihood import pieces, window_logits
 from .perplexity import PairedDelta, Perplexity, paired, perplexity
 from .windows import Windows
@@ -80,9 +80,7 @@ class _Tally:
     confidence: list[torch.Tensor]
 
 
-def compare(
-    model: Any, reference: Any, windows: Windows, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Comparison:
+def compare(model: Any, reference: Any, windows: Windows, progress: ProgressCallback = ignore_progress) -> Comparison:
     """Run both models window by window; nothing is kept but a few numbers a position.
 
     Raises:
@@ -97,7 +95,7 @@ def compare(
                 "Give the model it was made from.",
             )
         _add(tally, ours, theirs, ids, windows.first)
-        progress(i + 1, len(windows.ids))
+        progress(Progress("divergence", i + 1, len(windows.ids), "steps"))
     nll, reference_nll = torch.stack(_windows(tally.nll, windows)), torch.stack(_windows(tally.reference_nll, windows))
     return Comparison(perplexity(nll), perplexity(reference_nll), paired(nll, reference_nll), _divergence(tally))
 

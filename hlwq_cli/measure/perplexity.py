@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..progress import Progress, ProgressCallback, ignore_progress
 from .likelihood import token_nlls, window_logits
 from .windows import Windows
 
@@ -47,14 +47,12 @@ class PairedDelta:
     difference: float
 
 
-def score(
-    model: Any, windows: Windows, progress: Callable[[int, int], None] = lambda done, total: None
-) -> torch.Tensor:
+def score(model: Any, windows: Windows, progress: ProgressCallback = ignore_progress) -> torch.Tensor:
     """-log p of every scored token of every window, float64 (windows, scored)."""
     rows = []
     for i, ids in enumerate(windows.ids):
         rows.append(token_nlls(window_logits(model, ids), ids, windows.first))
-        progress(i + 1, len(windows.ids))
+        progress(Progress("perplexity", i + 1, len(windows.ids), "steps"))
     return torch.stack(rows)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import HlwqError, UsageError
+from ..progress import Progress, ProgressCallback, ignore_progress
 from ..runtime.kv.bits import KVBits
 from ..runtime.loading.load import check_loadable, load_model, load_processor
 from ..runtime.modules.format import Execution
@@ -22,8 +23,6 @@ from .speed import Speed, measure_speed, release_memory
 from .tasks import TaskScore, open_tasks, run_tasks
 from .text import load_text
 from .windows import Protocol, ProtocolName, Windows, make_windows
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class BenchReport:
 @dataclass
 class _Bench:
     request: Request
-    tell: Tell
+    progress: ProgressCallback
     windows: Windows | None = None
     note: str = ""
     task_manager: Any = None
@@ -116,9 +115,13 @@ class _Bench:
     reference_perplexity: Perplexity | None = None
     done: list[Measured] = field(default_factory=list)
 
+    def progress_of(self, path: str) -> ProgressCallback:
+        """Name the checkpoint in the stage of each event."""
+        return lambda event: self.progress(replace(event, stage=f"{event.stage} of {path}"))
+
 
 def bench(
-    paths: Sequence[str], request: Request, ref: str | None = None, tell: Tell = lambda what, done, total: None
+    paths: Sequence[str], request: Request, ref: str | None = None, progress: ProgressCallback = ignore_progress
 ) -> BenchReport:
     """Measure checkpoints, coded or plain, one after the other, against a reference where one is given.
 
@@ -127,7 +130,7 @@ def bench(
         HlwqError: the first checkpoint cannot be measured; a later failure is in the report.
     """
     _check(paths, request, ref)
-    run = _Bench(request, tell)
+    run = _Bench(request, progress)
     if request.tasks:
         run.task_manager = open_tasks(request.tasks, request.task_folder)
     failed, reference = "", None
@@ -188,7 +191,7 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
 def _load(run: _Bench, path: str, reference: bool = False) -> tuple[Any, float]:
     release_memory()
     start = time.perf_counter()
-    run.tell(f"loading {path}", 0, 1)
+    run.progress(Progress(f"loading {path}", 0, 1, "steps"))
     r = run.request
     own: dict[str, Any] = {} if reference else {"kv_bits": r.kv_bits, "expert_room": r.expert_room}
     model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution, **own)
@@ -214,7 +217,7 @@ def _reference(run: _Bench, ref: str) -> Measured:
     model, seconds = _load(run, ref, reference=True)
     found = replace(found, load_seconds=seconds)
     if run.windows is not None and not run.request.kld:
-        run.reference_nlls = score(model, run.windows, lambda d, t: run.tell(f"perplexity of {ref}", d, t))
+        run.reference_nlls = score(model, run.windows, run.progress_of(ref))
         found = replace(found, perplexity=perplexity(run.reference_nlls))
     found = _speed_and_tasks(run, found, model)
     if run.request.kld:
@@ -229,27 +232,27 @@ def _measure(run: _Bench, path: str, ref: str | None) -> Measured:
         size = None if r.kv_bits is None else kv_cache_size(model, r.kv_bits)
         found = replace(found, load_seconds=seconds, kv_cache=size)
         if r.kld and run.windows is not None:
-            c = compare(model, run.reference_model, run.windows, lambda d, t: run.tell(f"divergence of {path}", d, t))
+            c = compare(model, run.reference_model, run.windows, run.progress_of(path))
             found = replace(found, perplexity=c.perplexity, delta=c.delta, divergence=c.divergence)
             run.reference_perplexity = c.reference_perplexity
         elif r.ppl and run.windows is not None:
-            nlls = score(model, run.windows, lambda d, t: run.tell(f"perplexity of {path}", d, t))
+            nlls = score(model, run.windows, run.progress_of(path))
             delta = None if run.reference_nlls is None else paired(nlls, run.reference_nlls)
             found = replace(found, perplexity=perplexity(nlls), delta=delta)
         found = _speed_and_tasks(run, found, model)
         del model
     if r.cosine and ref is not None:
-        found = replace(found, similarity=similarity_of(path, ref, lambda d, t: run.tell(f"weights of {path}", d, t)))
+        found = replace(found, similarity=similarity_of(path, ref, run.progress_of(path)))
     return found
 
 
 def _speed_and_tasks(run: _Bench, found: Measured, model: Any) -> Measured:
     r = run.request
     if r.speed:
-        run.tell(f"speed of {found.path}", 0, 1)
+        run.progress(Progress(f"speed of {found.path}", 0, 1, "steps"))
         found = replace(found, speed=measure_speed(model))
     if r.tasks:
-        run.tell(f"tasks of {found.path}", 0, 1)
+        run.progress(Progress(f"tasks of {found.path}", 0, 1, "steps"))
         processor = load_processor(found.path)
         tokenizer = getattr(processor, "tokenizer", processor)
         found = replace(found, tasks=run_tasks(model, tokenizer, r.tasks, run.task_manager, r.task_limit))

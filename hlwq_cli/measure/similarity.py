@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,6 +11,7 @@ from ..checkpoint.format.manifest_entries import TensorRecord
 from ..checkpoint.run.slices import SLICE_WEIGHTS
 from ..codec import lloyd_max
 from ..errors import UsageError
+from ..progress import Progress, ProgressCallback, ignore_progress
 
 _SICK = 1.25
 
@@ -37,7 +37,7 @@ class TensorSimilarity:
     sick: bool
 
 
-def similarity_of(path: str, ref: str, progress: Callable[[int, int], None]) -> tuple[TensorSimilarity, ...]:
+def similarity_of(path: str, ref: str, progress: ProgressCallback) -> tuple[TensorSimilarity, ...]:
     """`similarity` of a coded folder or Hub id and its source's; see there."""
     checkpoint, source = open_coded(path), open_source(ref)
     try:
@@ -48,7 +48,7 @@ def similarity_of(path: str, ref: str, progress: Callable[[int, int], None]) -> 
 
 
 def similarity(
-    checkpoint: CodedCheckpoint, source: Source, progress: Callable[[int, int], None] = lambda done, total: None
+    checkpoint: CodedCheckpoint, source: Source, progress: ProgressCallback = ignore_progress
 ) -> tuple[TensorSimilarity, ...]:
     """Compare every coded tensor with its source, a slice at a time; the largest error first.
 
@@ -58,7 +58,7 @@ def similarity(
     found = []
     for i, record in enumerate(checkpoint.manifest.coded):
         found.append(_compare(checkpoint, source, record))
-        progress(i + 1, len(checkpoint.manifest.coded))
+        progress(Progress("weights", i + 1, len(checkpoint.manifest.coded), "steps"))
     return tuple(sorted(found, key=lambda t: -t.error / t.expected))
 
 

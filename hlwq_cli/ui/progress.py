@@ -1,142 +1,116 @@
-"""How far a run is: a bar on a terminal, one line a shard without one."""
+"""How far an operation is: a bar on a terminal; without one, a line for each finished file or new measurement."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich import progress as bars
 
+from ..progress import Progress, ProgressCallback, ignore_progress
 from ..sizes import format_size
 from .sink import Format, Sink
 
-if TYPE_CHECKING:
-    from ..checkpoint import Progress as RunProgress
-    from ..hub.upload import PushProgress
-
-
-class RunDisplay(Protocol):
-    """Is told how far a quantize run is."""
-
-    def __call__(self, event: RunProgress) -> None:
-        """Show `event`."""
+_STAGE = bars.TextColumn("{task.description}", style="dim", markup=False)
+_COLUMNS: dict[str, tuple[Any, ...]] = {
+    "bytes": (
+        _STAGE,
+        bars.BarColumn(),
+        bars.TextColumn("{task.percentage:>3.0f}%"),
+        bars.TransferSpeedColumn(),
+        bars.TimeRemainingColumn(),
+    ),
+    "steps": (_STAGE, bars.BarColumn(), bars.TimeRemainingColumn()),
+}
 
 
 @contextmanager
-def run_display(sink: Sink) -> Iterator[RunDisplay]:
-    """The display that fits where stderr goes."""
+def progress_display(sink: Sink, uploads: bool = False) -> Iterator[ProgressCallback]:
+    """Yield a callback that shows events on stderr, in the way that fits it.
+
+    Args:
+        sink: of the command.
+        uploads: finished files are uploads: they get a line on a terminal too, and no line states a speed.
+    """
     if sink.format is Format.quiet:
-        yield lambda event: None
-    elif sink.err.is_terminal:
-        with _bar(sink) as progress:
-            task = progress.add_task("", total=None)
-            yield lambda event: progress.update(
-                task, completed=event.done_bytes, total=event.total_bytes, description=event.tensor or event.shard
-            )
+        yield ignore_progress
+    elif not sink.err.is_terminal:
+        yield _Lines(sink, with_speed=not uploads)
     else:
-        yield _Lines(sink)
+        with bars.Progress(*_COLUMNS["bytes"], console=sink.err, transient=True) as progress:
+            bar = _Bar(progress)
+            lines = _Lines(sink, with_speed=False) if uploads else ignore_progress
+
+            def show(event: Progress) -> None:
+                bar(event)
+                lines(event)
+
+            yield show
 
 
-@contextmanager
-def bytes_display(sink: Sink, total: int, what: str) -> Iterator[tuple[Progress | None, TaskID | None]]:
-    """A plain bar over `total` bytes on a terminal, and nothing without one."""
-    if sink.format is Format.quiet or not sink.err.is_terminal:
-        yield None, None
-    else:
-        with _bar(sink) as progress:
-            yield progress, progress.add_task(what, total=total)
+class _Bar:
+    """One bar, for whatever the operation is doing now."""
+
+    def __init__(self, progress: bars.Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def __call__(self, event: Progress) -> None:
+        self._progress.columns = _COLUMNS[event.unit]
+        self._progress.update(self._task, description=event.stage, completed=event.done, total=event.total)
 
 
-@contextmanager
-def steps_display(sink: Sink) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that counts steps on a terminal; without one, a line when the work changes."""
-    _leave_bars_to_terminals(sink)
-    if sink.format is Format.quiet:
-        with _silence():
-            yield lambda what, done, total: None
-    elif sink.err.is_terminal:
-        columns = (TextColumn("{task.description}", style="dim", markup=False), BarColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=sink.err, transient=True) as progress:
-            task = progress.add_task("")
-            yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
-    else:
-        told: set[str] = set()
+class _Lines:
+    """One line for every finished file, and one for every new stage of an operation that counts steps."""
 
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in told:
-                told.add(what)
-                sink.note(f"{what} ...")
+    def __init__(self, sink: Sink, with_speed: bool) -> None:
+        self._sink, self._with_speed = sink, with_speed
+        self._started = time.monotonic()
+        self._first: int | None = None
+        self._stages: set[str] = set()
 
-        yield tell
+    def __call__(self, event: Progress) -> None:
+        if self._first is None:
+            self._first = event.done
+        if event.file_done:
+            fraction = event.done / max(event.total, 1)
+            count = f"{event.files_done}/{event.files}"
+            self._sink.note(f"{event.stage} ({count}): {fraction:.0%}{self._speed(event.done)}")
+        elif event.unit == "steps" and event.stage not in self._stages:
+            self._stages.add(event.stage)
+            self._sink.note(f"{event.stage} ...")
 
-
-def upload_display(sink: Sink) -> Callable[[PushProgress], None]:
-    """A line for every file sent; on a terminal huggingface_hub adds its bar for the bytes of a file."""
-    _leave_bars_to_terminals(sink)
-
-    def tell(event: PushProgress) -> None:
-        if event.done:
-            share = event.sent_bytes / max(event.total_bytes, 1)
-            sink.note(f"{event.file} ({event.sent_files}/{event.files}): {share:.0%}")
-
-    return tell
+    def _speed(self, done: int) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        return f", {format_size((done - (self._first or 0)) / seconds)}/s" if self._with_speed else ""
 
 
-def _leave_bars_to_terminals(sink: Sink) -> None:
+def hide_library_bars(sink: Sink) -> None:
     """Switch off the bars of huggingface_hub, and of transformers with them, where nobody sees or wants them."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     unseen = sink.format is Format.quiet or not sink.err.is_terminal
-    if unseen and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # where the environment decides, it has priority
+    if unseen and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:  # the environment variable has priority
         disable_progress_bars()
-        if "transformers" in sys.modules:  # which asks huggingface_hub once, when it is imported
+        if "transformers" in sys.modules:  # it asks huggingface_hub only once, when it is imported
             from transformers.utils.logging import disable_progress_bar
 
             disable_progress_bar()
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what hlwq's libraries say beside the result to themselves."""
+def quiet_log(sink: Sink) -> Iterator[None]:
+    """With --quiet, log only errors of hlwq's libraries inside this context."""
     logger = logging.getLogger("hlwq")
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    if sink.format is Format.quiet:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _bar(sink: Sink) -> Progress:
-    return Progress(
-        TextColumn("{task.description}", style="dim", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=sink.err,
-        transient=True,
-    )
-
-
-class _Lines:
-    """One line for every finished shard."""
-
-    def __init__(self, sink: Sink) -> None:
-        self.sink = sink
-        self.started = time.monotonic()
-        self.before: int | None = None
-
-    def __call__(self, event: RunProgress) -> None:
-        if self.before is None:
-            self.before = event.done_bytes
-        if event.shard:
-            seconds = max(time.monotonic() - self.started, 1e-9)
-            speed = format_size((event.done_bytes - self.before) / seconds)
-            done = f"{event.shards_done}/{event.shards}"
-            self.sink.note(f"{event.shard} ({done}): {event.done_bytes / event.total_bytes:.0%}, {speed}/s")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ConflictError, OutOfSpaceError, UsageError
+from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
 from ..io.safetensors_file import DTYPES, TensorInfo
 from ..io.weight_map import INDEX
@@ -37,7 +38,7 @@ def export(
     to: str = "bf16",
     *,
     max_shard_bytes: int = 4_000_000_000,
-    progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    progress: ProgressCallback = ignore_progress,
 ) -> ExportResult:
     """Decode a checkpoint.
 
@@ -46,7 +47,7 @@ def export(
         out: the folder to write; must be empty or absent.
         to: type of decoded weights, `bf16`, `f16` or `f32`; kept tensors keep theirs.
         max_shard_bytes: largest size of an output file.
-        progress: told the tensor, and bytes done and in all.
+        progress: called after every slice of a tensor.
 
     Raises:
         HlwqError: see hlwq_cli/errors.py.
@@ -65,9 +66,7 @@ def export(
 
 
 class _Export:
-    def __init__(
-        self, checkpoint: CodedCheckpoint, out: Path, dtype: str, progress: Callable[[str, int, int], None]
-    ) -> None:
+    def __init__(self, checkpoint: CodedCheckpoint, out: Path, dtype: str, progress: ProgressCallback) -> None:
         self.checkpoint, self.out, self.dtype, self.progress = checkpoint, out, dtype, progress
         self.decoded = {name: (record, row) for record in checkpoint.manifest.coded for name, row in _rows_of(record)}
         self.done = 0
@@ -85,7 +84,7 @@ class _Export:
                     for start, data in self._data(job.info):
                         writer.write(job.info.name, start, data)
                         self.done += data.nbytes
-                        self.progress(job.info.name, self.done, total)
+                        self.progress(Progress(job.info.name, self.done, total))
                 writer.finish()
             except BaseException:
                 writer.abandon()

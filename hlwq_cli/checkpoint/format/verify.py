@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
+from ...progress import ProgressCallback, ProgressCounter, ignore_progress
 from ..io.safetensors_file import DTYPES, TensorInfo
 from .manifest import Manifest
 from .manifest_entries import FileRecord, KeptRecord, TensorRecord
@@ -21,10 +22,10 @@ from .shards import shard_header
 _STEP = 2 * 2**20
 """Read and hashed at a time, into the same memory, which a processor's cache then holds."""
 
-Progress = Callable[[int], None]
+Count = Callable[[int], None]
 
 
-def _silent(_: int) -> None:
+def _ignore_count(_: int) -> None:
     pass
 
 
@@ -49,13 +50,13 @@ class VerifyReport:
         return "all as the manifest states" if not count else f"{count} problem{'s' if count > 1 else ''}"
 
 
-def hash_file(path: Path, progress: Progress = _silent) -> str:
-    """sha256 of a file; `progress` is told the bytes of every piece."""
+def hash_file(path: Path, count: Count = _ignore_count) -> str:
+    """Return the sha256 of a file; `count` is called with the number of bytes of every piece that was hashed."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_STEP))
     with path.open("rb", buffering=0) as f:
         while length := f.readinto(buffer):
             digest.update(buffer[:length])
-            progress(length)
+            count(length)
     return digest.hexdigest()
 
 
@@ -64,11 +65,12 @@ def file_record(folder: Path, name: str) -> FileRecord:
     return FileRecord(name, (folder / name).stat().st_size, hash_file(folder / name))
 
 
-def with_all_hashes(folder: Path, manifest: Manifest, progress: Progress = _silent) -> Manifest:
+def with_all_hashes(folder: Path, manifest: Manifest, progress: ProgressCallback = ignore_progress) -> Manifest:
     """A manifest that states the hash of every file: those it does not state are made, of files of `folder`."""
     missing = [f for f in manifest.files if f.sha256 is None]
+    counter = ProgressCounter(progress, "hashing", sum(f.size for f in missing))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = pool.map(lambda f: hash_file(folder / f.name, progress), missing)
+        hashes = pool.map(lambda f: hash_file(folder / f.name, counter.add), missing)
         return manifest.with_files(replace(f, sha256=h) for f, h in zip(missing, hashes, strict=True))
 
 
@@ -77,33 +79,34 @@ def bytes_to_verify(manifest: Manifest) -> int:
     return manifest.coded_bytes + manifest.kept_bytes + sum(f.size for f in manifest.files if f.sha256 is not None)
 
 
-def verify(checkpoint: CodedCheckpoint, progress: Progress = _silent) -> VerifyReport:
+def verify(checkpoint: CodedCheckpoint, progress: ProgressCallback = ignore_progress) -> VerifyReport:
     """Hash every tensor of a checkpoint, and every file whose hash is stated, and look at every scale.
 
     Of a shard without a stated hash no byte is left out either: see `_check_unstated`.
 
     Args:
         checkpoint: an opened one, whose shapes and sizes have been checked.
-        progress: told the bytes of every piece hashed; `bytes_to_verify` in all.
+        progress: called after every piece that was hashed; the total is `bytes_to_verify`.
     """
     manifest = checkpoint.manifest
+    count = ProgressCounter(progress, "hashing", bytes_to_verify(manifest)).add
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = (
-            pool.map(lambda r: _check_file(checkpoint, r, progress), manifest.files),
-            pool.map(lambda r: _check_coded(checkpoint, r, progress), manifest.coded),
-            pool.map(lambda r: _check_hash(checkpoint, r, [checkpoint.tensors[r.name]], progress), manifest.kept),
+            pool.map(lambda r: _check_file(checkpoint, r, count), manifest.files),
+            pool.map(lambda r: _check_coded(checkpoint, r, count), manifest.coded),
+            pool.map(lambda r: _check_hash(checkpoint, r, [checkpoint.tensors[r.name]], count), manifest.kept),
         )
         problems = tuple(problem for part in found for some in part for problem in some)
     return VerifyReport(len(manifest.files), sum(r.size for r in manifest.files), problems)
 
 
-def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, progress: Progress) -> list[str]:
+def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, count: Count) -> list[str]:
     path = checkpoint.path(record.name)
     if not path.is_file():
         return [f"{record.name} is missing"]
     if record.sha256 is None:
         return _check_unstated(checkpoint, record, path)
-    if hash_file(path, progress) != record.sha256:
+    if hash_file(path, count) != record.sha256:
         return [f"{record.name} is not what the manifest states: its sha256 differs"]
     return []
 
@@ -123,12 +126,12 @@ def _check_unstated(checkpoint: CodedCheckpoint, record: FileRecord, path: Path)
     return [] if same else [f"{record.name} is not what the manifest states: its header differs"]
 
 
-def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord, progress: Progress) -> list[str]:
-    return _check_hash(checkpoint, record, checkpoint.stored(record), progress) + _check_scales(checkpoint, record)
+def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord, count: Count) -> list[str]:
+    return _check_hash(checkpoint, record, checkpoint.stored(record), count) + _check_scales(checkpoint, record)
 
 
 def _check_hash(
-    checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo], progress: Progress
+    checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo], count: Count
 ) -> list[str]:
     digest, buffer = blake3(), memoryview(bytearray(_STEP))
     for info in stored:
@@ -136,7 +139,7 @@ def _check_hash(
             piece = buffer[: info.nbytes - at]
             checkpoint.read_into(info, at, piece)
             digest.update(piece)
-            progress(len(piece))
+            count(len(piece))
     if digest.hexdigest() == record.blake3:
         return []
     return [f"{record.name} in {stored[0].file} is not what the manifest states"]

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import GateMissedError, OutOfSpaceError, UsageError
+from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
 from ..format.manifest import Manifest, fingerprint
 from ..format.shards import DEFAULT_SHARD_BYTES, Shard, divide
@@ -34,18 +34,6 @@ _SPARE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a run is: after a slice, and with `shard` set after a finished shard."""
-
-    tensor: str
-    done_bytes: int
-    total_bytes: int
-    shard: str = ""
-    shards_done: int = 0
-    shards: int = 0
-
-
-@dataclass(frozen=True)
 class QuantizeResult:
     """What a run made.
 
@@ -64,10 +52,6 @@ class QuantizeResult:
     already_complete: bool = False
 
 
-def _silent(_: Progress) -> None:
-    pass
-
-
 def quantize(
     model: str,
     out: str | os.PathLike[str],
@@ -81,7 +65,7 @@ def quantize(
     device: str = "cpu",
     threads: int | None = None,
     delete_source: bool = False,
-    progress: Callable[[Progress], None] = _silent,
+    progress: ProgressCallback = ignore_progress,
     timeline: Timeline | None = None,
 ) -> QuantizeResult:
     """Code a checkpoint.
@@ -149,7 +133,7 @@ class _Run:
         out: Path,
         max_shard_bytes: int,
         base_model: str | None,
-        progress: Callable[[Progress], None],
+        progress: ProgressCallback,
     ) -> None:
         self.plan, self.out, self.progress = plan, out, progress
         self.shards = divide(plan.jobs, max_shard_bytes)
@@ -180,7 +164,7 @@ class _Run:
                     self._report(event.job.name)
                 else:
                     self.journal.add(event)
-                    self._report("", event.file.name)
+                    self._report(event.file.name, file_done=True)
         timeline.notes["peak_device_bytes"] = peak_bytes(devices)
         with timeline.span("complete"):
             records = [self.journal.shards[s.file] for s in self.shards]
@@ -200,9 +184,10 @@ class _Run:
                 "Free some or choose another.",
             )
 
-    def _report(self, tensor: str, shard: str = "") -> None:
-        done = len(self.journal.shards)
-        self.progress(Progress(tensor, self.done_bytes, self.plan.source_bytes, shard, done, len(self.shards)))
+    def _report(self, stage: str, file_done: bool = False) -> None:
+        done, total = self.done_bytes, self.plan.source_bytes
+        files_done, files = len(self.journal.shards), len(self.shards)
+        self.progress(Progress(stage, done, total, file_done=file_done, files_done=files_done, files=files))
 
 
 def _source_bytes(shard: Shard) -> int:

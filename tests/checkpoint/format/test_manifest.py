@@ -14,6 +14,7 @@ from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.checkpoint.format.verify import with_all_hashes
 from hlwq_cli.codec import lloyd_max
+from hlwq_cli.progress import Progress
 from tests.support.builders import LLAMA, dense, save_tensors
 from tests.support.files import read_file, read_json, read_tensors, tree
 
@@ -38,11 +39,12 @@ def test_manifest_has_size_of_every_other_file_and_sha256_of_all_but_shards(code
 
 
 def test_manifest_gets_the_sha256_of_every_file_and_keeps_their_order(coded: Family) -> None:
-    folder, told = coded("gemma4"), list[int]()
+    folder, events = coded("gemma4"), list[Progress]()
     before, on_disk = read_manifest(folder), tree(folder)
-    after = with_all_hashes(folder, before, told.append)
+    after = with_all_hashes(folder, before, events.append)
     assert after.files == tuple(replace(f, sha256=on_disk[f.name]) for f in before.files)
-    assert sum(told) == sum(f.size for f in before.files if f.is_shard)
+    total = sum(f.size for f in before.files if f.is_shard)
+    assert (events[-1].done, {e.total for e in events}) == (total, {total})
     assert (after.digest, after.coded, after.kept) == (before.digest, before.coded, before.kept)
 
 

@@ -51,7 +51,7 @@ def test_a_run_stopped_after_any_shard_continues_to_the_same_bytes(
         out = tmp_path / str(stop)
 
         def interrupt(event: Progress, stop: int = stop) -> None:
-            if event.shard and event.shards_done == stop:
+            if event.file_done and event.files_done == stop:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -67,7 +67,7 @@ def test_shards_whose_tensors_were_hashed_otherwise_are_made_again(
     out, journal = tmp_path / "out", tmp_path / "out" / ".hlwq_run.jsonl"
 
     def interrupt(event: Progress) -> None:
-        if event.shards_done == 2:
+        if event.files_done == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -84,7 +84,7 @@ def test_shards_whose_tensors_were_hashed_otherwise_are_made_again(
 def test_an_overwriting_run_that_was_stopped_continues_with_the_same_arguments(family: Family, tmp_path: Path) -> None:
     def run(bits: int, stop: int = 0) -> QuantizeResult:
         def interrupt(event: Progress) -> None:
-            if stop and event.shards_done == stop:
+            if stop and event.files_done == stop:
                 raise KeyboardInterrupt
 
         recipe = load_recipe(bits=bits)
@@ -101,10 +101,10 @@ def test_an_overwriting_run_that_was_stopped_continues_with_the_same_arguments(f
 def test_progress_never_goes_back_and_ends_with_all_bytes(family: Family, tmp_path: Path) -> None:
     events: list[Progress] = []
     quantize(str(family("gemma4")), tmp_path / "out", load_recipe(), max_shard_bytes=150_000, progress=events.append)
-    done = [e.done_bytes for e in events]
+    done = [e.done for e in events]
     assert done == sorted(done)
-    assert done[-1] == events[-1].total_bytes
-    assert [e.shards_done for e in events if e.shard] == list(range(1, events[-1].shards + 1))
+    assert done[-1] == events[-1].total
+    assert [e.files_done for e in events if e.file_done] == list(range(1, events[-1].files + 1))
 
 
 def test_a_second_run_does_nothing_and_says_so(family: Family, coded: Family) -> None:

@@ -15,6 +15,7 @@ from hlwq_cli.checkpoint import load_recipe, open_coded, quantize, verify
 from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from hlwq_cli.errors import CorruptError
+from hlwq_cli.progress import Progress
 from tests.cli.run_command import CommandResult, hlwq
 from tests.support.builders import COMPANIONS, LLAMA, dense, save_tensors
 from tests.support.files import edit_header, read_json
@@ -67,10 +68,11 @@ def test_whole_result_is_verified(folder: Path, stated: bool) -> None:
 def test_progress_ends_with_all_bytes(folder: Path, stated: bool) -> None:
     if stated:
         state(folder)
-    checkpoint, progress = open_coded(folder), list[int]()
-    assert verify(checkpoint, progress.append).problems == ()
+    checkpoint, events = open_coded(folder), list[Progress]()
+    assert verify(checkpoint, events.append).problems == ()
     checkpoint.close()
-    assert sum(progress) == bytes_to_verify(checkpoint.manifest)
+    total = bytes_to_verify(checkpoint.manifest)
+    assert (events[-1].done, {e.total for e in events}) == (total, {total})
 
 
 @pytest.mark.parametrize("tensor", [f"{Q}.codes", f"{Q}.scales", f"{Q}.base", "model.norm.weight"])

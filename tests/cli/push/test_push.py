@@ -11,6 +11,7 @@ import pytest
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.checkpoint.format.manifest import read_manifest
 from hlwq_cli.hub.push import push
+from hlwq_cli.progress import Progress
 from tests.cli.push.push_command import REPO, TOKEN, push_json, remote_files
 from tests.cli.run_command import assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import LLAMA, dense, save_tensors
@@ -47,13 +48,15 @@ def test_what_is_published_states_every_hash_and_the_folder_the_same(account: Hu
 
 def test_progress_of_hashing_ends_with_its_total(account: HubServer, folder: Path) -> None:
     for _ in range(2):  # the second time all hashes are stated
-        told: list[tuple[int, int]] = []
-        push(folder, REPO, hashed=lambda n, total, told=told: told.append((n, total)))  # type: ignore[misc]
-        (total,) = {total for _, total in told}
+        events: list[Progress] = []
+        push(folder, REPO, progress=events.append)
+        hashing = [e for e in events if e.stage == "hashing"]
+        (total,) = {e.total for e in hashing}
         manifest = read_manifest(folder)
         shards = sum(f.size for f in manifest.files if f.is_shard)
         assert total > shards + manifest.coded_bytes + manifest.kept_bytes
-        assert sum(n for n, _ in told) == total
+        assert [e.done for e in hashing] == sorted({e.done for e in hashing})
+        assert hashing[-1].done == total
 
 
 def test_checkpoint_that_was_uploaded_otherwise_gets_its_hashes(

@@ -60,7 +60,7 @@ def test_disk_that_fills_up_in_the_middle_keeps_whole_shards_and_the_run_continu
     out, settings = disk / "out", load_recipe()
 
     def fill_after_the_second_shard(event: Progress) -> None:
-        if event.shard and event.shards_done == 2:
+        if event.file_done and event.files_done == 2:
             fill(disk)
 
     source = str(family("gemma4"))

@@ -76,7 +76,7 @@ def test_next_file_is_fetched_while_one_is_coded_and_no_other(hub: HubServer, mo
     seen = []
 
     def wait_in_first(event: Progress) -> None:
-        if not seen and event.tensor:
+        if not seen and not event.file_done:
             until = time.monotonic() + 20
             while len(asked_for(hub)) < 2 and time.monotonic() < until:
                 time.sleep(0.01)
