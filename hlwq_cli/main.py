@@ -1,4 +1,4 @@
-"""The `hlwq` command: names the subcommands, and imports none of them before it is asked for."""
+"""The `hlwq` command: lists the subcommands and imports one only when it is called."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ._version import __version__
 
 COMMANDS = ("quantize", "inspect", "bench", "demo", "export", "card", "push")
 _EPILOG = (
-    "HLWQ_DEBUG=1 shows tracebacks; HLWQ_TRACE=FILE records what each thread of quantize does; "
-    "HLWQ_DEMO_AUTH=USER:PASSWORD is the login of demo's page. "
-    "HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR mean what they mean elsewhere."
+    "HLWQ_DEBUG=1 shows tracebacks. HLWQ_TRACE=FILE records what each thread of quantize does. "
+    "HLWQ_DEMO_AUTH=USER:PASSWORD is the login of the demo page. "
+    "HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR have their usual meaning."
 )
 
 
 class _LazyGroup(TyperGroup):
-    """Finds a subcommand in hlwq_cli/commands when it is asked for."""
+    """Imports a subcommand from hlwq_cli/commands when it is called."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -56,11 +56,11 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Language models in packed Hadamard-Lloyd codes: smaller on disk, and back."""
+    """Quantize language models to packed Hadamard-Lloyd codes, measure them, and run them."""
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line; the entry point of the console script."""
     try:
         app()
     except SystemExit as status:

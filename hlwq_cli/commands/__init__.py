@@ -1,1 +1,1 @@
-"""One file, one subcommand: options, one library call, the result shown."""
+"""The subcommands, one a file: each parses its options, calls one library function and shows the result."""

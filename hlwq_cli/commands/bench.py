@@ -1,4 +1,4 @@
-"""hlwq bench: what a checkpoint is worth, in figures that can be compared."""
+"""hlwq bench: measure fidelity, speed and memory of checkpoints."""
 
 from __future__ import annotations
 
@@ -28,29 +28,34 @@ if TYPE_CHECKING:
 @handle_errors
 def bench(
     paths: Annotated[list[str], typer.Argument(help="Checkpoints, coded or plain: folders, Hub ids or 'sample'.")],
-    ref: Annotated[str | None, typer.Option(metavar="MODEL", help="The unquantized model to compare with.")] = None,
-    ppl: Annotated[bool, typer.Option("--ppl", help="Perplexity; with --ref also the paired difference.")] = False,
-    kld: Annotated[bool, typer.Option("--kld", help="KL divergence and same first choice, against --ref.")] = False,
-    cosine: Annotated[
-        bool, typer.Option("--cosine", help="Weight error of every coded tensor, against --ref.")
+    ref: Annotated[str | None, typer.Option(metavar="MODEL", help="Unquantized model to compare with.")] = None,
+    ppl: Annotated[
+        bool, typer.Option("--ppl", help="Measure perplexity; with --ref also the paired difference.")
     ] = False,
-    speed: Annotated[bool, typer.Option("--speed", help="Tokens per second and memory.")] = False,
+    kld: Annotated[bool, typer.Option("--kld", help="Measure KL divergence and top-1 agreement with --ref.")] = False,
+    cosine: Annotated[
+        bool, typer.Option("--cosine", help="Measure the weight error of each coded tensor against --ref.")
+    ] = False,
+    speed: Annotated[bool, typer.Option("--speed", help="Measure tokens per second and memory.")] = False,
     tasks: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help="Tasks of lm-eval, such as hellaswag; needs 'hlwq\\[eval]'.")
+        str | None, typer.Option(metavar="NAME,...", help="Run lm-eval tasks, such as hellaswag; needs 'hlwq\\[eval]'.")
     ] = None,
-    task_folder: Annotated[Path | None, typer.Option(help="A folder of lm-eval task files of your own.")] = None,
-    task_limit: Annotated[int | None, typer.Option(min=1, help="Use at most so many examples of each task.")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder with your own lm-eval task files.")] = None,
+    task_limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of examples per task.")] = None,
     data: Annotated[
-        str | None, typer.Option(help="A text file, 'sample', or DATASET[:CONFIG[:SPLIT]]. By default wikitext-2-raw.")
+        str | None, typer.Option(help="Text file, 'sample', or DATASET[:CONFIG[:SPLIT]]; default wikitext-2-raw.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="paper (windows of 2048) or llama.cpp (512, second half).")] = "paper",
-    window: Annotated[int | None, typer.Option(help="Tokens in a window, if not the protocol's.")] = None,
-    windows: Annotated[int | None, typer.Option(min=1, help="Use at most so many windows.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="paper (windows of 2048 tokens) or llama.cpp (512 tokens, second half scored).")
+    ] = "paper",
+    window: Annotated[int | None, typer.Option(help="Tokens per window; default is the protocol's.")] = None,
+    windows: Annotated[int | None, typer.Option(min=1, help="Maximum number of windows.")] = None,
     chart: Annotated[
-        Path | None, typer.Option(metavar="OUT.png", help="Draw it, for light pages and as OUT-dark.png.")
+        Path | None,
+        typer.Option(metavar="OUT.png", help="Draw a chart for light pages, and OUT-dark.png for dark ones."),
     ] = None,
     save: Annotated[
-        bool, typer.Option("--save", help="Leave figures and chart in each PATH, and make its card again.")
+        bool, typer.Option("--save", help="Write figures and chart into each PATH and update its card.")
     ] = False,
     device: ModelDeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -59,23 +64,23 @@ def bench(
         str | None,
         typer.Option(
             metavar="4|4,3",
-            help="Keep keys and values of each PATH, not of --ref, in codes of 2 to 8 bits; two widths set them apart. "
-            "On SmolLM2-135M 5 bits cost .0009 nats of KLD, 4 .003, 4,3 .006, 3 .014, 2 .076.",
+            help="Store keys and values of each PATH, not of --ref, in codes of 2 to 8 bits; 4,3 is 4 for keys, 3 for "
+            "values. KLD on SmolLM2-135M: 5 bits .0009 nats, 4 .003, 4,3 .006, 3 .014, 2 .076.",
         ),
     ] = None,
     gpu_memory: GpuMemoryOption = None,
     max_ppl_delta: Annotated[
-        float | None, typer.Option(help="Exit 6 when ln PPL rises by more than this over --ref.")
+        float | None, typer.Option(help="Exit with code 6 if ln PPL is higher than that of --ref by more than this.")
     ] = None,
-    max_kld: Annotated[float | None, typer.Option(help="Exit 6 when the mean KL divergence is larger.")] = None,
+    max_kld: Annotated[float | None, typer.Option(help="Exit with code 6 if the mean KL divergence is larger.")] = None,
     min_top1: Annotated[
-        float | None, typer.Option(help="Exit 6 when the share of same first choices is smaller.")
+        float | None, typer.Option(help="Exit with code 6 if top-1 agreement (0 to 1) is smaller.")
     ] = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure perplexity, divergence, weight error and speed; draw them; hold them to limits."""
+    """Measure perplexity, divergence, weight error and speed; draw a chart; check limits."""
     sink = Sink(format, json, quiet)
     from ..measure.chart import check_drawable
     from ..measure.gates import Gates, check_gates
@@ -145,6 +150,6 @@ def _end(report: BenchReport, missed: tuple[str, ...]) -> None:
     from ..errors import GateMissedError, HlwqError
 
     if report.failed:
-        raise HlwqError(f"Stopped early: {report.failed}", "What was measured before is above.")
+        raise HlwqError(f"Stopped early: {report.failed}", "The figures measured before that are above.")
     if missed:
         raise GateMissedError("; ".join(missed) + ".")

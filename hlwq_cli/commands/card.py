@@ -1,4 +1,4 @@
-"""hlwq card: a checkpoint's model card, made again."""
+"""hlwq card: write a checkpoint's model card again."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..ui.sink import Format, Sink
 
 @handle_errors
 def card(
-    path: Annotated[Path, typer.Argument(help="An HLWQ folder.")],
+    path: Annotated[Path, typer.Argument(help="Folder with an HLWQ checkpoint.")],
     repo: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Hub id that the card says to load from.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hub id to load from, as the card states it.")
     ] = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write README.md anew, with the figures that `hlwq bench --save` left; your own notes below its last line stay."""
+    """Write README.md again, with the figures of `hlwq bench --save`. Your notes below the card's last line stay."""
     sink = Sink(format, json, quiet)
     from ..checkpoint.io.hub_repo import is_repo_id
     from ..errors import UsageError
     from ..hub.card import remake_card
 
     if repo is not None and not is_repo_id(repo):
-        raise UsageError(f"{repo} is no name of a repository.", "Write owner/name.")
+        raise UsageError(f"{repo} is not a valid repository id.", "Write owner/name.")
     result = remake_card(path, repo)
     for note in result.notes:
         sink.note(note)

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 @handle_errors
 def demo(
-    path: Annotated[str, typer.Argument(help="A checkpoint, coded or plain: a folder, a Hub id or 'sample'.")],
+    path: Annotated[str, typer.Argument(help="Checkpoint, coded or plain: a folder, a Hub id or 'sample'.")],
     compare: Annotated[
-        str | None, typer.Option(metavar="REF", help="A second checkpoint, which answers side by side.")
+        str | None, typer.Option(metavar="REF", help="Second checkpoint; both answer side by side.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port on 127.0.0.1; by default a free one from 7860 up.")
+        int | None, typer.Option(min=1, max=65535, help="Port on 127.0.0.1; default is the first free one from 7860.")
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="Make a public address through Gradio, behind a login.")
+        bool, typer.Option("--share", help="Create a public address through Gradio, protected by a login.")
     ] = False,
     auth: Annotated[
         str | None,
@@ -44,23 +44,23 @@ def demo(
             metavar="USER:PASSWORD",
             envvar="HLWQ_DEMO_AUTH",
             show_envvar=True,
-            help="Login of the page; with --share one is made up and shown once.",
+            help="Login for the page; with --share the default is a generated one, shown once.",
         ),
     ] = None,
-    open_to_all: Annotated[bool, typer.Option("--open", help="With --share: no login.")] = False,
+    open_to_all: Annotated[bool, typer.Option("--open", help="With --share: require no login.")] = False,
     device: ModelDeviceOption = "auto",
     dtype: DtypeOption = "auto",
     execution: ExecutionOption = "auto",
     kv_bits: Annotated[
         str | None,
-        typer.Option(metavar="4|4,3", help="Keep keys and values of PATH, not of REF, in codes of 2 to 8 bits."),
+        typer.Option(metavar="4|4,3", help="Store keys and values of PATH, not of REF, in codes of 2 to 8 bits."),
     ] = None,
     gpu_memory: GpuMemoryOption = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Serve a page to chat with a checkpoint, with pictures where it sees, until Ctrl-C."""
+    """Serve a web page to chat with a checkpoint, until Ctrl-C. Models that support images accept pictures."""
     sink = Sink(format, json, quiet)
     from ..runtime.kv.bits import KVBits
     from ..runtime.offload.expert_cache import ExpertRoom
@@ -72,7 +72,7 @@ def demo(
     check_gradio()
     check_port(port)
     bits = None if kv_bits is None else str(KVBits.parse(kv_bits))
-    ExpertRoom.parse(None, gpu_memory)  # refused before anything is loaded
+    ExpertRoom.parse(None, gpu_memory)  # raises before anything is loaded
     load = _Load(device, dtype, how, bits, gpu_memory)
     try:
         with gradio_environment():
@@ -82,14 +82,14 @@ def demo(
                 signal.signal(signal.SIGTERM, _end)
                 show_demo(sink, address)
                 threading.Event().wait()
-    except KeyboardInterrupt:  # not for `handle_errors`, which would repeat the command line and with it the password
+    except KeyboardInterrupt:  # `handle_errors` would print the command line, and the password in it
         sink.note("Stopped.")
         raise typer.Exit(INTERRUPTED) from None
 
 
 @dataclass(frozen=True)
 class _Load:
-    """How checkpoints are loaded, see `load_model`."""
+    """Arguments for loading a checkpoint; see `load_model`."""
 
     device: str
     dtype: str
@@ -117,5 +117,5 @@ def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
 
 
 def _end(number: int, frame: object) -> None:
-    """End as on Ctrl-C, with everything put away."""
+    """Exit as on Ctrl-C, so that the server and its temporary files are cleaned up."""
     raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""hlwq export: a coded checkpoint back to a plain one."""
+"""hlwq export: decode a coded checkpoint to a plain one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..ui.sink import Format, Sink
 
 @handle_errors
 def export(
-    path: Annotated[str, typer.Argument(help="An HLWQ folder, or a Hub id owner/name.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],
+    path: Annotated[str, typer.Argument(help="Folder with an HLWQ checkpoint, or a Hub id OWNER/NAME.")],
+    out: Annotated[Path, typer.Argument(help="Output folder; must be empty or not exist.")],
     to: Annotated[
-        str, typer.Option(help="Type of decoded weights: bf16, f16 or f32. Kept tensors keep theirs.")
+        str, typer.Option(help="Dtype of decoded weights: bf16, f16 or f32. Kept tensors keep their own.")
     ] = "bf16",
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest output file.")] = "4GB",
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size of an output file.")] = "4GB",
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write a plain checkpoint, with its source's names and layout, that any tool loads."""
+    """Write a plain checkpoint that any tool loads, with the names and layout of the source."""
     sink = Sink(format, json, quiet)
     from ..checkpoint import export as decode_to
     from ..ui.progress import progress_display

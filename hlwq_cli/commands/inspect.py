@@ -1,4 +1,4 @@
-"""hlwq inspect: what a coded checkpoint is made of, and whether it is whole."""
+"""hlwq inspect: show what is in a coded checkpoint, verify it, or compare two."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from ..ui.sink import Format, Sink
 
 @handle_errors
 def inspect(
-    path: Annotated[str, typer.Argument(help="An HLWQ folder, or a Hub id owner/name.")],
+    path: Annotated[str, typer.Argument(help="Folder with an HLWQ checkpoint, or a Hub id OWNER/NAME.")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Hash everything, look at every scale; exit 6 if any is wrong.")
+        bool, typer.Option("--verify", help="Check all hashes and all scales; exit with code 6 if one is wrong.")
     ] = False,
     diff: Annotated[
-        Path | None, typer.Option(metavar="OTHER", help="Compare with another HLWQ folder; exit 6 if they differ.")
+        Path | None,
+        typer.Option(metavar="OTHER", help="Compare with another HLWQ folder; exit with code 6 if they differ."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show each tensor's role, shape, bits, bytes and error; the histogram of bits; what stayed exact.
+    """Show role, shape, bits, bytes and error of each tensor, a histogram of bits, and what stayed exact.
 
-    Reads headers and small files only, of a Hub id too, unless --verify is given.
+    Without --verify it reads only headers and small files, for a Hub id too.
     """
     sink = Sink(format, json, quiet)
     from ..errors import UsageError
 
     if verify and diff is not None:
-        raise UsageError("--verify and --diff are two questions.", "Ask them one after the other.")
+        raise UsageError("--verify and --diff cannot be used together.", "Run one after the other.")
     if diff is not None:
         _diff(sink, path, diff, revision)
     elif verify:

@@ -1,4 +1,4 @@
-"""hlwq push: a checkpoint to the Hub."""
+"""hlwq push: upload a checkpoint to the Hub."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from ..ui.sink import Format, Sink
 
 @handle_errors
 def push(
-    path: Annotated[Path, typer.Argument(help="An HLWQ folder.")],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub; made where there is none.")],
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; else it is private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch, made where there is none; or refs/pr/N.")] = None,
+    path: Annotated[Path, typer.Argument(help="Folder with an HLWQ checkpoint.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub; created if it does not exist.")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Create a new repository as public; the default is private.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, created if it does not exist, or refs/pr/N.")] = None,
     pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of changing main.")] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace another checkpoint, or what was changed there.")
+        bool, typer.Option("--overwrite", help="Replace another checkpoint, or files that were changed there.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Verify, look and say what would be sent; write nothing.")
+        bool, typer.Option("--dry-run", help="Verify and show what would be sent; write nothing.")
     ] = False,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Verify and complete the hashes, write the card, and upload what the repository lacks, in one commit.
+    """Verify a checkpoint, write its card and upload the files that the repository lacks, in one commit.
 
-    A push that was cut off continues when the same command is given again.
+    Run the same command again to continue an interrupted push.
     """
     sink = Sink(format, json, quiet)
     from ..hub.push import push as upload

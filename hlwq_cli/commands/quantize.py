@@ -1,4 +1,4 @@
-"""hlwq quantize: a checkpoint to a smaller one."""
+"""hlwq quantize: code a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,47 +20,57 @@ if TYPE_CHECKING:
 @handle_errors
 def quantize(
     model: Annotated[
-        str, typer.Argument(help="A folder with a safetensors checkpoint, a Hub id owner/name, or 'sample'.")
+        str, typer.Argument(help="Folder with a safetensors checkpoint, a Hub id OWNER/NAME, or 'sample'.")
     ],
-    out: Annotated[Path | None, typer.Argument(help="Folder to write. By default NAME-HLWQ-Q5, here.")] = None,
-    bits: Annotated[int, typer.Option(help="Width of a code, 2 to 8.")] = 5,
+    out: Annotated[
+        Path | None, typer.Argument(help="Output folder; default is NAME-HLWQ-Q<bits> in the current folder.")
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits per code, 2 to 8.")] = 5,
     recipe: Annotated[
         str, typer.Option(help="default, head, classic, attention-plus-one, routers, or a .yaml file.")
     ] = "default",
     effort: Annotated[
-        str, typer.Option(help="default, or fast: no scale search, 4x quicker, 1.3-1.5x the error.")
+        str, typer.Option(help="default, or fast: no scale search, 4x faster, 1.3-1.5x the error.")
     ] = "default",
     tensor: Annotated[
-        list[str], typer.Option(metavar="REGEX=BITS", help="Other bits, or 'keep', for matching tensors.")
+        list[str], typer.Option(metavar="REGEX=BITS", help="Other bits, or 'keep', for tensors that match.")
     ] = [],  # noqa: B006
     include: Annotated[list[str], typer.Option(metavar="REGEX", help="Code only tensors that match.")] = [],  # noqa: B006
-    exclude: Annotated[list[str], typer.Option(metavar="REGEX", help="Keep tensors that match.")] = [],  # noqa: B006
+    exclude: Annotated[list[str], typer.Option(metavar="REGEX", help="Keep tensors that match as they are.")] = [],  # noqa: B006
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
     base_model: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Hub id of a local folder's origin, for the card.")
+        str | None, typer.Option(metavar="OWNER/NAME", help="Hub id that a local folder came from, for the card.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, from headers only; write nothing.")
     ] = False,
     max_unquantized: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Fail when more of the bytes would stay uncoded, e.g. 10%.")
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Fail if more than this fraction of the bytes would stay uncoded, e.g. 10%."
+        ),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest output file.")] = "2GB",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier hlwq result in OUT.")] = False,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Maximum size of an output file.")] = "2GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result of hlwq in OUT.")] = False,
     delete_source: Annotated[
-        bool, typer.Option("--delete-source", help="Of a Hub id: remove each file when read; never hold more than two.")
+        bool,
+        typer.Option(
+            "--delete-source", help="For a Hub id: delete each file after it is read; at most two are on disk."
+        ),
     ] = False,
-    device: Annotated[str, typer.Option(help="What codes: auto, cpu, cuda, or several: cuda:0,cuda:1.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Devices that code: auto, cpu, cuda, or several: cuda:0,cuda:1.")
+    ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read, code and write. By default one a processor.")
+        int | None, typer.Option(min=1, help="Threads that read, code and write; default is one per processor.")
     ] = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Code a checkpoint's linear layers and experts, or what a recipe names; keep the rest bit for bit.
+    """Code the linear layers and experts of a checkpoint, or what a recipe names; keep the rest bit for bit.
 
-    A killed run continues when the same command is given again, and ends with the same bytes.
+    Run the same command again to continue an interrupted run; the result has the same bytes.
     """
     sink = Sink(format, json, quiet)
     start_driver(device)

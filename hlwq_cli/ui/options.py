@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands have in common."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from .sink import Format
 if TYPE_CHECKING:
     from ..runtime.modules.format import Execution
 
-FormatOption = Annotated[Format, typer.Option("--format", help="How the result is written to stdout.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Form of the result on stdout; auto is human.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Same as --format json.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --format quiet: one line.")]
 
-ModelDeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0 ...")]
+ModelDeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda:0 and so on.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16 or float32.")]
 GpuMemoryOption = Annotated[
     str | None,
     typer.Option(
         metavar="8.6GB",
-        help="Stay below so much memory of the GPU: experts of PATH that have no room there lie in host memory.",
+        help="Limit for GPU memory; experts of PATH that do not fit are kept in host memory.",
     ),
 ]
-ExecutionOption = Annotated[str, typer.Option("--execution", help="auto, coded or dense.")]
+ExecutionOption = Annotated[
+    str, typer.Option("--execution", help="auto, coded (multiply by codes) or dense (decode first).")
+]
 
 
 def as_execution(given: str) -> Execution:
-    """What --execution names.
+    """Check the value of --execution.
 
     Raises:
-        UsageError: it names nothing.
+        UsageError: it is not `auto`, `coded` or `dense`.
     """
     if given not in ("auto", "coded", "dense"):
-        raise UsageError(f"--execution is auto, coded or dense, not {given!r}.")
+        raise UsageError(f"--execution must be auto, coded or dense, not {given!r}.")
     return cast("Execution", given)

@@ -57,4 +57,4 @@ def test_console_script_is_installed() -> None:
 def test_an_execution_that_is_none_is_said_before_anything_is_loaded(command: str) -> None:
     ran = hlwq(command, "no/such-model", "--execution", "fast")
     assert (ran.code, ran.out) == (2, "")
-    assert ran.err.startswith("Error: --execution is auto, coded or dense, not 'fast'.")
+    assert ran.err.startswith("Error: --execution must be auto, coded or dense, not 'fast'.")

@@ -65,7 +65,7 @@ def test_revision_of_a_folder_cannot_be_meant(coded: Family) -> None:
 
 def test_verify_and_diff_are_two_questions(coded: Family) -> None:
     ran = hlwq("inspect", coded("qwen3"), "--verify", "--diff", coded("qwen3"))
-    assert_refused(ran, 2, "--verify and --diff are two questions.")
+    assert_refused(ran, 2, "--verify and --diff cannot be used together.")
 
 
 @pytest.fixture
