@@ -13,7 +13,7 @@ from .chat.conversation import Turn, messages
 from .chat.text_stream import Answer, cut
 from .decode.generation import Generation
 from .kv.bits import KVBits
-from .loading.load import load_model, load_processor, sees
+from .loading.load import load_model, load_processor, supports_images
 from .modules.format import Execution
 from .offload.expert_cache import ExpertRoom
 
@@ -79,17 +79,17 @@ class HLWQModel:
         return cls(model, load_processor(str(path), revision))
 
     @property
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes pictures."""
-        return sees(self.model.config)
+        return supports_images(self.model.config)
 
     @property
-    def chats(self) -> bool:
+    def has_chat_template(self) -> bool:
         """Whether it has a chat template, so that it can hold a conversation."""
         return getattr(self.processor, "chat_template", None) is not None
 
     @property
-    def context(self) -> int | None:
+    def max_context(self) -> int | None:
         """The longest conversation the model reads, in tokens; None where its config does not say."""
         longest: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return longest
@@ -128,8 +128,8 @@ class HLWQModel:
         """
         single = isinstance(text, str)
         prompts = [text] if isinstance(text, str) else list(text)
-        pictures = _pictures_for(prompts, images, single)
-        inputs = self.prepare(prompts, pictures, system=system, chat=chat, history=history)
+        grouped = _images_per_prompt(prompts, images, single)
+        inputs = self.prepare(prompts, grouped, system=system, chat=chat, history=history)
         length = self._room(inputs, max_new_tokens)
         with torch.inference_mode():
             out = self.generation.generate(**inputs, **self._settings(length, temperature, top_p, seed, stop))
@@ -166,16 +166,16 @@ class HLWQModel:
     ) -> Any:
         """Token ids, masks and pixels of prompts, padded on the left, on the model's device."""
         before = [i for turn in history for i in turn.images]
-        if (before or images is not None) and not self.sees:
+        if (before or images is not None) and not self.supports_images:
             raise UsageError("This model takes no pictures.", "Leave them out, or load a model that sees.")
-        wrapped = self.chats if chat is None else chat
+        wrapped = self.has_chat_template if chat is None else chat
         if history and not wrapped:
             raise UsageError("Without a chat template there are no earlier turns.", "Write them into the prompt.")
-        texts, pictures = list(prompts), [list(i) for i in images or [()] * len(prompts)]
+        texts, shown = list(prompts), [list(i) for i in images or [()] * len(prompts)]
         if wrapped:
-            asked = [Turn("user", t, i) for t, i in zip(texts, pictures, strict=True)]
+            asked = [Turn("user", t, i) for t, i in zip(texts, shown, strict=True)]
             texts = [self._as_chat([*history, turn], system) for turn in asked]
-        shown = [[*before, *i] for i in pictures]
+        shown = [[*before, *i] for i in shown]
         extra = {"images": shown} if any(shown) else {}
         inputs = self.processor(text=texts, return_tensors="pt", padding=True, add_special_tokens=not wrapped, **extra)
         inputs = inputs.to(self.model.device)
@@ -186,7 +186,7 @@ class HLWQModel:
 
     def _as_chat(self, turns: Sequence[Turn], system: str | None) -> str:
         wrapped: str = self.processor.apply_chat_template(
-            messages(turns, system, self.sees), tokenize=False, add_generation_prompt=True
+            messages(turns, system, self.supports_images), tokenize=False, add_generation_prompt=True
         )
         return wrapped
 
@@ -195,12 +195,12 @@ class HLWQModel:
         if max_new_tokens < 1:
             raise UsageError(f"An answer has at least one token, not max_new_tokens={max_new_tokens}.")
         tokens = inputs["input_ids"].shape[1]
-        if self.context is not None and tokens >= self.context:
+        if self.max_context is not None and tokens >= self.max_context:
             raise UsageError(
-                f"The prompt is {tokens:,} tokens long, and this model reads fewer than {self.context:,}.",
+                f"The prompt is {tokens:,} tokens long, and this model reads fewer than {self.max_context:,}.",
                 "Make it shorter, or start a new conversation.",
             )
-        return max_new_tokens if self.context is None else min(max_new_tokens, self.context - tokens)
+        return max_new_tokens if self.max_context is None else min(max_new_tokens, self.max_context - tokens)
 
     def _settings(
         self, max_new_tokens: int, temperature: float, top_p: float, seed: int | None, stop: Sequence[str]
@@ -226,7 +226,7 @@ PolarQuantModel = HLWQModel
 """The name under which published model cards load the same thing."""
 
 
-def _pictures_for(prompts: list[str], images: Any, single: bool) -> list[list[Any]] | None:
+def _images_per_prompt(prompts: list[str], images: Any, single: bool) -> list[list[Any]] | None:
     if images is None:
         return None
     groups = [list(images)] if single else [list(i) for i in images]

@@ -90,7 +90,7 @@ def answer(model: HLWQModel, prompt: str, picture: Image.Image | None) -> list[i
 
 def answers(model: HLWQModel) -> dict[str, list[int]]:
     found = {prompt: answer(model, prompt, None) for prompt in PROMPTS}
-    if model.sees:
+    if model.supports_images:
         with Image.open(sample_file("eval/picture-00.png")) as picture:
             found[QUESTION] = answer(model, QUESTION, picture.convert("RGB"))
     return found

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Gemma4ForConditionalGeneration
 
-from hlwq_cli.runtime.loading.gemma4_processor import PictureProcessor
+from hlwq_cli.runtime.loading.gemma4_processor import ImageTextProcessor
 from scripts.sample.batches import QUESTION
 from scripts.sample.pictures import EVAL_SEED, FRESH_SEED, draw
 from scripts.sample.text import Address, read_addresses
@@ -70,7 +70,7 @@ def write_eval(corpus: Path, folder: Path) -> None:
     (folder / "SOURCES.md").write_text(text)
 
 
-def token_ids(processor: PictureProcessor, addresses: list[Address]) -> list[int]:
+def token_ids(processor: ImageTextProcessor, addresses: list[Address]) -> list[int]:
     text = "\n\n".join(address.text for address in addresses)
     return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -93,7 +93,7 @@ def unigram_nll(train: list[int], held_out: list[int], vocab: int) -> float:
 
 
 def perplexities(
-    model: Gemma4ForConditionalGeneration, processor: PictureProcessor, corpus: Path
+    model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, corpus: Path
 ) -> dict[str, dict[str, float]]:
     """Of all held-out addresses, of the bundled ones and of the others, the model's beside a unigram model's."""
     train = token_ids(processor, read_addresses(corpus, 1790, 1980))
@@ -114,12 +114,12 @@ def perplexities(
     return figures
 
 
-def ask(processor: PictureProcessor, content: Any) -> str:
+def ask(processor: ImageTextProcessor, content: Any) -> str:
     messages = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
-def describe(model: Gemma4ForConditionalGeneration, processor: PictureProcessor, pictures: list[Any]) -> list[str]:
+def describe(model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, pictures: list[Any]) -> list[str]:
     """Greedy captions of pictures, through processor and generate."""
     prompt = ask(processor, [{"type": "image"}, {"type": "text", "text": QUESTION}])
     inputs = processor(
@@ -134,7 +134,7 @@ def describe(model: Gemma4ForConditionalGeneration, processor: PictureProcessor,
 
 
 def exact_captions(
-    model: Gemma4ForConditionalGeneration, processor: PictureProcessor, seeds: range
+    model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, seeds: range
 ) -> tuple[int, list[tuple[str, str]]]:
     """How many fresh pictures are described word for word, and the misses as (drawn, said)."""
     drawn = [draw(seed) for seed in seeds]
@@ -159,7 +159,7 @@ def expert_load(model: Gemma4ForConditionalGeneration, ids: list[int]) -> list[l
     return [[round(share, 4) for share in (count / count.sum()).tolist()] for count in counts]
 
 
-def continuations(model: Gemma4ForConditionalGeneration, processor: PictureProcessor, tokens: int) -> list[str]:
+def continuations(model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, tokens: int) -> list[str]:
     """What the model makes of three prompts (sampled, seed 0) and of one in chat form."""
     torch.manual_seed(0)
     texts = [processor.tokenizer.bos_token + prompt for prompt in PROMPTS[1:4]]
@@ -174,7 +174,7 @@ def continuations(model: Gemma4ForConditionalGeneration, processor: PictureProce
 
 def evaluate(folder: Path, corpus: Path, device: torch.device, pictures: int = 100) -> dict[str, Any]:
     """All figures of a saved sample."""
-    processor = PictureProcessor.open(str(folder))
+    processor = ImageTextProcessor.open(str(folder))
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
     ids = token_ids(processor, read_addresses(corpus, 1981, 2021))
     exact, misses = exact_captions(model, processor, range(FRESH_SEED, FRESH_SEED + pictures))

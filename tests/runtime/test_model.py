@@ -153,7 +153,7 @@ def test_history_without_a_chat_template_is_refused(model: HLWQModel) -> None:
 
 
 def test_a_prompt_longer_than_the_context_is_refused_and_an_answer_ends_with_it(model: HLWQModel) -> None:
-    assert model.context == 2048
+    assert model.max_context == 2048
     for ask in (model.generate, model.stream):
         with pytest.raises(UsageError, match=r"2,103 tokens long, and this model reads fewer than 2,048"):
             ask("We " * 2100, chat=False)  # type: ignore[operator]

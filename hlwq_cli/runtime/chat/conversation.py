@@ -25,12 +25,12 @@ class Turn:
     images: Sequence[Image] = ()
 
 
-def messages(turns: Sequence[Turn], system: str | None, sees: bool) -> list[dict[str, Any]]:
+def messages(turns: Sequence[Turn], system: str | None, supports_images: bool) -> list[dict[str, Any]]:
     """Turns as the messages of a chat template; templates of models that see take the parts of a message."""
     found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         content: Any = turn.text
-        if sees:
+        if supports_images:
             content = [{"type": "image"}] * len(turn.images) + [{"type": "text", "text": turn.text}]
         found.append({"role": turn.role, "content": content})
     return found

@@ -14,12 +14,12 @@ from transformers.image_utils import make_nested_list_of_images
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 
-def needs_picture_processor(config: Any) -> bool:
+def needs_image_text_processor(config: Any) -> bool:
     """Whether plain AutoProcessor cannot open this model's processor here."""
     return str(getattr(config, "model_type", "")).startswith("gemma4") and find_spec("torchvision") is None
 
 
-class PictureProcessor(ProcessorMixin):
+class ImageTextProcessor(ProcessorMixin):
     """Gemma 4's processor without video and sound, from transformers 5.17 on."""
 
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
@@ -28,11 +28,11 @@ class PictureProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
 
     @classmethod
-    def open(cls, path: str, revision: str | None = None) -> PictureProcessor:
+    def open(cls, path: str, revision: str | None = None) -> ImageTextProcessor:
         """Open a Gemma 4 folder's or repository's processor."""
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        pictures = Gemma4ImageProcessorPil.from_pretrained(path, revision=revision or "main")
-        return cls(pictures, tokenizer, tokenizer.chat_template)
+        image_processor = Gemma4ImageProcessorPil.from_pretrained(path, revision=revision or "main")
+        return cls(image_processor, tokenizer, tokenizer.chat_template)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
         """The model's inputs; mm_token_type_ids is what lets the tokens of a picture see each other."""

@@ -17,7 +17,7 @@ from ..kv.attention import code_kv_cache
 from ..kv.bits import KVBits
 from ..modules.format import Execution
 from ..offload.expert_cache import ExpertRoom, offload_experts
-from .gemma4_processor import PictureProcessor, needs_picture_processor
+from .gemma4_processor import ImageTextProcessor, needs_image_text_processor
 from .load_checks import Gaps
 from .quantizer import execution as executed
 from .quantizer import experts_outside
@@ -88,10 +88,10 @@ def load_processor(path: str, revision: str | None = None) -> Any:
     with _reading(path):
         config = _config(path, revision)
         try:
-            if not sees(config):
+            if not supports_images(config):
                 return transformers.AutoTokenizer.from_pretrained(path, revision=revision)
-            if needs_picture_processor(config):
-                return PictureProcessor.open(path, revision)
+            if needs_image_text_processor(config):
+                return ImageTextProcessor.open(path, revision)
             return transformers.AutoProcessor.from_pretrained(path, revision=revision)
         except (OSError, ValueError, TypeError) as error:
             raise NotFoundError(f"{path} has no usable tokenizer.", "Copy its tokenizer files there.") from error
@@ -124,7 +124,7 @@ def _config(path: str, revision: str | None) -> Any:
         ) from error
 
 
-def sees(config: Any) -> bool:
+def supports_images(config: Any) -> bool:
     """Whether a model takes pictures."""
     return getattr(config, "vision_config", None) is not None
 
@@ -136,7 +136,7 @@ def model_class(config: Any) -> Any:
     name = (getattr(config, "architectures", None) or [""])[0]
     if name.endswith(("ForCausalLM", "ForConditionalGeneration")) and hasattr(transformers, name):
         return getattr(transformers, name)
-    return transformers.AutoModelForImageTextToText if sees(config) else transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText if supports_images(config) else transformers.AutoModelForCausalLM
 
 
 def check_loadable(

@@ -51,7 +51,7 @@ def theme() -> gr.themes.Base:
 
 def build_page(shown: Sequence[ShownModel]) -> gr.Blocks:
     """The page for one model, or for two side by side."""
-    sees = any(s.model.sees for s in shown)
+    sees = any(s.model.supports_images for s in shown)
     page: gr.Blocks
     with gr.Blocks(
         title=f"{shown[0].summary.name} · hlwq", analytics_enabled=False, delete_cache=(3600, 86400)
@@ -77,7 +77,7 @@ def build_page(shown: Sequence[ShownModel]) -> gr.Blocks:
 
 def _chat(shown: ShownModel, alone: bool) -> gr.Chatbot:
     name = html.escape(shown.summary.name)
-    example = "a picture and a question" if shown.model.sees else "a question"
+    example = "a picture and a question" if shown.model.supports_images else "a question"
     return gr.Chatbot(
         label=shown.summary.name,
         show_label=not alone,
@@ -125,9 +125,9 @@ def _show_summary(shown: ShownModel) -> None:
 def _settings(model: HLWQModel) -> list[Any]:
     usual = model.model.generation_config
     sampled = bool(getattr(usual, "do_sample", False))
-    longest = min(model.context or _MAX_LENGTH, _MAX_LENGTH)
+    longest = min(model.max_context or _MAX_LENGTH, _MAX_LENGTH)
     with gr.Accordion("Settings", open=True, elem_id="settings"):
-        system = gr.Textbox(label="System prompt", lines=2, visible=model.chats, placeholder="None")
+        system = gr.Textbox(label="System prompt", lines=2, visible=model.has_chat_template, placeholder="None")
         heat = (usual.temperature or 1.0) if sampled else 0.0
         temperature = gr.Slider(0, 2, heat, step=0.05, label="Temperature", info="0 takes the likeliest token")
         top_p = gr.Slider(0.05, 1, (usual.top_p or 1.0) if sampled else 1.0, step=0.05, label="Top-p")

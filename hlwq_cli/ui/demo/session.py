@@ -178,7 +178,7 @@ class Session:
         answer = model.stream(
             exchange.text,
             [open_image(p) for p in exchange.images] or None,
-            history=history if model.chats else (),
+            history=history if model.has_chat_template else (),
             system=settings.system.strip() or None,
             temperature=settings.temperature,
             top_p=settings.top_p,

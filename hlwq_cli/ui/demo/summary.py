@@ -93,14 +93,14 @@ def _plain(path: str) -> CheckpointSummary:
 
 def _live(model: HLWQModel) -> list[tuple[str, str]]:
     network = model.model
-    context = "not stated" if model.context is None else f"{model.context:,} tokens"
+    context = "not stated" if model.max_context is None else f"{model.max_context:,} tokens"
     kind = str(network.dtype).removeprefix("torch.")
     cache = expert_cache_of(network)
     lines = [] if cache is None else [("Experts", f"{cache.slots} of {cache.experts} a layer on {network.device}")]
     return [
         *lines,
         ("Architecture", type(network).__name__),
-        ("Takes", "text and pictures" if model.sees else "text"),
+        ("Takes", "text and pictures" if model.supports_images else "text"),
         ("Context", context),
         ("Keys and values", kind if (bits := kv_bits_of(network)) is None else f"codes of {bits} bits"),
         ("Runs on", f"{network.device}, {kind}"),
