@@ -43,7 +43,7 @@ class Request:
         windows: at most so many.
         device: see `load_model`.
         dtype: see `load_model`.
-        execution: see `Coding`.
+        execution: see `QuantFormat`.
         kv_bits: widths of the codes in which the checkpoints, never the reference, keep keys and values; or None.
         expert_room: of the checkpoints' experts, never the reference's, see `load_model`.
     """

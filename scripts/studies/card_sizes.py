@@ -41,7 +41,9 @@ def coded_model(config: dict[str, Any], plan: Plan) -> Any:
     with torch.device("meta"):
         model = getattr(transformers, config["architectures"][0])(settings).to(torch.bfloat16)
     stored = {n: tuple(s) for job in plan.coded for n, _, s in job.outputs if n.rpartition(".")[2].startswith("codes")}
-    replace_modules(model, module_names(model, stored), HLWQConfig(**quantization_config(plan)).coding, outside=True)
+    replace_modules(
+        model, module_names(model, stored), HLWQConfig(**quantization_config(plan)).quant_format, outside=True
+    )
     return model
 
 

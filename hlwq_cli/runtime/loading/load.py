@@ -40,7 +40,7 @@ def load_model(
         revision: of a Hub id.
         device: `auto` (a GPU where there is one), `cpu`, `cuda:0`, or a device map's name.
         dtype: of all that is not coded, and of activations: `auto` is the checkpoint's; or bfloat16, float16, float32.
-        execution: of coded modules, see `Coding`.
+        execution: of coded modules, see `QuantFormat`.
         kv_bits: keep keys and values in codes of these widths; None keeps them as they are.
         expert_room: keep experts outside the GPU, but for those that have room there; None loads them all.
 

@@ -25,7 +25,7 @@ from ...checkpoint.io.safetensors_file import read_header
 from ...errors import CorruptError, UnsupportedError
 from ..modules.embedding import HLWQEmbedding, code_embedding
 from ..modules.experts import PARAMETERS, HLWQExperts, code_experts
-from ..modules.format import Coding, Execution
+from ..modules.format import QuantFormat, Execution
 from ..modules.linear import HLWQLinear
 from ..modules.matrix import CodedMatrix
 from ..modules.tying import refuse_resizing, tie_coded
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @contextmanager
 def execution(how: Execution) -> Iterator[None]:
-    """Models loaded within are executed `how`: `auto`, `coded` or `dense`; see `Coding`.
+    """Models loaded within are executed `how`: `auto`, `coded` or `dense`; see `QuantFormat`.
 
     A context and not an option of `from_pretrained`, which ignores a quantization_config given beside the file's.
     """
@@ -77,7 +77,7 @@ class HLWQConfig(QuantizationConfigMixin):
         return {"quant_method": "hlwq", **self.settings}
 
     @property
-    def coding(self) -> Coding:
+    def quant_format(self) -> QuantFormat:
         """How codes are to be read."""
         version = self.settings.get("format_version")
         if version != FORMAT_VERSION:
@@ -85,7 +85,7 @@ class HLWQConfig(QuantizationConfigMixin):
                 f"The checkpoint has format version {version}, not {FORMAT_VERSION}.", "Update hlwq."
             )
         books = {int(b): tuple(c) for b, c in self.settings["codebooks"].items()}
-        return Coding(self.settings["block_size"], self.settings["scale"], books, _execution.get())
+        return QuantFormat(self.settings["block_size"], self.settings["scale"], books, _execution.get())
 
 
 class HLWQQuantizer(HfQuantizer):
@@ -105,14 +105,16 @@ class HLWQQuantizer(HfQuantizer):
         stored = module_names(model, _codes_of(names))
         self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
         config: Any = self.quantization_config
-        replace_modules(model, stored, config.coding, _outside.get())
+        replace_modules(model, stored, config.quant_format, _outside.get())
         files = kwargs.get("checkpoint_files") or []
         self.outside = OutsideExperts.find(model, module_names(model, stored_parts(files)) if _outside.get() else {})
         ends = tuple(".".join(name.split(".")[-2:]) for name in model.all_tied_weights_keys)
         tie_coded(model, module_names(model, {n: shape for n, shape in names.items() if n.endswith(ends)}))
         self.shapes = {name: t.shape for name, t in model.state_dict().items()}
         self.gaps = Gaps()
-        self.parts = CodedParts(stored, config.coding.parts(), config.settings.get("modules_to_not_convert") or ())
+        self.parts = CodedParts(
+            stored, config.quant_format.parts(), config.settings.get("modules_to_not_convert") or ()
+        )
         watch_loading(model, lambda info: self._weigh(model, info))
 
     def _weigh(self, model: Any, info: Any) -> None:
@@ -137,7 +139,7 @@ class HLWQQuantizer(HfQuantizer):
         self.gaps.check(model.name_or_path)
         coded = [m for m in model.modules() if isinstance(m, CodedMatrix | HLWQExperts)]
         for module in coded:
-            module.settle()
+            module.materialize()
         if any(isinstance(m, HLWQEmbedding) for m in coded):
             refuse_resizing(model)
         if _execution.get() == "auto" and any(_is_dense(m) for m in coded):
@@ -218,7 +220,7 @@ def module_names(model: Any, stored: dict[str, T]) -> dict[str, T]:
 
 
 def replace_modules(
-    model: nn.Module, stored: dict[str, tuple[int, ...]], coding: Coding, outside: bool = False
+    model: nn.Module, stored: dict[str, tuple[int, ...]], quant_format: QuantFormat, outside: bool = False
 ) -> None:
     """Put coded modules, on the meta device, where `stored` says that there are codes; `outside`: see `code_experts`.
 
@@ -232,10 +234,10 @@ def replace_modules(
             path, _, last = name.rpartition(".")
             module = model.get_submodule(path)
             if last == "codes" and isinstance(module, nn.Linear):
-                bits = coding.bits_of(shape, module.in_features)
-                model.set_submodule(path, HLWQLinear(module, bits, coding))
+                bits = quant_format.bits_of(shape, module.in_features)
+                model.set_submodule(path, HLWQLinear(module, bits, quant_format))
             elif last == "codes" and isinstance(module, nn.Embedding):
-                code_embedding(module, coding.bits_of(shape, module.embedding_dim), coding)
+                code_embedding(module, quant_format.bits_of(shape, module.embedding_dim), quant_format)
             elif last.removeprefix("codes_") in PARAMETERS and hasattr(module, last.removeprefix("codes_")):
                 experts[path][last.removeprefix("codes_")] = shape
             elif shape:  # companions alone are left over, which transformers sees
@@ -245,8 +247,8 @@ def replace_modules(
             if set(shapes) != set(PARAMETERS):
                 odd += [f"{path}.codes_{p}" for p in shapes]
                 continue
-            widths = {p: coding.bits_of(s, getattr(module, p).shape[-1]) for p, s in shapes.items()}
-            code_experts(module, widths, coding, outside)
+            widths = {p: quant_format.bits_of(s, getattr(module, p).shape[-1]) for p, s in shapes.items()}
+            code_experts(module, widths, quant_format, outside)
     if odd:
         raise CorruptError(
             f"No module of {type(model).__name__} takes {', '.join(sorted(odd))}.", "Is this its checkpoint?"

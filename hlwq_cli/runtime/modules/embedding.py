@@ -7,7 +7,7 @@ from torch import nn
 
 from hlwq_kernels import decode_rows
 
-from .format import Coding
+from .format import QuantFormat
 from .linear import HLWQLinear
 from .matrix import CodedMatrix, DecodedWeight
 
@@ -33,9 +33,9 @@ class HLWQEmbedding(CodedMatrix, nn.Embedding):
         ids = input.reshape(-1)
         codes, scales = self.codes.index_select(0, ids), self.scales.index_select(0, ids)
         base = None if self._base is None else self._base.index_select(0, ids)
-        centroids = self.coding.centroids(self.bits, self.codes.device)
+        centroids = self.quant_format.centroids(self.bits, self.codes.device)
         columns = self.shape[1]
-        rows = decode_rows(codes, scales, base, centroids, self.coding.block_size, columns, self.compute_dtype)
+        rows = decode_rows(codes, scales, base, centroids, self.quant_format.block_size, columns, self.compute_dtype)
         return rows.reshape(*input.shape, columns)
 
     def extra_repr(self) -> str:
@@ -58,7 +58,7 @@ class HLWQTiedLinear(HLWQLinear):
         self.in_features, self.out_features = like.in_features, like.out_features
         self._is_hf_initialized = True
         self.tied_to = (embedding,)  # in a tuple it is no submodule
-        self.shape, self.bits, self.coding = embedding.shape, embedding.bits, embedding.coding
+        self.shape, self.bits, self.quant_format = embedding.shape, embedding.bits, embedding.quant_format
         self.compute_dtype = like.weight.dtype
         self.bias = like.bias
 
@@ -81,8 +81,8 @@ class HLWQTiedLinear(HLWQLinear):
         """The embeddings' decoded weight, where execution is dense."""
         return self.tied_to[0].dense_weight
 
-    def settle(self) -> None:
-        """Nothing: the embeddings settle."""
+    def materialize(self) -> None:
+        """Do nothing: the embeddings materialize their weight themselves."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out), wherever a device map has put the embeddings."""
@@ -100,10 +100,10 @@ def _coded_class(original: type[nn.Embedding]) -> type[nn.Embedding]:
     return _classes[original]
 
 
-def code_embedding(module: nn.Embedding, bits: int, coding: Coding) -> None:
+def code_embedding(module: nn.Embedding, bits: int, quant_format: QuantFormat) -> None:
     """Make embeddings, on the meta device, hold codes instead of their weight, in place."""
     shape, dtype = (module.num_embeddings, module.embedding_dim), module.weight.dtype
     del module.weight
     module.__class__ = _coded_class(type(module))
     assert isinstance(module, HLWQEmbedding)
-    module.hold(shape, bits, coding, dtype)
+    module.hold(shape, bits, quant_format, dtype)

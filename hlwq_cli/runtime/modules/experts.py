@@ -13,7 +13,7 @@ from hlwq_kernels.moe.experts import coded_experts
 from hlwq_kernels.offload.expert_layout import RecordLayout
 from hlwq_kernels.offload.layer import OffloadedLayer
 
-from .format import CodedModule, Coding
+from .format import CodedModule, QuantFormat
 
 PARAMETERS = ("gate_up_proj", "down_proj")
 
@@ -27,7 +27,7 @@ class HLWQExperts(CodedModule):
     """
 
     if TYPE_CHECKING:
-        coding: Coding
+        quant_format: QuantFormat
         bits: dict[str, int]
         columns: dict[str, int]
         dense: bool
@@ -40,15 +40,15 @@ class HLWQExperts(CodedModule):
     def decoded(self, parameter: str) -> torch.Tensor:
         """A parameter, (experts, out, in), in the module's dtype."""
         codes, scales, base = self._parts(parameter)
-        weight = self.coding.decode(codes, scales, base, self.bits[parameter], self.columns[parameter])
+        weight = self.quant_format.decode(codes, scales, base, self.bits[parameter], self.columns[parameter])
         return weight.to(self.compute_dtype)
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Decode now, if that is how this module is to be executed where it lies."""
         if self.layout is not None:
             return
         device = self._parts(PARAMETERS[0])[0].device
-        if not self.dense and self.coding.dense(device):
+        if not self.dense and self.quant_format.dense(device):
             for parameter in PARAMETERS:
                 self.register_buffer(parameter, self.decoded(parameter), persistent=False)
             self.dense = True
@@ -61,8 +61,8 @@ class HLWQExperts(CodedModule):
 
     def _coded(self, parameter: str) -> QuantizedWeight:
         codes, scales, base = self._parts(parameter)
-        centroids = self.coding.centroids(self.bits[parameter], codes.device)
-        return QuantizedWeight(codes, scales, base, centroids, self.coding.block_size)
+        centroids = self.quant_format.centroids(self.bits[parameter], codes.device)
+        return QuantizedWeight(codes, scales, base, centroids, self.quant_format.block_size)
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -99,21 +99,21 @@ def _coded_class(original: type[nn.Module]) -> type[nn.Module]:
     return _classes[original]
 
 
-def code_experts(module: nn.Module, bits: dict[str, int], coding: Coding, outside: bool = False) -> None:
+def code_experts(module: nn.Module, bits: dict[str, int], quant_format: QuantFormat, outside: bool = False) -> None:
     """Make an experts module, on the meta device, hold codes instead of its two stacked parameters, in place.
 
     Experts `outside` the GPU get a layout of their records and no buffers.
     """
     shapes = {name: tuple(getattr(module, name).shape) for name in PARAMETERS}
     dtype = getattr(module, PARAMETERS[0]).dtype
-    parts = {name: coding.empty_parts(shapes[name], bits[name]) for name in PARAMETERS}
+    parts = {name: quant_format.empty_parts(shapes[name], bits[name]) for name in PARAMETERS}
     for name in PARAMETERS:
         delattr(module, name)
         for part, tensor in () if outside else parts[name].items():
             module.register_buffer(f"{part}_{name}", tensor)
     module.__class__ = _coded_class(type(module))
     assert isinstance(module, HLWQExperts)
-    module.coding, module.bits, module.compute_dtype, module.dense = coding, dict(bits), dtype, False
+    module.quant_format, module.bits, module.compute_dtype, module.dense = quant_format, dict(bits), dtype, False
     module._is_hf_initialized = True  # type: ignore[assignment]  # there is nothing here for transformers to initialize
     module.gate_name = _gate_name(module)
     module.columns = {name: shape[-1] for name, shape in shapes.items()}

@@ -18,7 +18,7 @@ _PARTS = ("codes", "scales", "base")
 
 
 @dataclass(frozen=True)
-class Coding:
+class QuantFormat:
     """How the coded parameters of a model are to be read.
 
     Attributes:

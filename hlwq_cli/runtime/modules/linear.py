@@ -7,7 +7,7 @@ from torch import nn
 
 from hlwq_kernels.linear.linear import coded_linear
 
-from .format import Coding
+from .format import QuantFormat
 from .matrix import CodedMatrix
 
 
@@ -17,14 +17,14 @@ class HLWQLinear(CodedMatrix, nn.Linear):
     Args:
         like: the layer it stands for, which may be on the meta device; its bias is taken over.
         bits: width of a code.
-        coding: how codes are to be read.
+        quant_format: how codes are to be read.
     """
 
-    def __init__(self, like: nn.Linear, bits: int, coding: Coding) -> None:
+    def __init__(self, like: nn.Linear, bits: int, quant_format: QuantFormat) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = like.in_features, like.out_features
         self._is_hf_initialized = True  # there is nothing here for transformers to initialize
-        self.hold((self.out_features, self.in_features), bits, coding, like.weight.dtype)
+        self.hold((self.out_features, self.in_features), bits, quant_format, like.weight.dtype)
         self.bias = like.bias
 
     @property
@@ -36,8 +36,10 @@ class HLWQLinear(CodedMatrix, nn.Linear):
         """(..., in) to (..., out)."""
         if self.dense_weight is not None:
             return nn.functional.linear(input, self.dense_weight, self.bias)
-        centroids = self.coding.centroids(self.bits, self.codes.device)
-        return coded_linear(input, self.codes, self.scales, self._base, centroids, self.coding.block_size, self.bias)
+        centroids = self.quant_format.centroids(self.bits, self.codes.device)
+        return coded_linear(
+            input, self.codes, self.scales, self._base, centroids, self.quant_format.block_size, self.bias
+        )
 
     def extra_repr(self) -> str:
         """Shape and width."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from .format import CodedModule, Coding
+from .format import CodedModule, QuantFormat
 
 
 class CodedMatrix(CodedModule):
@@ -16,7 +16,7 @@ class CodedMatrix(CodedModule):
     Attributes:
         shape: (out, in) of the weight.
         bits: width of a code.
-        coding: how codes are to be read.
+        quant_format: how codes are to be read.
         dense_weight: the decoded weight, where execution is dense.
     """
 
@@ -24,10 +24,10 @@ class CodedMatrix(CodedModule):
     scales: torch.Tensor
     dense_weight: torch.Tensor | None
 
-    def hold(self, shape: tuple[int, int], bits: int, coding: Coding, dtype: torch.dtype) -> None:
+    def hold(self, shape: tuple[int, int], bits: int, quant_format: QuantFormat, dtype: torch.dtype) -> None:
         """Make the buffers, unfilled, on the current default device."""
-        self.shape, self.bits, self.coding, self.compute_dtype = shape, bits, coding, dtype
-        for name, tensor in coding.empty_parts(shape, bits).items():
+        self.shape, self.bits, self.quant_format, self.compute_dtype = shape, bits, quant_format, dtype
+        for name, tensor in quant_format.empty_parts(shape, bits).items():
             self.register_buffer(name, tensor)
         self.register_buffer("dense_weight", None, persistent=False)
 
@@ -39,7 +39,7 @@ class CodedMatrix(CodedModule):
         """The weight, (out, in), in the module's dtype."""
         if self.codes.is_meta:
             return torch.empty(self.shape, dtype=self.compute_dtype, device="meta")
-        weight = self.coding.decode(self.codes, self.scales, self._base, self.bits, self.shape[1])
+        weight = self.quant_format.decode(self.codes, self.scales, self._base, self.bits, self.shape[1])
         return weight.to(self.compute_dtype)
 
     def decoded_row(self, row: int) -> torch.Tensor:
@@ -47,11 +47,11 @@ class CodedMatrix(CodedModule):
         row %= self.shape[0]
         base = None if self._base is None else self._base[row : row + 1]
         codes, scales = self.codes[row : row + 1], self.scales[row : row + 1]
-        return self.coding.decode(codes, scales, base, self.bits, self.shape[1])[0].to(self.compute_dtype)
+        return self.quant_format.decode(codes, scales, base, self.bits, self.shape[1])[0].to(self.compute_dtype)
 
-    def settle(self) -> None:
+    def materialize(self) -> None:
         """Decode now, if that is how this module is to be executed where it lies."""
-        if self.dense_weight is None and self.coding.dense(self.codes.device):
+        if self.dense_weight is None and self.quant_format.dense(self.codes.device):
             self.dense_weight = self.decoded()
 
 

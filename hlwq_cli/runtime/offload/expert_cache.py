@@ -17,7 +17,7 @@ from hlwq_kernels.offload.layer import OffloadedLayer, Slots
 from ...errors import UnsupportedError, UsageError
 from ...sizes import format_size, parse_size
 from ..modules.experts import PARAMETERS, HLWQExperts
-from ..modules.format import Coding
+from ..modules.format import QuantFormat
 from .expert_files import FileRecords, HostRecords, OutsideExperts, fill
 from .memory import host_memory_free
 from .memory_budget import DeviceNeeds
@@ -166,9 +166,9 @@ def offload_experts(model: Any, room: ExpertRoom) -> None:
         count = modules[paths[0]].expert_count
         groups.append(Slots(len(paths), count, min(slots, count), min(chosen, count), layout, device, itself))
         for number, path in enumerate(paths):
-            module, coding = modules[path], modules[path].coding
-            tables = _centroids(coding, module, device)
-            module.offloaded = OffloadedLayer(groups[-1], number, records[path], tables, coding.block_size)
+            module, quant_format = modules[path], modules[path].quant_format
+            tables = _centroids(quant_format, module, device)
+            module.offloaded = OffloadedLayer(groups[-1], number, records[path], tables, quant_format.block_size)
     largest = max(layout.bytes for layout in layouts)
     cache = ExpertCache(slots, experts, len(modules), largest, total, tier, needs, tuple(groups))
     setattr(model, _MARK, cache)
@@ -181,8 +181,10 @@ def _outside(model: Any) -> OutsideExperts:
     return found
 
 
-def _centroids(coding: Coding, module: HLWQExperts, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    first, second = (coding.centroids(module.bits[parameter], device) for parameter in PARAMETERS)
+def _centroids(
+    quant_format: QuantFormat, module: HLWQExperts, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = (quant_format.centroids(module.bits[parameter], device) for parameter in PARAMETERS)
     return first, second
 
 

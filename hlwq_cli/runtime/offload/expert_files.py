@@ -76,7 +76,7 @@ class OutsideExperts:
 
 
 def _names(path: str, module: HLWQExperts) -> list[str]:
-    return [f"{path}.{kind}_{parameter}" for parameter in PARAMETERS for kind in module.coding.parts()]
+    return [f"{path}.{kind}_{parameter}" for parameter in PARAMETERS for kind in module.quant_format.parts()]
 
 
 def _fits(info: TensorInfo, experts: int, part: Part) -> bool:

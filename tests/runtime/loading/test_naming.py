@@ -8,7 +8,7 @@ from transformers import conversion_mapping
 
 from hlwq_cli.codec import lloyd_max
 from hlwq_cli.runtime.loading.quantizer import module_names, replace_modules
-from hlwq_cli.runtime.modules.format import Coding
+from hlwq_cli.runtime.modules.format import QuantFormat
 from hlwq_cli.runtime.modules.linear import HLWQLinear
 
 LAYERS = 20_000
@@ -38,7 +38,7 @@ def test_twenty_thousand_tensors_are_named_and_replaced_in_seconds(monkeypatch) 
     stored = {f"layers.{i}.q_proj.codes": (2, 40) for i in range(LAYERS)}
     start = time.perf_counter()
     named = module_names(model, stored)
-    replace_modules(model, named, Coding(64, "log8", {5: tuple(lloyd_max(5))}))
+    replace_modules(model, named, QuantFormat(64, "log8", {5: tuple(lloyd_max(5))}))
     seconds = time.perf_counter() - start
     assert list(named) == [f"model.{name}" for name in stored]
     assert sum(isinstance(m, HLWQLinear) for m in model.modules()) == LAYERS

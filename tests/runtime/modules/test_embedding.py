@@ -9,7 +9,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbed
 
 from hlwq_cli.codec import Scheme, decode, encode, lloyd_max
 from hlwq_cli.runtime.modules.embedding import HLWQEmbedding, HLWQTiedLinear, code_embedding
-from hlwq_cli.runtime.modules.format import Coding
+from hlwq_cli.runtime.modules.format import QuantFormat
 
 ROWS, COLUMNS = 50, 100
 SCHEMES = [*(Scheme(b, 64, "log8", False) for b in range(2, 9)), Scheme.classic(6)]
@@ -24,11 +24,11 @@ def coded_embedding(
     coded = encode(weight, scheme)[0]
     books = {scheme.bits: tuple(lloyd_max(scheme.bits))}
     embedding = (like or nn.Embedding(ROWS, COLUMNS, padding_idx=0)).to(dtype)
-    code_embedding(embedding, scheme.bits, Coding(scheme.block_size, scheme.scale, books, execution))  # type: ignore[arg-type]
+    code_embedding(embedding, scheme.bits, QuantFormat(scheme.block_size, scheme.scale, books, execution))  # type: ignore[arg-type]
     assert isinstance(embedding, HLWQEmbedding)
     parts = {"codes": coded.codes, "scales": coded.scales.view_as(embedding.scales)}
     embedding.load_state_dict(parts | ({} if coded.base is None else {"base": coded.base}))
-    embedding.settle()
+    embedding.materialize()
     return embedding, decode(coded)
 
 
@@ -95,7 +95,7 @@ def test_the_weight_can_be_computed_with() -> None:
 def test_a_tied_head_multiplies_by_the_embeddings_and_holds_nothing(execution: str) -> None:
     embedding, weight = coded_embedding(SCHEMES[4], execution)
     head = HLWQTiedLinear(nn.Linear(COLUMNS, ROWS), embedding)
-    head.settle()
+    head.materialize()
     assert list(head.state_dict()) == ["bias"]
     assert list(head.modules()) == [head]
     x = torch.randn(2, 3, COLUMNS)

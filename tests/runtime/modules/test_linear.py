@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hlwq_cli.codec import Coded, Scheme, decode, encode, lloyd_max
-from hlwq_cli.runtime.modules.format import Coding
+from hlwq_cli.runtime.modules.format import QuantFormat
 from hlwq_cli.runtime.modules.linear import HLWQLinear
 from hlwq_kernels.linear.linear import coded_linear
 
@@ -76,14 +76,14 @@ def test_the_gradient_to_the_activation_is_that_of_the_decoded_weight() -> None:
 def test_a_layer_adds_its_bias_and_answers_weight(execution: str, bias: bool) -> None:
     scheme = Scheme(5, 64, "log8", False)
     like = nn.Linear(100, 9, bias=bias)
-    coding = Coding(64, "log8", {5: tuple(lloyd_max(5))}, execution)  # type: ignore[arg-type]
+    quant_format = QuantFormat(64, "log8", {5: tuple(lloyd_max(5))}, execution)  # type: ignore[arg-type]
     coded, weight = coded_weight(9, 100, scheme)
-    layer = HLWQLinear(like, 5, coding)
+    layer = HLWQLinear(like, 5, quant_format)
     layer.load_state_dict(
         {"codes": coded.codes, "scales": coded.scales.view_as(layer.scales), "base": coded.base}
         | ({"bias": like.bias} if bias else {})
     )
-    layer.settle()
+    layer.materialize()
     assert (layer.dense_weight is not None) == (execution == "dense")
     torch.testing.assert_close(layer.weight, weight, rtol=0, atol=0)
     x = torch.randn(2, 3, 100)

@@ -64,10 +64,10 @@ def joined(linears: Sequence[nn.Module]) -> QuantizedWeight | None:
     if not all(isinstance(m, HLWQLinear) and m.dense_weight is None for m in linears):
         return None
     assert isinstance(first, HLWQLinear)
-    if any(m.bits != first.bits or m.coding != first.coding for m in linears):
+    if any(m.bits != first.bits or m.quant_format != first.quant_format for m in linears):
         return None
     whole = {}
-    for name in first.coding.parts():
+    for name in first.quant_format.parts():
         tensors = [m.get_buffer(name) for m in linears]
         whole[name] = torch.cat(tensors)
         starts = [0]
@@ -80,8 +80,8 @@ def joined(linears: Sequence[nn.Module]) -> QuantizedWeight | None:
 
 def _weight_of(m: HLWQLinear) -> QuantizedWeight:
     codes = m.get_buffer("codes")
-    centroids = m.coding.centroids(m.bits, codes.device)
-    return QuantizedWeight(codes, m.get_buffer("scales"), m._buffers.get("base"), centroids, m.coding.block_size)
+    centroids = m.quant_format.centroids(m.bits, codes.device)
+    return QuantizedWeight(codes, m.get_buffer("scales"), m._buffers.get("base"), centroids, m.quant_format.block_size)
 
 
 class StepLayer:
