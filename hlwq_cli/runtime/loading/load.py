@@ -18,7 +18,7 @@ from ..kv.bits import KVBits
 from ..modules.format import Execution
 from ..offload.expert_cache import ExpertRoom, offload_experts
 from .gemma4_processor import ImageTextProcessor, needs_image_text_processor
-from .load_checks import Gaps
+from .load_checks import LoadReport
 from .quantizer import execution as executed
 from .quantizer import experts_outside
 
@@ -65,7 +65,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that all are named at once, below
         )
-    Gaps.of(*(info.get(kind, ()) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))).check(path)
+    LoadReport.of(*(info.get(kind, ()) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))).check(path)
     if expert_room is not None:
         with _reading(path):
             offload_experts(model, expert_room)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint filled its model, wholly and exactly: every name that is missing, left over or misshapen."""
+"""Whether a checkpoint filled its model, wholly and exactly: every name that is missing, left over or mismatched."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ _PARTS = ("codes", "scales", "base")
 
 
 @dataclass(frozen=True)
-class Gaps:
+class LoadReport:
     """Names of tensors, sorted.
 
     Attributes:
         missing: places in the model that got nothing.
-        left_over: tensors that no place takes.
-        misshapen: tensors of another shape than their place.
+        unexpected: tensors that no place takes.
+        mismatched: tensors of another shape than their place.
     """
 
     missing: tuple[str, ...] = ()
-    left_over: tuple[str, ...] = ()
-    misshapen: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, missing: Iterable[str], left_over: Iterable[str], misshapen: Iterable[Any]) -> Gaps:
-        """From transformers' lists, whose misshapen entries are names or (name, found, expected)."""
-        names = [str(m[0]) if isinstance(m, tuple) else str(m) for m in misshapen]
-        return cls(tuple(sorted(missing)), tuple(sorted(left_over)), tuple(sorted(names)))
+    def of(cls, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[Any]) -> LoadReport:
+        """From transformers' lists, whose mismatched entries are names or (name, found, expected)."""
+        names = [str(m[0]) if isinstance(m, tuple) else str(m) for m in mismatched]
+        return cls(tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(sorted(names)))
 
     def check(self, path: str) -> None:
         """Raise CorruptError, with every name, unless there are none."""
-        kinds = {"missing": self.missing, "left over": self.left_over, "of another shape": self.misshapen}
+        kinds = {"missing": self.missing, "left over": self.unexpected, "of another shape": self.mismatched}
         found = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
         if found:
             raise CorruptError(
@@ -48,11 +48,11 @@ class Gaps:
         """Whether running the model would be wrong, rather than just partial.
 
         A new head, or a part of the checkpoint that this class of model leaves out, is no damage: transformers tells of
-        those itself. A misshapen tensor is, and so is a coded layer of which a part is missing or has no use.
+        those itself. A mismatched tensor is, and so is a coded layer of which a part is missing or has no use.
         """
         modules = {name for name, _ in model.named_modules()}
-        coded = (n for n in (*self.missing, *self.left_over) if codes_name(n) and n.rpartition(".")[0] in modules)
-        return bool(self.misshapen) or any(coded)
+        coded = (n for n in (*self.missing, *self.unexpected) if codes_name(n) and n.rpartition(".")[0] in modules)
+        return bool(self.mismatched) or any(coded)
 
 
 def codes_name(name: str) -> str:
@@ -94,13 +94,13 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def watch_loading(model: Any, weigh: Callable[[Any], None]) -> None:
-    """Show `weigh` transformers' lists of what did not fit, once, when they are final and before they are told of."""
+def watch_loading(model: Any, check: Callable[[Any], None]) -> None:
+    """Show `check` transformers' lists of what did not fit, once, when they are final and before they are told of."""
     usual = model._adjust_missing_and_unexpected_keys
 
     def adjust(info: Any) -> None:
         del model._adjust_missing_and_unexpected_keys
         usual(info)
-        weigh(info)
+        check(info)
 
     model._adjust_missing_and_unexpected_keys = adjust

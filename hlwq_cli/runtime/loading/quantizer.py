@@ -30,10 +30,10 @@ from ..modules.linear import HLWQLinear
 from ..modules.matrix import CodedMatrix
 from ..modules.tying import refuse_resizing, tie_coded
 from ..offload.expert_files import OutsideExperts, stored_parts
-from .load_checks import CodedParts, Gaps, codes_name, watch_loading
+from .load_checks import CodedParts, LoadReport, codes_name, watch_loading
 
 logger = logging.getLogger("hlwq")
-_told: set[str] = set()
+_warned: set[str] = set()
 _execution: ContextVar[Execution] = ContextVar("execution", default="auto")
 _outside: ContextVar[bool] = ContextVar("outside", default=False)
 T = TypeVar("T")
@@ -111,13 +111,19 @@ class HLWQQuantizer(HfQuantizer):
         ends = tuple(".".join(name.split(".")[-2:]) for name in model.all_tied_weights_keys)
         tie_coded(model, module_names(model, {n: shape for n, shape in names.items() if n.endswith(ends)}))
         self.shapes = {name: t.shape for name, t in model.state_dict().items()}
+<<<<<<< Updated upstream
         self.gaps = Gaps()
         self.parts = CodedParts(
             stored, config.quant_format.parts(), config.settings.get("modules_to_not_convert") or ()
         )
         watch_loading(model, lambda info: self._weigh(model, info))
+=======
+        self.report = LoadReport()
+        self.parts = CodedParts(stored, config.quant_format.parts(), config.settings.get("modules_to_not_convert") or ())
+        watch_loading(model, lambda info: self._check_loaded(model, info))
+>>>>>>> Stashed changes
 
-    def _weigh(self, model: Any, info: Any) -> None:
+    def _check_loaded(self, model: Any, info: Any) -> None:
         """Keep what is wrong for the end of loading, and off transformers' own lists: one error names everything.
 
         transformers 5.17 puts tensors of another shape where a quantized checkpoint has them, so shapes are compared.
@@ -125,25 +131,25 @@ class HLWQQuantizer(HfQuantizer):
         info.missing_keys = self.parts.as_stored(info.missing_keys) | set(self.outside.missing)
         elsewhere = module_names(model, {name: name for name in info.unexpected_keys})
         info.unexpected_keys -= {name for place, name in elsewhere.items() if self.outside.takes(place)}
-        misshapen = {n for n, t in model.state_dict().items() if t.shape != self.shapes.get(n, t.shape)}
-        misshapen |= set(self.outside.misshapen)
-        gaps = Gaps.of(info.missing_keys, info.unexpected_keys, {*info.mismatched_keys, *misshapen})
-        if gaps.damage(model):
-            self.gaps = gaps
+        mismatched = {n for n, t in model.state_dict().items() if t.shape != self.shapes.get(n, t.shape)}
+        mismatched |= set(self.outside.mismatched)
+        report = LoadReport.of(info.missing_keys, info.unexpected_keys, {*info.mismatched_keys, *mismatched})
+        if report.damage(model):
+            self.report = report
             for names in (info.missing_keys, info.unexpected_keys, info.mismatched_keys):
                 names.clear()
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if not hasattr(HfQuantizer, "get_new_dtype"):
             _restore_dtypes(model, self.dtypes)
-        self.gaps.check(model.name_or_path)
+        self.report.check(model.name_or_path)
         coded = [m for m in model.modules() if isinstance(m, CodedMatrix | HLWQExperts)]
         for module in coded:
             module.materialize()
         if any(isinstance(m, HLWQEmbedding) for m in coded):
             refuse_resizing(model)
         if _execution.get() == "auto" and any(_is_dense(m) for m in coded):
-            _tell_once(
+            _warn_once(
                 "Running on the CPU: codes were decoded once, to the model's dtype, because that is faster there."
             )
         return model
@@ -176,9 +182,9 @@ def _is_dense(module: CodedMatrix | HLWQExperts) -> bool:
     return module.dense if isinstance(module, HLWQExperts) else module.dense_weight is not None
 
 
-def _tell_once(text: str) -> None:
-    if text not in _told:
-        _told.add(text)
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
         logger.warning(text)
 
 

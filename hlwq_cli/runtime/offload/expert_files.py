@@ -49,26 +49,26 @@ class OutsideExperts:
     Attributes:
         parts: of each experts module, by its path, in the order of its layout.
         missing: names of parts that no file holds.
-        misshapen: names of parts of another shape or type than the module's.
+        mismatched: names of parts of another shape or type than the module's.
     """
 
     parts: dict[str, tuple[StoredPart, ...]]
     missing: tuple[str, ...]
-    misshapen: tuple[str, ...]
+    mismatched: tuple[str, ...]
 
     @classmethod
     def find(cls, model: nn.Module, stored: Mapping[str, StoredPart]) -> OutsideExperts:
         """Look for the parts of all experts modules with a layout; `stored` goes by the names in the model."""
-        parts, missing, misshapen = {}, [], []
+        parts, missing, mismatched = {}, [], []
         for path, module in model.named_modules():
             if not isinstance(module, HLWQExperts) or module.layout is None:
                 continue
             wanted = dict(zip(_names(path, module), (*module.layout.gate_up, *module.layout.down), strict=True))
             missing += [name for name in wanted if name not in stored]
             found = {name: stored[name] for name in wanted if name in stored}
-            misshapen += [n for n, s in found.items() if not _fits(s.info, module.expert_count, wanted[n])]
+            mismatched += [n for n, s in found.items() if not _fits(s.info, module.expert_count, wanted[n])]
             parts[path] = tuple(found.values())
-        return cls(parts, tuple(missing), tuple(misshapen))
+        return cls(parts, tuple(missing), tuple(mismatched))
 
     def takes(self, name: str) -> bool:
         """Whether a tensor of this name in the model belongs to one of these modules."""
