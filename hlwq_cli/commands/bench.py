@@ -88,7 +88,7 @@ def bench(
     from ..measure.report import bench as measure
     from ..measure.saved import check_savable
     from ..runtime.kv.bits import KVBits
-    from ..runtime.offload.expert_cache import ExpertRoom
+    from ..runtime.offload.expert_cache import ExpertBudget
     from ..ui.progress import hide_library_bars, progress_display, quiet_log
     from ..ui.show_bench import show_bench
 
@@ -112,7 +112,7 @@ def bench(
         dtype=dtype,
         execution=how,
         kv_bits=None if kv_bits is None else KVBits.parse(kv_bits),
-        expert_room=ExpertRoom.parse(None, gpu_memory),
+        expert_budget=ExpertBudget.parse(None, gpu_memory),
     )
     if save:
         check_savable(paths)

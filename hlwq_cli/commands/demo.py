@@ -63,7 +63,7 @@ def demo(
     """Serve a web page to chat with a checkpoint, until Ctrl-C. Models that support images accept pictures."""
     sink = Sink(format, json, quiet)
     from ..runtime.kv.bits import KVBits
-    from ..runtime.offload.expert_cache import ExpertRoom
+    from ..runtime.offload.expert_cache import ExpertBudget
     from ..ui.demo.serve import check_gradio, check_port, choose_access, gradio_environment, served
     from ..ui.show_demo import show_demo, show_login
 
@@ -72,7 +72,7 @@ def demo(
     check_gradio()
     check_port(port)
     bits = None if kv_bits is None else str(KVBits.parse(kv_bits))
-    ExpertRoom.parse(None, gpu_memory)  # raises before anything is loaded
+    ExpertBudget.parse(None, gpu_memory)  # raises before anything is loaded
     load = _Load(device, dtype, how, bits, gpu_memory)
     try:
         with gradio_environment():

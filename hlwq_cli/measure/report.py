@@ -13,7 +13,7 @@ from ..progress import Progress, ProgressCallback, ignore_progress
 from ..runtime.kv.bits import KVBits
 from ..runtime.loading.load import check_loadable, load_model, load_processor
 from ..runtime.modules.format import Execution
-from ..runtime.offload.expert_cache import ExpertRoom
+from ..runtime.offload.expert_cache import ExpertBudget
 from .divergence import Divergence, compare
 from .kv_size import KVCacheSize, kv_cache_size
 from .perplexity import PairedDelta, Perplexity, paired, perplexity, score
@@ -45,7 +45,7 @@ class Request:
         dtype: see `load_model`.
         execution: see `QuantFormat`.
         kv_bits: widths of the codes in which the checkpoints, never the reference, keep keys and values; or None.
-        expert_room: of the checkpoints' experts, never the reference's, see `load_model`.
+        expert_budget: of the checkpoints' experts, never the reference's, see `load_model`.
     """
 
     ppl: bool = False
@@ -63,7 +63,7 @@ class Request:
     dtype: str = "auto"
     execution: Execution = "auto"
     kv_bits: KVBits | None = None
-    expert_room: ExpertRoom | None = None
+    expert_budget: ExpertBudget | None = None
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
         raise UsageError("Nothing was asked for.", "Use --ppl, --kld, --cosine, --speed or --tasks.")
     if request.kv_bits is not None and not (request.ppl or request.kld or request.speed or request.tasks):
         raise UsageError("--kv-bits changes nothing that was asked for.", "Use --ppl, --kld, --speed or --tasks.")
-    if request.expert_room is not None and not (request.ppl or request.kld or request.speed or request.tasks):
+    if request.expert_budget is not None and not (request.ppl or request.kld or request.speed or request.tasks):
         raise UsageError("--gpu-memory changes nothing that was asked for.", "Use --ppl, --kld, --speed or --tasks.")
     if ref is None and (request.kld or request.cosine):
         raise UsageError("--kld and --cosine compare with a reference.", "Give the unquantized model with --ref.")
@@ -182,7 +182,7 @@ def _check(paths: Sequence[str], request: Request, ref: str | None) -> None:
             device=request.device,
             dtype=request.dtype,
             execution=request.execution,
-            expert_room=request.expert_room,
+            expert_budget=request.expert_budget,
         )
     if ref is not None:
         check_loadable(ref, device=request.device, dtype=request.dtype)
@@ -193,7 +193,7 @@ def _load(run: _Bench, path: str, reference: bool = False) -> tuple[Any, float]:
     start = time.perf_counter()
     run.progress(Progress(f"loading {path}", 0, 1, "steps"))
     r = run.request
-    own: dict[str, Any] = {} if reference else {"kv_bits": r.kv_bits, "expert_room": r.expert_room}
+    own: dict[str, Any] = {} if reference else {"kv_bits": r.kv_bits, "expert_budget": r.expert_budget}
     model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution, **own)
     if run.windows is not None:
         _check_vocabulary(run, path, model.config.get_text_config().vocab_size)

@@ -15,7 +15,7 @@ from .decode.generation import Generation
 from .kv.bits import KVBits
 from .loading.load import load_model, load_processor, supports_images
 from .modules.format import Execution
-from .offload.expert_cache import ExpertRoom
+from .offload.expert_cache import ExpertBudget
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,7 +66,7 @@ class HLWQModel:
         GPU; `gpu_memory`, bytes or "8.6GB", chooses the number from what the whole process may take there.
         """
         bits = None if kv_cache_nbits is None else KVBits.parse(kv_cache_nbits)
-        room = ExpertRoom.parse(expert_cache_slots, gpu_memory)
+        budget = ExpertBudget.parse(expert_cache_slots, gpu_memory)
         model = load_model(
             str(path),
             revision=revision,
@@ -74,7 +74,7 @@ class HLWQModel:
             dtype=dtype,
             execution=execution,
             kv_bits=bits,
-            expert_room=room,
+            expert_budget=budget,
         )
         return cls(model, load_processor(str(path), revision))
 

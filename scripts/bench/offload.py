@@ -73,17 +73,17 @@ def measure(args: argparse.Namespace, case: str, record: Callable[[str, Any], No
     from hlwq_cli.runtime.decode.generation import Generation
     from hlwq_cli.runtime.loading.load import load_model
     from hlwq_cli.runtime.modules.experts import HLWQExperts
-    from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, expert_cache_of, experts_per_token
+    from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, expert_cache_of, experts_per_token
     from hlwq_cli.runtime.offload.memory import host_memory_free
 
     fetch_ahead_at_most(args.ahead)
     free_before, start = host_memory_free(), time.perf_counter()
     room = {
-        "slots": ExpertRoom.parse(args.slots, args.gpu_memory),
-        "none": ExpertRoom(slots=1),
+        "slots": ExpertBudget.parse(args.slots, args.gpu_memory),
+        "none": ExpertBudget(slots=1),
         "resident": None,
     }[case]
-    model = load_model(args.folder, device=args.device, execution="coded", expert_room=room)
+    model = load_model(args.folder, device=args.device, execution="coded", expert_budget=room)
     device: torch.device = model.device
     record("load_seconds", time.perf_counter() - start)
     cache = expert_cache_of(model)

@@ -19,7 +19,7 @@ from hlwq_cli.checkpoint.run.output_folder import quantization_config
 from hlwq_cli.errors import UsageError
 from hlwq_cli.runtime.loading.quantizer import HLWQConfig, module_names, replace_modules
 from hlwq_cli.runtime.offload.expert_cache import experts_per_token
-from hlwq_cli.runtime.offload.memory_budget import TOKENS, DeviceNeeds
+from hlwq_cli.runtime.offload.memory_budget import TOKENS, MemoryEstimate
 from hlwq_cli.sizes import format_size
 from scripts.bench.synthetic_model import ROOT, shapes
 
@@ -42,19 +42,19 @@ def coded_model(config: dict[str, Any], plan: Plan) -> Any:
         model = getattr(transformers, config["architectures"][0])(settings).to(torch.bfloat16)
     stored = {n: tuple(s) for job in plan.coded for n, _, s in job.outputs if n.rpartition(".")[2].startswith("codes")}
     replace_modules(
-        model, module_names(model, stored), HLWQConfig(**quantization_config(plan)).quant_format, outside=True
+        model, module_names(model, stored), HLWQConfig(**quantization_config(plan)).quant_format, offloaded=True
     )
     return model
 
 
-def needs_of(config: dict[str, Any], bits: int) -> tuple[DeviceNeeds, int]:
+def needs_of(config: dict[str, Any], bits: int) -> tuple[MemoryEstimate, int]:
     """What the coded model takes on a GPU, and how many experts a token chooses."""
     model = coded_model(config, planned(config, bits))
     top_k = experts_per_token(model.config)
-    return DeviceNeeds.of(model, top_k), top_k
+    return MemoryEstimate.of(model, top_k), top_k
 
 
-def table(needs: DeviceNeeds, top_k: int, cards: list[float]) -> str:
+def table(needs: MemoryEstimate, top_k: int, cards: list[float]) -> str:
     lines = ["| GPU memory | experts of each layer on the GPU | fetched a token, even routing |", "|---|---|---|"]
     for card in cards:
         try:

@@ -13,7 +13,7 @@ import torch
 
 from hlwq_cli.runtime.decode.generation import Generation
 from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.offload.expert_cache import ExpertRoom
+from hlwq_cli.runtime.offload.expert_cache import ExpertBudget
 from hlwq_kernels.common import device
 from hlwq_kernels.common.cuda_kernel import runs_nvrtc
 from hlwq_kernels.common.device import runs_triton
@@ -38,11 +38,11 @@ def older(request: pytest.FixtureRequest) -> Iterator[str]:
     runs_nvrtc.cache_clear()
 
 
-@pytest.mark.parametrize("room", [None, ExpertRoom(3)])
-def test_a_model_answers_as_on_the_cpu(coded_sample: str, older: str, room: ExpertRoom | None) -> None:
+@pytest.mark.parametrize("budget", [None, ExpertBudget(3)])
+def test_a_model_answers_as_on_the_cpu(coded_sample: str, older: str, budget: ExpertBudget | None) -> None:
     ids = tokens(1, 40)
     exact = load_model(coded_sample, device="cpu", dtype="float32")
-    ours = load_model(coded_sample, device="cuda:0", dtype="float32", execution="coded", expert_room=room)
+    ours = load_model(coded_sample, device="cuda:0", dtype="float32", execution="coded", expert_budget=budget)
     options: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     expected = Generation(exact).generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)
     there = ids.to(CUDA)
@@ -51,13 +51,13 @@ def test_a_model_answers_as_on_the_cpu(coded_sample: str, older: str, room: Expe
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("float16", 1e-4), ("bfloat16", 1e-3)])
-@pytest.mark.parametrize("room", [None, ExpertRoom(3)])
+@pytest.mark.parametrize("budget", [None, ExpertBudget(3)])
 def test_half_precision_is_near(
-    coded_sample: str, older: str, dtype: str, least: float, room: ExpertRoom | None
+    coded_sample: str, older: str, dtype: str, least: float, budget: ExpertBudget | None
 ) -> None:
     ids = tokens(2, 300)
     exact = logits(load_model(coded_sample, device="cpu", dtype="float32"), input_ids=ids).log_softmax(-1)
-    ours = load_model(coded_sample, device="cuda:0", dtype=dtype, execution="coded", expert_room=room)
+    ours = load_model(coded_sample, device="cuda:0", dtype=dtype, execution="coded", expert_budget=budget)
     found = logits(ours, input_ids=ids.to(CUDA)).float().log_softmax(-1).cpu()
     divergence = (exact.exp() * (exact - found)).sum(-1)
     assert divergence.median() < least

@@ -11,7 +11,7 @@ import torch
 from hlwq_cli.runtime.decode.generation import Generation
 from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.offload import expert_cache
-from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, expert_cache_of
+from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.codes.quantized_weight import QuantizedWeight
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
@@ -195,7 +195,7 @@ def test_a_model_answers_as_a_resident_one(
     model = load_model(coded_sample, device="cuda:0", dtype=dtype)
     if tier == "files":
         monkeypatch.setattr(expert_cache, "host_memory_free", lambda: 0)
-    ours = load_model(coded_sample, device="cuda:0", dtype=dtype, expert_room=ExpertRoom(slots))
+    ours = load_model(coded_sample, device="cuda:0", dtype=dtype, expert_budget=ExpertBudget(slots))
     for ids in (tokens(1, 1), tokens(2, 9), tokens(1, 300), tokens(1, 1)):
         assert torch.equal(logits(ours, input_ids=ids.to(CUDA)), logits(model, input_ids=ids.to(CUDA)))
     ids = tokens(2, 30).to(CUDA)
@@ -211,7 +211,7 @@ def test_a_model_answers_as_a_resident_one(
 @pytest.mark.parametrize("slots", [1, 3])
 def test_a_model_fetches_ahead_and_answers_as_a_resident_one(coded_sample: str, slots: int) -> None:
     model = load_model(coded_sample, device="cuda:0", dtype="bfloat16")
-    ours = load_model(coded_sample, device="cuda:0", dtype="bfloat16", expert_room=ExpertRoom(slots))
+    ours = load_model(coded_sample, device="cuda:0", dtype="bfloat16", expert_budget=ExpertBudget(slots))
     ids = tokens(1, 30).to(CUDA)
     options: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 200}
     options |= {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -228,10 +228,10 @@ def test_a_size_is_kept_and_experts_are_never_on_the_device_whole(coded_sample: 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(CUDA)
     before = torch.cuda.memory_allocated(CUDA)
-    model = load_model(coded_sample, device="cuda:0", expert_room=ExpertRoom(gpu_memory=2 * 10**9))
+    model = load_model(coded_sample, device="cuda:0", expert_budget=ExpertBudget(gpu_memory=2 * 10**9))
     cache = expert_cache_of(model)
     assert cache is not None
     assert cache.slots == 8
-    assert cache.needs is not None
-    held = cache.needs.weights + cache.needs.scratch + 8 * cache.needs.slot
+    assert cache.estimate is not None
+    held = cache.estimate.weights + cache.estimate.scratch + 8 * cache.estimate.slot
     assert torch.cuda.max_memory_allocated(CUDA) - before < 1.1 * held + 2**20

@@ -12,7 +12,7 @@ from hlwq_cli.measure.expert_traffic import ExpertTraffic, expert_traffic
 from hlwq_cli.measure.report import BenchReport, Measured
 from hlwq_cli.measure.speed import measure_speed
 from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, Traffic, expert_cache_of
+from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
 from hlwq_cli.ui.show_bench import show_bench
 from hlwq_cli.ui.sink import Format, Sink
 
@@ -21,7 +21,7 @@ Family = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def measured(coded: Family) -> Measured:
-    model = load_model(str(coded("qwen3_moe")), device="cpu", expert_room=ExpertRoom(2))
+    model = load_model(str(coded("qwen3_moe")), device="cpu", expert_budget=ExpertBudget(2))
     return Measured("out", 1000, 5.1, speed=measure_speed(model, runs=1))
 
 
@@ -37,7 +37,7 @@ def test_decoded_tokens_alone_are_counted(measured: Measured) -> None:
 
 
 def test_where_all_have_slots_nothing_is_fetched(coded: Family) -> None:
-    model = load_model(str(coded("qwen3_moe")), device="cpu", expert_room=ExpertRoom(4))
+    model = load_model(str(coded("qwen3_moe")), device="cpu", expert_budget=ExpertBudget(4))
     cache = expert_cache_of(model)
     assert cache is not None
     found = expert_traffic(cache, (Traffic(), Traffic(80, 8, 800), Traffic(960, 8, 800)), 100)
@@ -45,7 +45,7 @@ def test_where_all_have_slots_nothing_is_fetched(coded: Family) -> None:
 
 
 def test_what_is_fetched_ahead_is_counted_apart_and_prompts_are_not(coded: Family) -> None:
-    cache = expert_cache_of(load_model(str(coded("qwen3_moe")), device="cpu", expert_room=ExpertRoom(2)))
+    cache = expert_cache_of(load_model(str(coded("qwen3_moe")), device="cpu", expert_budget=ExpertBudget(2)))
     assert cache is not None
     fetched = Traffic(), Traffic(80, 8, 800, 0, 300), Traffic(960, 48, 4800, 0, 1600)
     found = expert_traffic(cache, fetched, 100)

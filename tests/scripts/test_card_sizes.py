@@ -3,19 +3,19 @@
 import pytest
 
 from hlwq_cli.errors import UsageError
-from hlwq_cli.runtime.offload.memory_budget import CONTEXT_BYTES, TOKENS, DeviceNeeds
+from hlwq_cli.runtime.offload.memory_budget import CONTEXT_BYTES, TOKENS, MemoryEstimate
 from hlwq_cli.sizes import parse_size
 from scripts.studies import card_sizes
 from tests.support.builders import gemma4_full
 
 
 @pytest.fixture(scope="module")
-def needs() -> DeviceNeeds:
-    found: DeviceNeeds = card_sizes.needs_of(gemma4_full(), 5)[0]
+def needs() -> MemoryEstimate:
+    found: MemoryEstimate = card_sizes.needs_of(gemma4_full(), 5)[0]
     return found
 
 
-def test_slots_and_other_weights_are_the_planned_checkpoint(needs: DeviceNeeds) -> None:
+def test_slots_and_other_weights_are_the_planned_checkpoint(needs: MemoryEstimate) -> None:
     """Records are padded to 128 bytes a part; beside tensors a model has some small buffers of its own."""
     planned = card_sizes.planned(gemma4_full(), 5).output_bytes
     assert needs.weights + needs.slot * needs.experts == pytest.approx(planned, rel=1e-4)
@@ -25,11 +25,11 @@ def test_slots_and_other_weights_are_the_planned_checkpoint(needs: DeviceNeeds) 
     assert needs.scratch == (8 + 16) * record
 
 
-def test_keys_and_values_are_those_of_25_windows_and_5_full_layers(needs: DeviceNeeds) -> None:
+def test_keys_and_values_are_those_of_25_windows_and_5_full_layers(needs: MemoryEstimate) -> None:
     assert needs.cache == 25 * 1024 * 2 * 8 * 256 * 2 + 5 * TOKENS * 2 * 2 * 512 * 2
 
 
-def test_slots_fill_what_the_rest_leaves(needs: DeviceNeeds) -> None:
+def test_slots_fill_what_the_rest_leaves(needs: MemoryEstimate) -> None:
     for budget in (8 * 10**9, 86 * 10**8, 12 * 10**9):
         slots = needs.slots(budget)
         assert needs.others + slots * needs.slot <= budget < needs.others + (slots + 1) * needs.slot
@@ -37,7 +37,7 @@ def test_slots_fill_what_the_rest_leaves(needs: DeviceNeeds) -> None:
     assert needs.others == CONTEXT_BYTES + needs.weights + needs.cache + needs.workspace + needs.scratch
 
 
-def test_the_least_that_is_named_works_and_less_does_not(needs: DeviceNeeds) -> None:
+def test_the_least_that_is_named_works_and_less_does_not(needs: MemoryEstimate) -> None:
     with pytest.raises(UsageError, match=r"Give at least .*GB\.") as refused:
         needs.slots(2 * 10**9)
     least = refused.value.hint.removeprefix("Give at least ").rstrip(".")

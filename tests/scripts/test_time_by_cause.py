@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.offload.expert_cache import ExpertRoom
+from hlwq_cli.runtime.offload.expert_cache import ExpertBudget
 from hlwq_kernels.decode_step import step
 from hlwq_kernels.linear import gemm_small_m as matmul
 from hlwq_kernels.linear import gemv as matvec
@@ -57,7 +57,7 @@ def test_every_kernel_of_a_step_has_a_cause() -> None:
 
 def test_bytes_are_those_of_the_chosen_experts_and_of_every_other_matrix(coded: Callable[[str], Path]) -> None:
     folder = str(coded("qwen3_moe"))
-    outside = load_model(folder, device="cpu", execution="coded", expert_room=ExpertRoom(1))
+    outside = load_model(folder, device="cpu", execution="coded", expert_budget=ExpertBudget(1))
     found, resident = bytes_read(outside, 2), bytes_read(load_model(folder, device="cpu", execution="coded"), 2)
     layer = outside.model.layers[0]
     assert found["experts' products"] == 2 * 2 * layer.mlp.experts.layout.bytes

@@ -16,11 +16,11 @@ from ...samples import resolve_model
 from ..kv.attention import code_kv_cache
 from ..kv.bits import KVBits
 from ..modules.format import Execution
-from ..offload.expert_cache import ExpertRoom, offload_experts
+from ..offload.expert_cache import ExpertBudget, offload_experts
 from .gemma4_processor import ImageTextProcessor, needs_image_text_processor
 from .load_checks import LoadReport
 from .quantizer import execution as executed
-from .quantizer import experts_outside
+from .quantizer import offloaded_experts
 
 
 def load_model(
@@ -31,7 +31,7 @@ def load_model(
     dtype: str = "auto",
     execution: Execution = "auto",
     kv_bits: KVBits | None = None,
-    expert_room: ExpertRoom | None = None,
+    expert_budget: ExpertBudget | None = None,
 ) -> Any:
     """Load a checkpoint with the transformers class that its config names.
 
@@ -42,7 +42,7 @@ def load_model(
         dtype: of all that is not coded, and of activations: `auto` is the checkpoint's; or bfloat16, float16, float32.
         execution: of coded modules, see `QuantFormat`.
         kv_bits: keep keys and values in codes of these widths; None keeps them as they are.
-        expert_room: keep experts outside the GPU, but for those that have room there; None loads them all.
+        expert_budget: keep experts outside the GPU, but for those that have room there; None loads them all.
 
     Raises:
         NotFoundError: no such folder or repository.
@@ -53,9 +53,9 @@ def load_model(
     """
     path = resolve_model(path)
     _check_exists(path)
-    _check_room(expert_room, device, execution)
-    outside = nullcontext() if expert_room is None else experts_outside()
-    with _reading(path), executed(execution), outside:
+    _check_expert_budget(expert_budget, device, execution)
+    offloading = nullcontext() if expert_budget is None else offloaded_experts()
+    with _reading(path), executed(execution), offloading:
         config = _config(path, revision)
         model, info = model_class(config).from_pretrained(
             path,
@@ -66,9 +66,9 @@ def load_model(
             ignore_mismatched_sizes=True,  # so that all are named at once, below
         )
     LoadReport.of(*(info.get(kind, ()) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))).check(path)
-    if expert_room is not None:
+    if expert_budget is not None:
         with _reading(path):
-            offload_experts(model, expert_room)
+            offload_experts(model, expert_budget)
     if kv_bits is not None:
         code_kv_cache(model, kv_bits)
     return model.eval()
@@ -145,7 +145,7 @@ def check_loadable(
     device: str = "auto",
     dtype: str = "auto",
     execution: Execution = "auto",
-    expert_room: ExpertRoom | None = None,
+    expert_budget: ExpertBudget | None = None,
 ) -> None:
     """Find out before any work what would keep `load_model` from beginning.
 
@@ -156,17 +156,17 @@ def check_loadable(
     _check_exists(resolve_model(path))
     _device(device)
     _dtype(dtype)
-    _check_room(expert_room, device, execution)
+    _check_expert_budget(expert_budget, device, execution)
 
 
-def _check_room(room: ExpertRoom | None, device: str, execution: Execution) -> None:
-    if room is None:
+def _check_expert_budget(budget: ExpertBudget | None, device: str, execution: Execution) -> None:
+    if budget is None:
         return
     if execution == "dense":
         raise UsageError("Experts outside the GPU are multiplied as codes.", "Leave --execution dense out.")
     if device in _MAPS:
         raise UsageError("Experts outside the GPU are for a model on one device.", f"Name it instead of {device}.")
-    if room.gpu_memory is not None and _device(device) == "cpu":
+    if budget.gpu_memory is not None and _device(device) == "cpu":
         raise UsageError("There is no GPU here whose memory could be kept to a size.", "Leave --gpu-memory out.")
 
 

@@ -25,17 +25,17 @@ from ...checkpoint.io.safetensors_file import read_header
 from ...errors import CorruptError, UnsupportedError
 from ..modules.embedding import HLWQEmbedding, code_embedding
 from ..modules.experts import PARAMETERS, HLWQExperts, code_experts
-from ..modules.format import QuantFormat, Execution
+from ..modules.format import Execution, QuantFormat
 from ..modules.linear import HLWQLinear
 from ..modules.matrix import CodedMatrix
 from ..modules.tying import refuse_resizing, tie_coded
-from ..offload.expert_files import OutsideExperts, stored_parts
+from ..offload.expert_files import OffloadedExperts, stored_parts
 from .load_checks import CodedParts, LoadReport, codes_name, watch_loading
 
 logger = logging.getLogger("hlwq")
 _warned: set[str] = set()
 _execution: ContextVar[Execution] = ContextVar("execution", default="auto")
-_outside: ContextVar[bool] = ContextVar("outside", default=False)
+_offload_experts: ContextVar[bool] = ContextVar("offload_experts", default=False)
 T = TypeVar("T")
 
 
@@ -53,13 +53,13 @@ def execution(how: Execution) -> Iterator[None]:
 
 
 @contextmanager
-def experts_outside() -> Iterator[None]:
+def offloaded_experts() -> Iterator[None]:
     """Models loaded within get no experts, but know where theirs lie: `offload_experts` is to follow."""
-    token = _outside.set(True)
+    token = _offload_experts.set(True)
     try:
         yield
     finally:
-        _outside.reset(token)
+        _offload_experts.reset(token)
 
 
 class HLWQConfig(QuantizationConfigMixin):
@@ -105,34 +105,29 @@ class HLWQQuantizer(HfQuantizer):
         stored = module_names(model, _codes_of(names))
         self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
         config: Any = self.quantization_config
-        replace_modules(model, stored, config.quant_format, _outside.get())
+        offload = _offload_experts.get()
+        replace_modules(model, stored, config.quant_format, offload)
         files = kwargs.get("checkpoint_files") or []
-        self.outside = OutsideExperts.find(model, module_names(model, stored_parts(files)) if _outside.get() else {})
+        self.offloaded = OffloadedExperts.find(model, module_names(model, stored_parts(files)) if offload else {})
         ends = tuple(".".join(name.split(".")[-2:]) for name in model.all_tied_weights_keys)
         tie_coded(model, module_names(model, {n: shape for n, shape in names.items() if n.endswith(ends)}))
         self.shapes = {name: t.shape for name, t in model.state_dict().items()}
-<<<<<<< Updated upstream
-        self.gaps = Gaps()
+        self.report = LoadReport()
         self.parts = CodedParts(
             stored, config.quant_format.parts(), config.settings.get("modules_to_not_convert") or ()
         )
-        watch_loading(model, lambda info: self._weigh(model, info))
-=======
-        self.report = LoadReport()
-        self.parts = CodedParts(stored, config.quant_format.parts(), config.settings.get("modules_to_not_convert") or ())
         watch_loading(model, lambda info: self._check_loaded(model, info))
->>>>>>> Stashed changes
 
     def _check_loaded(self, model: Any, info: Any) -> None:
         """Keep what is wrong for the end of loading, and off transformers' own lists: one error names everything.
 
         transformers 5.17 puts tensors of another shape where a quantized checkpoint has them, so shapes are compared.
         """
-        info.missing_keys = self.parts.as_stored(info.missing_keys) | set(self.outside.missing)
+        info.missing_keys = self.parts.as_stored(info.missing_keys) | set(self.offloaded.missing)
         elsewhere = module_names(model, {name: name for name in info.unexpected_keys})
-        info.unexpected_keys -= {name for place, name in elsewhere.items() if self.outside.takes(place)}
+        info.unexpected_keys -= {name for place, name in elsewhere.items() if self.offloaded.takes(place)}
         mismatched = {n for n, t in model.state_dict().items() if t.shape != self.shapes.get(n, t.shape)}
-        mismatched |= set(self.outside.mismatched)
+        mismatched |= set(self.offloaded.mismatched)
         report = LoadReport.of(info.missing_keys, info.unexpected_keys, {*info.mismatched_keys, *mismatched})
         if report.damage(model):
             self.report = report
@@ -156,7 +151,7 @@ class HLWQQuantizer(HfQuantizer):
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
         """Codes are saved as they were loaded; experts outside the GPU are not the model's to save."""
-        return not self.outside.parts
+        return not self.offloaded.parts
 
     @property
     def is_trainable(self) -> bool:
@@ -226,9 +221,9 @@ def module_names(model: Any, stored: dict[str, T]) -> dict[str, T]:
 
 
 def replace_modules(
-    model: nn.Module, stored: dict[str, tuple[int, ...]], quant_format: QuantFormat, outside: bool = False
+    model: nn.Module, stored: dict[str, tuple[int, ...]], quant_format: QuantFormat, offloaded: bool = False
 ) -> None:
-    """Put coded modules, on the meta device, where `stored` says that there are codes; `outside`: see `code_experts`.
+    """Put coded modules, on the meta device, where `stored` says that there are codes; `offloaded`: see `code_experts`.
 
     Raises:
         CorruptError: codes for something that is no linear layer, embeddings or stacked experts.
@@ -254,7 +249,7 @@ def replace_modules(
                 odd += [f"{path}.codes_{p}" for p in shapes]
                 continue
             widths = {p: quant_format.bits_of(s, getattr(module, p).shape[-1]) for p, s in shapes.items()}
-            code_experts(module, widths, quant_format, outside)
+            code_experts(module, widths, quant_format, offloaded)
     if odd:
         raise CorruptError(
             f"No module of {type(model).__name__} takes {', '.join(sorted(odd))}.", "Is this its checkpoint?"

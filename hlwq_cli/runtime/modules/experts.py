@@ -99,17 +99,17 @@ def _coded_class(original: type[nn.Module]) -> type[nn.Module]:
     return _classes[original]
 
 
-def code_experts(module: nn.Module, bits: dict[str, int], quant_format: QuantFormat, outside: bool = False) -> None:
+def code_experts(module: nn.Module, bits: dict[str, int], quant_format: QuantFormat, offloaded: bool = False) -> None:
     """Make an experts module, on the meta device, hold codes instead of its two stacked parameters, in place.
 
-    Experts `outside` the GPU get a layout of their records and no buffers.
+    Experts `offloaded` the GPU get a layout of their records and no buffers.
     """
     shapes = {name: tuple(getattr(module, name).shape) for name in PARAMETERS}
     dtype = getattr(module, PARAMETERS[0]).dtype
     parts = {name: quant_format.empty_parts(shapes[name], bits[name]) for name in PARAMETERS}
     for name in PARAMETERS:
         delattr(module, name)
-        for part, tensor in () if outside else parts[name].items():
+        for part, tensor in () if offloaded else parts[name].items():
             module.register_buffer(f"{part}_{name}", tensor)
     module.__class__ = _coded_class(type(module))
     assert isinstance(module, HLWQExperts)
@@ -118,5 +118,5 @@ def code_experts(module: nn.Module, bits: dict[str, int], quant_format: QuantFor
     module.gate_name = _gate_name(module)
     module.columns = {name: shape[-1] for name, shape in shapes.items()}
     gate_up, down = ([(t.shape[1:], t.dtype) for t in parts[name].values()] for name in PARAMETERS)
-    module.layout, module.offloaded = RecordLayout.of(gate_up, down) if outside else None, None
+    module.layout, module.offloaded = RecordLayout.of(gate_up, down) if offloaded else None, None
     module.expert_count = shapes[PARAMETERS[0]][0]

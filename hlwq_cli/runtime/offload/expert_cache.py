@@ -18,9 +18,9 @@ from ...errors import UnsupportedError, UsageError
 from ...sizes import format_size, parse_size
 from ..modules.experts import PARAMETERS, HLWQExperts
 from ..modules.format import QuantFormat
-from .expert_files import FileRecords, HostRecords, OutsideExperts, fill
+from .expert_files import FileRecords, HostRecords, OffloadedExperts, fill
 from .memory import host_memory_free
-from .memory_budget import DeviceNeeds
+from .memory_budget import MemoryEstimate
 
 logger = logging.getLogger("hlwq")
 HOST_SPARE = 2**30
@@ -31,7 +31,7 @@ Tier = Literal["host", "files"]
 
 
 @dataclass(frozen=True)
-class ExpertRoom:
+class ExpertBudget:
     """How much room experts get on the GPU: exactly one is set.
 
     Attributes:
@@ -43,7 +43,7 @@ class ExpertRoom:
     gpu_memory: int | None = None
 
     @classmethod
-    def parse(cls, slots: int | None, gpu_memory: str | int | None) -> ExpertRoom | None:
+    def parse(cls, slots: int | None, gpu_memory: str | int | None) -> ExpertBudget | None:
         """What a user asked for; None where that is nothing.
 
         Raises:
@@ -97,7 +97,7 @@ class ExpertCache:
         record_bytes: of the largest expert.
         outside_bytes: of all experts.
         tier: where they lie.
-        needs: what else the GPU holds, where it was asked to stay below a number of bytes.
+        estimate: what else the GPU holds, where it was asked to stay below a number of bytes.
     """
 
     slots: int
@@ -106,7 +106,7 @@ class ExpertCache:
     record_bytes: int
     outside_bytes: int
     tier: Tier
-    needs: DeviceNeeds | None
+    estimate: MemoryEstimate | None
     groups: tuple[Slots, ...]
 
     def traffic(self) -> Traffic:
@@ -123,7 +123,7 @@ class ExpertCache:
             f"{self.slots} of {self.experts} experts in each of {self.layers} layers have slots on "
             f"{self.groups[0].device}; all, {format_size(self.outside_bytes)}, lie in {place}"
         )
-        return f"{text}." if self.needs is None else f"{text}. {self.needs.line(self.slots)}"
+        return f"{text}." if self.estimate is None else f"{text}. {self.estimate.line(self.slots)}"
 
 
 def expert_cache_of(model: Any) -> ExpertCache | None:
@@ -132,15 +132,15 @@ def expert_cache_of(model: Any) -> ExpertCache | None:
     return cache
 
 
-def offload_experts(model: Any, room: ExpertRoom) -> None:
-    """Give a model that was loaded under `experts_outside` its experts.
+def offload_experts(model: Any, budget: ExpertBudget) -> None:
+    """Give a model that was loaded under `offloaded_experts` its experts.
 
     Raises:
         UnsupportedError: it has no coded experts, or does not say how many of them a token chooses.
         UsageError: a size that is too small.
     """
-    outside = _outside(model)
-    modules = {path: model.get_submodule(path) for path in outside.parts}
+    offloaded = _offloaded(model)
+    modules = {path: model.get_submodule(path) for path in offloaded.parts}
     if not modules:
         raise UnsupportedError(
             f"{model.name_or_path} has no coded experts to keep outside the GPU.",
@@ -151,15 +151,15 @@ def offload_experts(model: Any, room: ExpertRoom) -> None:
     for path, module in modules.items():
         layouts[module.layout].append(path)
     chosen = experts_per_token(model.config)
-    needs = None if room.gpu_memory is None else DeviceNeeds.of(model, chosen)
-    slots = room.slots if needs is None else needs.slots(room.gpu_memory or 0)
+    estimate = None if budget.gpu_memory is None else MemoryEstimate.of(model, chosen)
+    slots = budget.slots if estimate is None else estimate.slots(budget.gpu_memory or 0)
     experts = max(m.expert_count for m in modules.values())
     slots = min(slots or 1, experts)
     total = sum(m.expert_count * m.layout.bytes for m in modules.values())
     tier: Tier = "host" if total + HOST_SPARE <= host_memory_free() else "files"
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    records = _records(modules, outside, tier, device)
+    records = _records(modules, offloaded, tier, device)
     groups = []
     for layout, paths in layouts.items():
         itself = reads_pinned_memory(device) and all(records[p].pinned is not None for p in paths)
@@ -170,14 +170,14 @@ def offload_experts(model: Any, room: ExpertRoom) -> None:
             tables = _centroids(quant_format, module, device)
             module.offloaded = OffloadedLayer(groups[-1], number, records[path], tables, quant_format.block_size)
     largest = max(layout.bytes for layout in layouts)
-    cache = ExpertCache(slots, experts, len(modules), largest, total, tier, needs, tuple(groups))
+    cache = ExpertCache(slots, experts, len(modules), largest, total, tier, estimate, tuple(groups))
     setattr(model, _MARK, cache)
     logger.warning(cache.line())
 
 
-def _outside(model: Any) -> OutsideExperts:
+def _offloaded(model: Any) -> OffloadedExperts:
     quantizer = getattr(model, "hf_quantizer", None)
-    found: OutsideExperts = getattr(quantizer, "outside", OutsideExperts({}, (), ()))
+    found: OffloadedExperts = getattr(quantizer, "offloaded", OffloadedExperts({}, (), ()))
     return found
 
 
@@ -189,12 +189,12 @@ def _centroids(
 
 
 def _records(
-    modules: Mapping[str, HLWQExperts], outside: OutsideExperts, tier: Tier, device: torch.device
+    modules: Mapping[str, HLWQExperts], offloaded: OffloadedExperts, tier: Tier, device: torch.device
 ) -> dict[str, HostRecords | FileRecords]:
     files, gpu = {}, device.type == "cuda"
     for path, module in modules.items():
         assert module.layout is not None
-        files[path] = FileRecords(module.layout, outside.parts[path], pin=gpu and tier == "files")
+        files[path] = FileRecords(module.layout, offloaded.parts[path], pin=gpu and tier == "files")
     if tier == "files":
         return dict(files)
     host = {}

@@ -43,7 +43,7 @@ def stored_parts(files: Iterable[str]) -> dict[str, StoredPart]:
 
 
 @dataclass(frozen=True)
-class OutsideExperts:
+class OffloadedExperts:
     """Where the files hold the experts of a model that was built without them.
 
     Attributes:
@@ -57,7 +57,7 @@ class OutsideExperts:
     mismatched: tuple[str, ...]
 
     @classmethod
-    def find(cls, model: nn.Module, stored: Mapping[str, StoredPart]) -> OutsideExperts:
+    def find(cls, model: nn.Module, stored: Mapping[str, StoredPart]) -> OffloadedExperts:
         """Look for the parts of all experts modules with a layout; `stored` goes by the names in the model."""
         parts, missing, mismatched = {}, [], []
         for path, module in model.named_modules():

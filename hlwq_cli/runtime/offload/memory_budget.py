@@ -25,7 +25,7 @@ _STATES = 16
 
 
 @dataclass(frozen=True)
-class DeviceNeeds:
+class MemoryEstimate:
     """Bytes on the GPU.
 
     Attributes:
@@ -45,7 +45,7 @@ class DeviceNeeds:
     experts: int
 
     @classmethod
-    def of(cls, model: Any, chosen: int) -> DeviceNeeds:
+    def of(cls, model: Any, chosen: int) -> MemoryEstimate:
         """Those of a model whose experts are outside, on the meta device too; a token chooses so many of them."""
         modules = [m for m in model.modules() if isinstance(m, HLWQExperts) and m.layout is not None]
         layouts = {m.layout for m in modules if m.layout is not None}

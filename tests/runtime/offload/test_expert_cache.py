@@ -16,7 +16,7 @@ from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.model import HLWQModel
 from hlwq_cli.runtime.modules.experts import HLWQExperts
 from hlwq_cli.runtime.offload import expert_cache
-from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, Traffic, expert_cache_of
+from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
 from hlwq_cli.samples import resolve_model
 from tests.kernels.offload.slot_rules import SlotRules
 from tests.support.files import read_tensors
@@ -29,8 +29,8 @@ MIXTURES = ("gemma4", "qwen3_moe", "mixtral")
 
 def opened(folder: Path | str, slots: int | None, dtype: str = "float32") -> Any:
     """A coded model on the CPU, its experts resident where no slots are asked for."""
-    room = None if slots is None else ExpertRoom(slots)
-    return load_model(str(folder), device="cpu", dtype=dtype, execution="coded", expert_room=room)
+    budget = None if slots is None else ExpertBudget(slots)
+    return load_model(str(folder), device="cpu", dtype=dtype, execution="coded", expert_budget=budget)
 
 
 def layers_of(model: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from hlwq_cli.runtime.decode.decoder import Decoder
 from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.modules.experts import HLWQExperts
 from hlwq_cli.runtime.offload import expert_cache
-from hlwq_cli.runtime.offload.expert_cache import ExpertRoom, Traffic, expert_cache_of
+from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.offload import slots
 from hlwq_kernels.offload.layer import OffloadedLayer
@@ -33,8 +33,8 @@ class ReadByTheDevice(HostRecords):
         self.pinned = self.records
 
 
-def opened(folder: str, room: ExpertRoom | None) -> Any:
-    return load_model(folder, device="cpu", dtype="float32", execution="coded", expert_room=room)
+def opened(folder: str, budget: ExpertBudget | None) -> Any:
+    return load_model(folder, device="cpu", dtype="float32", execution="coded", expert_budget=budget)
 
 
 def answered(model: Any) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_
     monkeypatch.setattr(slots, "_processors", lambda device: 1)
     monkeypatch.setattr(expert_cache, "reads_pinned_memory", lambda device: True)
     monkeypatch.setattr(expert_cache, "HostRecords", ReadByTheDevice)
-    model = opened(coded_sample, ExpertRoom(own))
+    model = opened(coded_sample, ExpertBudget(own))
     layers = [m.offloaded for m in model.modules() if isinstance(m, HLWQExperts)]
     rules, counted = [SlotRules(8, own) for _ in layers], {"ahead": 0, "streamed": 0, "wanted": 0, "right": 0}
     guessed: dict[int, list[int]] = {}
