@@ -1,1 +1,1 @@
-"""What users, developers and CI run; in the folders, what makes the figures of docs/."""
+"""Scripts for users, developers and CI; the folders hold what produces the figures in docs/."""

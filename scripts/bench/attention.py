@@ -1,16 +1,17 @@
-"""Attention of one new token a sequence over a cache in codes, beside torch's over the same cache in bfloat16.
+"""Attention of one new token per sequence over a quantized KV cache, compared with torch's over a bfloat16 cache.
 
     python scripts/bench/attention.py [check] [attention] [encode]
 
-Each figure is the median over replays of one CUDA graph that holds many calls, each on a cache of its own, together far
-more than the L2 cache, as in bench_matmul.py; both sides are timed so. torch's time is the better of two ways to call
-scaled_dot_product_attention: with `enable_gqa`, and with the query heads that share a key/value head taken as so many
-queries, which is how transformers calls it for one token. Codes are random bytes: speed, not quality.
+Each figure is the median over replays of one CUDA graph. The graph holds many calls, each on its own cache; together
+the caches are far larger than the L2 cache (see linear.py). Both sides are timed this way. torch's time is the better
+of two ways to call scaled_dot_product_attention: with `enable_gqa`, and with the query heads that share a key/value
+head packed as that many queries, which is how transformers calls it for one token. Codes are random bytes: the figures
+say something about speed, not about quality.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
@@ -28,25 +29,30 @@ BATCHES = (1, 8)
 BITS = (8, 4, 3, 2)
 EXACT_TOKENS = 80
 COLD_BYTES, MAX_COPIES = 2 * 10**8, 40
-TABLES = {bits: KVTables.of(lloyd_max(bits), torch.device("cuda")) for bits in BITS}
+
+
+@cache
+def tables(bits: int) -> KVTables:
+    """Return the decoding tables of a width on the GPU."""
+    return KVTables.of(lloyd_max(bits), torch.device("cuda"))
 
 
 def random_cache(batch: int, heads: int, dim: int, tokens: int, bits: int) -> QuantizedKV:
-    """Random codes of heads whose root mean squares are near 1, and a tail of exact tokens."""
+    """Return random codes of heads whose root mean squares are near 1, with a tail of exact tokens."""
     coded = tokens - EXACT_TOKENS
     codes = torch.randint(0, 256, (batch, heads, coded, dim * bits // 8), dtype=torch.uint8, device="cuda")
     scales = torch.randint(124, 133, (batch, heads, coded), dtype=torch.uint8, device="cuda")
     exact = torch.randn(batch, heads, EXACT_TOKENS, dim, device="cuda", dtype=torch.bfloat16)
-    return QuantizedKV(codes, scales, coded, exact, coded, TABLES[bits])
+    return QuantizedKV(codes, scales, coded, exact, coded, tables(bits))
 
 
 def num_copies(bytes_each: int) -> int:
-    """How many caches together are far more than the L2 cache."""
+    """Return how many caches are together far larger than the L2 cache."""
     return 1 + min(MAX_COPIES, COLD_BYTES // bytes_each)
 
 
 def dense_seconds(query: torch.Tensor, heads: int, tokens: int) -> tuple[float, str]:
-    """torch's time over keys and values in bfloat16, and which way was the better."""
+    """Return torch's time over bfloat16 keys and values, and the name of the faster way to call it."""
     batch, query_heads, _, dim = query.shape
     count = num_copies(4 * batch * heads * tokens * dim)
     caches = [
@@ -62,13 +68,14 @@ def dense_seconds(query: torch.Tensor, heads: int, tokens: int) -> tuple[float, 
     for name, calls in ways.items():
         try:
             times[name] = seconds(calls)
-        except RuntimeError as error:  # no kernel of torch's takes these heads so, or memory for copies is short
-            print(f"(torch cannot take {name}: {str(error).splitlines()[0][:80]})")
+        except RuntimeError as error:  # torch has no kernel for these heads, or there is no memory for the copies
+            print(f"(torch cannot run {name}: {str(error).splitlines()[0][:80]})")
     best = min(times, key=lambda name: times[name])
     return times[best], best
 
 
 def attention_lines(bandwidth: float) -> Iterator[str]:
+    """Yield the lines of the attention table."""
     yield "\n| heads | tokens | sequences | bits | us | torch bf16, us | times torch | GB/s | of copy |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for name, (query_heads, heads, dim) in LAYOUTS.items():
@@ -85,7 +92,7 @@ def attention_lines(bandwidth: float) -> Iterator[str]:
 
 
 def coded_seconds(query: torch.Tensor, heads: int, tokens: int, bits: int) -> tuple[float, int]:
-    """Our time, and the bytes that a call reads."""
+    """Return the time of our kernel, and the bytes that a call reads."""
     batch, dim = query.shape[0], query.shape[-1]
     first = [random_cache(batch, heads, dim, tokens, bits) for _ in "kv"]
     bytes_read = sum(s.codes.nbytes + s.scales.nbytes + s.exact.nbytes for s in first)
@@ -97,7 +104,7 @@ def coded_seconds(query: torch.Tensor, heads: int, tokens: int, bits: int) -> tu
 
 
 def check_lines(_: float) -> Iterator[str]:
-    """That the kernel's answer is that of torch, on small caches of every width."""
+    """Compare the kernel with the torch reference on small caches of every width."""
     for name, (query_heads, heads, dim) in LAYOUTS.items():
         for bits in BITS:
             k, v = (random_cache(2, heads, dim, 3000, bits) for _ in range(2))
@@ -109,14 +116,15 @@ def check_lines(_: float) -> Iterator[str]:
 
 
 def encode_lines(_: float) -> Iterator[str]:
-    yield "\n| coding tokens | heads | tokens | bits | us | million values/s |"
+    """Yield the lines of the table of encoding times."""
+    yield "\n| encoding | heads | tokens | bits | us | million values/s |"
     yield "|---|---|---|---|---|---|"
     for name, (_, heads, dim) in LAYOUTS.items():
         for tokens in (32, 8192):
             for bits in (4, 8):
                 count = num_copies(2 * heads * tokens * dim)
                 some = [torch.randn(1, heads, tokens, dim, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-                time = seconds([partial(encode_kv, x, TABLES[bits]) for x in some])
+                time = seconds([partial(encode_kv, x, tables(bits)) for x in some])
                 yield (
                     f"| keys or values | {name} | {tokens} | {bits} | {time * 1e6:.1f} "
                     f"| {some[0].numel() / time / 1e6:.0f} |"
@@ -128,7 +136,7 @@ SECTIONS = {"check": check_lines, "attention": attention_lines, "encode": encode
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", help="of check, attention, encode; by default all")
+    parser.add_argument("sections", nargs="*", help="check, attention, encode; default: all")
     args = parser.parse_args()
     bandwidth = copy_bandwidth(9)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s", flush=True)

@@ -1,10 +1,11 @@
-"""How fast the kernels are on a CUDA device, beside what copying memory takes on it in the same run.
+"""Speed of the encode and decode kernels on a CUDA device, compared with copying memory in the same run.
 
     python scripts/bench/codec_gpu.py [encode] [decode]
 
-Medians of runs timed by CUDA events, each after the L2 cache was overwritten. A kernel's GB/s count the bytes that go
-in and out once; "of copy" is their share of the bandwidth of a device-to-device copy (read plus written). Weights are
-random: speed, not quality. The torch twin, which defines the result, is timed on the first 16M weights.
+Each figure is the median of runs timed with CUDA events; the L2 cache is overwritten before each run. A kernel's GB/s
+count each byte that goes in or out once. "of copy" is the fraction of the bandwidth of a device-to-device copy (bytes
+read plus bytes written). Weights are random: the figures say something about speed, not about quality. The torch
+reference, which defines the result, is timed on the first 16M weights.
 """
 
 import argparse
@@ -32,7 +33,16 @@ REFERENCE_WEIGHTS = 2**24
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement: weights, the bytes that go in and out, seconds, and the twin's seconds per weight."""
+    """One measured kernel.
+
+    Attributes:
+        name: the kernel and its settings.
+        rows: rows of the weight.
+        columns: columns of the weight.
+        bytes_moved: bytes that go in and out.
+        seconds: median time of the kernel.
+        reference: seconds per weight of the torch reference.
+    """
 
     name: str
     rows: int
@@ -43,7 +53,7 @@ class Measurement:
 
 
 def median_seconds(run: Callable[[], object], runs: int) -> float:
-    """The median time of `run` with a cold L2 cache, after two runs to warm up."""
+    """Return the median seconds of `run` with a cold L2 cache, after two warm-up runs."""
     flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
     times = []
     for i in range(runs + 2):
@@ -58,13 +68,14 @@ def median_seconds(run: Callable[[], object], runs: int) -> float:
 
 
 def copy_bandwidth(runs: int) -> float:
-    """Bytes read and written a second by a copy of 2 GiB."""
+    """Return the bytes read plus written per second by a copy of 2 GiB."""
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda").fill_(1)
     target = torch.empty_like(source)
     return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), runs)
 
 
 def random_weight(rows: int, columns: int) -> torch.Tensor:
+    """Return random bfloat16 (rows, columns), made in parts to bound memory."""
     parts = [torch.randn(part, columns, device="cuda").bfloat16() * 0.02 for part in [8192] * (rows // 8192)]
     return torch.cat([*parts, torch.randn(rows % 8192, columns, device="cuda").bfloat16() * 0.02])
 
@@ -110,7 +121,7 @@ def decode_lines(runs: int) -> list[Measurement]:
 
 
 def table(measurements: list[Measurement], bandwidth: float) -> str:
-    head = "| kernel | rows x columns | ms | GB/s of bf16 | GB/s in and out | of copy | times the torch twin |"
+    head = "| kernel | rows x columns | ms | GB/s of bf16 | GB/s in and out | of copy | times the torch reference |"
     rows = [head, "|---|---|---|---|---|---|---|"]
     for x in measurements:
         weights = x.rows * x.columns
@@ -132,7 +143,7 @@ def main() -> None:
         nargs="*",
         metavar="SECTION",
         choices=[*SECTIONS, []],
-        help=f"of {', '.join(SECTIONS)}; by default all",
+        help=f"{', '.join(SECTIONS)}; default: all",
     )
     parser.add_argument("--runs", type=int, default=15)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
-"""How long copying takes: reads a checkpoint's weights and writes what a quantized one has, on some threads.
+"""Measure how long copying takes: read a checkpoint's weights and write as much as its quantized form holds.
 
-Where files lie on a disk they are read from it and written to it, not to the system's cache.
+Used by quantize.py. Files on a disk are read from and written to that disk, not the page cache.
 """
 
 import os
@@ -10,14 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PIECE_BYTES = 32 * 2**20
-"""Of a file, that a thread copies."""
+"""The range of a file that one thread copies."""
 CHUNK_BYTES = 2**20
-"""Read and written at once: `cp` takes 256 KiB, and more than the processor's cache holds takes half as long again."""
+"""Bytes per read and write. `cp` uses 256 KiB; a chunk larger than the CPU's cache takes half as long again."""
 
 
 @dataclass(frozen=True)
 class CopyTime:
-    """Seconds to read and write at once on so many threads, and when that was."""
+    """One measured copy.
+
+    Attributes:
+        threads: number of threads.
+        when: "before" or "after" the command.
+        seconds: wall-clock time.
+        read: bytes read.
+        written: bytes written.
+    """
 
     threads: int
     when: str
@@ -27,7 +35,7 @@ class CopyTime:
 
 
 def drop_page_cache(source: Path) -> None:
-    """Let the system forget what it keeps in memory of a checkpoint's weights, where they are on a disk."""
+    """Evict a checkpoint's weights from the page cache, if they are on a disk."""
     for path in source.glob("*.safetensors"):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -36,9 +44,9 @@ def drop_page_cache(source: Path) -> None:
 
 
 def time_copy(source: Path, out: Path, fraction: float, threads: int, when: str) -> CopyTime:
-    """Read the weights of `source` and write the first `share` of each piece read, as `cp` would; removes `out`.
+    """Read the weights of `source`, write the first `fraction` of each chunk, as `cp` would, and time it.
 
-    Each thread writes a file of its own, since a file takes one writer at a time.
+    Each thread writes its own file, since a file takes one writer at a time. The written files are removed.
     """
     files = sorted(source.glob("*.safetensors"))
     sizes = [f.stat().st_size for f in files]
@@ -58,7 +66,7 @@ def time_copy(source: Path, out: Path, fraction: float, threads: int, when: str)
             for offset in range(start, end, CHUNK_BYTES):
                 length = min(CHUNK_BYTES, end - offset)
                 read = os.preadv(reader, [buffer[:length]], offset)
-                assert read == length, "the kernel reads less than asked only where a file ends"
+                assert read == length, "the kernel returns fewer bytes than requested only at the end of a file"
                 part = buffer[: int(length * fraction)]
                 copied[number] += len(part)
                 while part:

@@ -1,10 +1,11 @@
-"""Where the time of one decoded token goes: launches and microseconds a token by kernel, of the loop that answers.
+"""Where the time of one decoded token goes: kernel launches and microseconds per token, by kernel.
 
     python scripts/bench/decode_step.py FOLDER [--context 128] [--tokens 32] [--batch 1] [--eager] [--top 15]
 
-FOLDER is a checkpoint, coded or plain. Steps are timed by the clock first, then again under torch.profiler, which sees
-every kernel of a replayed CUDA graph. `--eager` does the same without graphs: its clock shows what launching costs. On
-a CPU operators stand for kernels. Prompts are random tokens: speed, not quality.
+FOLDER is a checkpoint, quantized or not. Steps are first timed by the clock, then run again under torch.profiler, which
+sees every kernel of a replayed CUDA graph. `--eager` does the same without graphs: its clock shows the cost of
+launches. On a CPU, operators take the place of kernels. Prompts are random tokens: the figures say something about
+speed, not about quality.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-import hlwq_cli  # noqa: F401  transformers must know the codes
+import hlwq_cli  # noqa: F401  registers the quantizer with transformers
 from hlwq_cli.runtime.decode.decoder import Decoder
 from hlwq_cli.runtime.loading.load import load_model
 
@@ -34,7 +35,7 @@ def prompt(model: Any, batch: int, context: int) -> dict[str, torch.Tensor]:
 
 
 def decode(decoder: Decoder, logits: torch.Tensor, tokens: int) -> float:
-    """Seconds a token."""
+    """Return seconds per token."""
     wait(decoder.device)
     start = time.perf_counter()
     for _ in range(tokens):
@@ -44,7 +45,7 @@ def decode(decoder: Decoder, logits: torch.Tensor, tokens: int) -> float:
 
 
 def kernels(decoder: Decoder, logits: torch.Tensor, tokens: int) -> dict[str, tuple[int, float]]:
-    """Launches and microseconds of all of them, by kernel."""
+    """Return the number of launches and their total microseconds, by kernel."""
     cuda = decoder.device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with profile(activities=activities) as profiler:
@@ -59,8 +60,10 @@ def kernels(decoder: Decoder, logits: torch.Tensor, tokens: int) -> dict[str, tu
 
 def show(found: dict[str, tuple[int, float]], tokens: int, seconds: float, top: int) -> None:
     launches, busy = (sum(column) / tokens for column in zip(*found.values(), strict=True))
-    print(f"{seconds * 1e6:.0f} us a token by the clock, {1 / seconds:.1f} tokens/s; under the profiler:")
-    print(f"{launches:.0f} launches and {busy:.0f} us of kernels a token ({busy / seconds / 1e4:.0f} % of the clock's)")
+    print(f"{seconds * 1e6:.0f} us per token by the clock, {1 / seconds:.1f} tokens/s; under the profiler:")
+    print(
+        f"{launches:.0f} launches and {busy:.0f} us of kernels per token ({busy / seconds / 1e4:.0f} % of the clock's)"
+    )
     print("| us/token | share | launches/token | us each | kernel |\n|---|---|---|---|---|")
     for name, (count, spent) in sorted(found.items(), key=lambda item: -item[1][1])[:top]:
         each, share = spent / count, spent / tokens / busy
@@ -70,10 +73,10 @@ def show(found: dict[str, tuple[int, float]], tokens: int, seconds: float, top: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    parser.add_argument("--context", type=int, default=128, help="tokens of the prompt")
-    parser.add_argument("--tokens", type=int, default=32, help="tokens decoded and averaged over")
+    parser.add_argument("--context", type=int, default=128, help="prompt tokens")
+    parser.add_argument("--tokens", type=int, default=32, help="decoded tokens to average over")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--eager", action="store_true", help="run steps one by one instead of replaying a graph")
+    parser.add_argument("--eager", action="store_true", help="launch each kernel instead of replaying a CUDA graph")
     parser.add_argument("--top", type=int, default=15)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -82,13 +85,13 @@ def main() -> None:
     model = load_model(args.folder, device=args.device, dtype=args.dtype, execution=args.execution)
     decoder = Decoder(model)
     if args.eager:
-        decoder.uncapturable = decoder.uncapturable or "asked for by --eager"
+        decoder.uncapturable = decoder.uncapturable or "requested with --eager"
     with torch.inference_mode():
         logits = decoder.prefill(prompt(model, args.batch, args.context), 3 * args.tokens + 1)
         decode(decoder, logits, args.tokens)
         seconds = decode(decoder, logits, args.tokens)
         found = kernels(decoder, logits, args.tokens)
-    how = "a CUDA graph replayed" if decoder.uncapturable is None else f"eager steps ({decoder.uncapturable})"
+    how = "replayed CUDA graph" if decoder.uncapturable is None else f"eager steps ({decoder.uncapturable})"
     name = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else "CPU"
     print(f"{args.folder} on {name}: {how}, batch {args.batch}, after {args.context + args.tokens} tokens")
     show(found, args.tokens, seconds, args.top)

@@ -1,4 +1,4 @@
-"""A layer of experts for one token in bf16 by the product kernels' own order of work: the peer of those for codes."""
+"""A MoE layer for one token in bf16, in the loop order of our GEMV kernels: the peer of the kernels for codes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BF16, _FLOAT32 = 1, 0
 
 
 class Layout(NamedTuple):
-    """How a launch is arranged.
+    """The launch configuration of a kernel.
 
     Attributes:
-        lane: columns of a thread.
+        lane: columns per thread.
         ahead: see `Shape`.
-        batch: likewise.
-        threads: of a CTA at most.
-        resident: of a multiprocessor.
+        batch: see `Shape`.
+        threads: maximum threads per CTA.
+        resident: threads per multiprocessor.
     """
 
     lane: int
@@ -44,11 +44,11 @@ LAYOUTS = [
         (8, 16, 32), ((2, 4), (2, 6), (4, 4)), (448, 704), (896, 1408)
     )
 ]
-"""Those that `fastest` tries. What needs more registers than there are spills, and is slow."""
+"""Layouts that `fastest` tries. One that needs more registers than a thread has spills, and is slow."""
 
 
 def macros(kind: int, layout: Layout, shape: Shape, columns: int, top_k: int) -> Macros:
-    """Of kind 1, each expert times the token, or 2, their gated sum."""
+    """Return the macros of kind 1 (each expert times the token) or kind 2 (the gated sum over experts)."""
     input_type, output_type = (_FLOAT32, _BF16) if kind == 2 else (_BF16, _FLOAT32)
     return (
         *UNUSED, ("N", 64), ("INPUT", input_type), ("OUTPUT", output_type), ("GATE", 2 if kind == 2 else 0),
@@ -66,18 +66,19 @@ def launch(
     topk_ids: torch.Tensor,
     topk_weights: torch.Tensor,
 ) -> tuple[Launch, torch.Tensor]:
-    """A launch ready to be queued, and what it writes to.
+    """Prepare a launch.
 
     Args:
         kind: see `macros`.
-        layout: one whose `lane` divides the columns.
-        x: bfloat16 (1, columns), or of kind 2 float32 (k, 2 * columns), gelu by tanh of its first half to be taken.
+        layout: a layout whose `lane` divides the columns.
+        x: kind 1: bfloat16 (1, columns); kind 2: float32 (k, 2 * columns), gate and up; the kernel applies tanh GELU
+            to the gate, the first half.
         weights: bfloat16 (experts, rows, columns).
-        chosen: int64 (1, k), each an expert's number.
-        routed: float32 (1, k).
+        topk_ids: int64 (1, k).
+        topk_weights: float32 (1, k).
 
     Returns:
-        The launch, and float32 (k, rows) or of kind 2 bfloat16 (1, rows).
+        The launch, and its output: kind 1 float32 (k, rows), kind 2 bfloat16 (1, rows).
     """
     (_, rows, columns), top_k = weights.shape, topk_ids.shape[1]
     slices = columns // layout.lane * (top_k if kind == 2 else 1)
@@ -102,7 +103,7 @@ def fastest(
     topk_weights: torch.Tensor,
     seconds: Timer,
 ) -> Layout:
-    """The layout of those there are that takes the shortest time, by trying them all."""
+    """Try all layouts and return the fastest."""
 
     def time(layout: Layout) -> float:
         if layers[0].shape[2] % layout.lane:

@@ -1,13 +1,13 @@
-"""A key/value cache in codes: what it takes, what it costs, and whether a fact told long ago is still found.
+"""A quantized KV cache: how large it is, what it costs in fidelity, and whether a fact in the prompt is still found.
 
     python scripts/bench/kv_cache.py bytes
     python scripts/bench/kv_cache.py fidelity MODEL --data FILE [--window 2048] [--windows 4]
     python scripts/bench/kv_cache.py retrieval MODEL --data FILE [--tokens 1000 2000 4000] [--places 12]
 
-`bytes` fills layers of each width with random tokens and counts what they hold, room to grow included. `fidelity` is
-`hlwq bench MODEL --ref MODEL --kld --kv-bits K,V` for many K and V: 8 bits stand for a side that is left alone.
-`retrieval` hides a sentence with a number in a text of so many tokens, asks for it at the end, and counts greedy
-answers that say it, over evenly spread places.
+`bytes` fills layers of each width with random tokens and counts the bytes that they hold, spare capacity included.
+`fidelity` is `hlwq bench MODEL --ref MODEL --kld --kv-bits K,V` for many K and V; 8 bits mean that this side is left
+almost unchanged. `retrieval` hides a sentence with a number in a text of a given length, asks for the number at the
+end, and counts the greedy answers that contain it, over evenly spread positions.
 """
 
 import argparse
@@ -36,7 +36,7 @@ QUESTION = "What is the number of the lighthouse keeper? Answer with the number 
 
 
 def bytes_table(_: argparse.Namespace) -> Iterator[str]:
-    yield "| KV bits | values a head | " + " | ".join(f"{n // 1024}k tokens" for n in LENGTHS) + " | one coded token |"
+    yield "| KV bits | head_dim | " + " | ".join(f"{n // 1024}k tokens" for n in LENGTHS) + " | one quantized token |"
     yield "|---|---|" + "---|" * (len(LENGTHS) + 1)
     for dim, bits in LAYERS:
         layer, ratios = CodedLayer(KVBits.parse(bits)), []
@@ -68,7 +68,7 @@ def fidelity_table(args: argparse.Namespace) -> Iterator[str]:
         assert m.perplexity
         assert m.delta
         if pair == args.pairs[0] and report.reference and report.reference.perplexity:
-            yield f"| none coded | {report.reference.perplexity.value:.3f} | | | | |"
+            yield f"| not quantized | {report.reference.perplexity.value:.3f} | | | | |"
         yield (
             f"| {pair} | {m.perplexity.value:.3f} | {m.delta.log_ratio:+.4f} ± {m.delta.error:.4f} "
             f"| {m.divergence.mean:.5f} ± {m.divergence.error:.5f} | {m.divergence.percentiles['99']:.3f} "
@@ -87,11 +87,11 @@ def retrieval_table(args: argparse.Namespace) -> Iterator[str]:
             sum(finds_number(model, args.data, n, place, args.places) for place in range(args.places))
             for n in args.tokens
         ]
-        yield f"| {bits or 'none coded'} | " + " | ".join(f"{f} of {args.places}" for f in found) + " |"
+        yield f"| {bits or 'not quantized'} | " + " | ".join(f"{f} of {args.places}" for f in found) + " |"
 
 
 def finds_number(model: Any, data: str, tokens: int, place: int, places: int) -> bool:
-    """Whether the model finds the number, hidden at a place of so many, in a text of so many tokens."""
+    """Return whether the model finds a number hidden at position `place` of `places` in a text of `tokens` tokens."""
     number = str(1000 + (place * 7919 + tokens) % 9000)
     ids = model.tokenizer(Path(data).read_text(errors="replace")[: tokens * 8], verbose=False).input_ids
     at = (2 * place + 1) * tokens // (2 * places)
@@ -107,16 +107,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("model", nargs="?")
-    parser.add_argument("--data", help="a text")
+    parser.add_argument("--data", help="text file")
     parser.add_argument("--window", type=int, default=2048)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 2000, 4000])
     parser.add_argument("--places", type=int, default=12)
-    parser.add_argument("--pairs", nargs="+", default=PAIRS, help="widths of keys and values")
+    parser.add_argument("--pairs", nargs="+", default=PAIRS, help="bits of keys,values")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     if args.table != "bytes" and not (args.model and args.data):
-        parser.error("name a model and a text with --data")
+        parser.error("this table needs MODEL and --data")
     disable_progress_bar()
     torch.manual_seed(0)
     for line in TABLES[args.table](args):

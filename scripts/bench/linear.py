@@ -1,11 +1,11 @@
-"""How fast products with codes are on a CUDA device, beside bf16 in the same run.
+"""Speed of products with quantized weights on a CUDA device, compared with bf16 in the same run.
 
     python scripts/bench/linear.py [one] [few] [experts] [prefill]
 
-Each figure is the median over replays of one CUDA graph that holds many calls, each on weights of its own, together far
-more than the L2 cache: so weights come from memory, and no launch waits for the host. Both sides are timed so. "of
-copy" is the share of a device-to-device copy's bandwidth at which the bytes of the codes were read. Random weights:
-speed, not quality.
+Each figure is the median over replays of one CUDA graph. The graph holds many calls, each on its own weights; together
+the weights are far larger than the L2 cache. So weights come from memory, and no launch waits for the host. Both sides
+are timed this way. "of copy" is the fraction of a device-to-device copy's bandwidth at which the codes were read.
+Weights are random: the figures say something about speed, not about quality.
 """
 
 import argparse
@@ -31,7 +31,7 @@ Call = Callable[[], object]
 
 
 def seconds(calls: Sequence[Call], runs: int = 15) -> float:
-    """Median seconds of one call."""
+    """Return the median seconds of one call."""
     for call in calls[:2]:
         call()
     torch.cuda.synchronize()
@@ -99,7 +99,7 @@ def gate(rows: torch.Tensor) -> torch.Tensor:
 def batched(
     x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> object:
-    """One token as transformers' batched_mm does it, without its copy of repeated tokens."""
+    """Run one token as transformers' batched_mm does, without its copy of repeated tokens."""
     e = topk_ids[0]
     inner = gate(torch.matmul(up[e], x[0]))
     return (torch.bmm(down[e], inner[..., None])[..., 0] * topk_weights[0, :, None]).sum(0)
@@ -108,7 +108,7 @@ def batched(
 def grouped(
     x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor, up: torch.Tensor, down: torch.Tensor
 ) -> object:
-    """Any number of tokens as transformers' grouped_mm does it."""
+    """Run any number of tokens as transformers' grouped_mm does."""
     tokens, k = topk_ids.shape
     flat = topk_ids.flatten()
     order = flat.argsort(stable=True)
@@ -126,7 +126,7 @@ def bf16_kernel_seconds(
     all_topk_ids: list[torch.Tensor],
     layers: list[tuple[torch.Tensor, torch.Tensor]],
 ) -> float:
-    """Seconds of the product kernels' order of work fed bf16, in its fastest layouts, its result looked at."""
+    """Return the seconds of our kernels' loop order fed bf16, in its fastest layouts; also check the result."""
     hidden = random_weight(8, layers[0][0].shape[1]).float()
     tuned = [
         fastest(kind, given, [layer[kind - 1] for layer in layers], all_topk_ids, topk_weights, seconds)
@@ -147,7 +147,7 @@ def bf16_kernel_seconds(
 
 
 def expert_lines(bandwidth: float, tokens: int, layers: int) -> None:
-    print(f"\nA layer of 128 experts, 2 x 704 x 2816 and 2816 x 704, 8 chosen a token, {tokens} tokens\n")
+    print(f"\nA layer of 128 experts, 2 x 704 x 2816 and 2816 x 704, top-8, {tokens} tokens\n")
     weights = [(random_weight(128, 1408, 2816), random_weight(128, 2816, 704)) for _ in range(layers)]
     x, topk_weights = random_weight(tokens, 2816), torch.rand(tokens, 8, device="cuda")
     all_topk_ids = [torch.stack([torch.randperm(128)[:8] for _ in range(tokens)]).cuda() for _ in range(4 * layers)]
@@ -156,10 +156,10 @@ def expert_lines(bandwidth: float, tokens: int, layers: int) -> None:
     bf16_times = {"grouped_mm, bf16": seconds([partial(grouped, x, rounded, *p) for p in pairs])}
     if tokens == 1:
         bf16_times["batched_mm, bf16"] = seconds([partial(batched, x, rounded, *p) for p in pairs])
-        bf16_times["the kernels for codes, fed bf16"] = bf16_kernel_seconds(x, topk_weights, all_topk_ids, weights)
+        bf16_times["our GEMV kernels, fed bf16"] = bf16_kernel_seconds(x, topk_weights, all_topk_ids, weights)
     best = min(bf16_times.values())
     fraction = min(1.0, 8 * tokens / 128)
-    print("| what | us | times the best in bf16 | bytes read at, of copy |\n|---|---|---|---|")
+    print("| kernel | us | times the best in bf16 | read bandwidth, of copy |\n|---|---|---|---|")
     for name, time in bf16_times.items():
         line(name, time, best, fraction * sum(w.nbytes for w in weights[0]), bandwidth)
     for bits in (4, 5, 8) if tokens <= 8 else (5,):
@@ -177,7 +177,7 @@ def line(name: str, time: float, best: float, read: float, bandwidth: float) -> 
 
 
 def eager_seconds(calls: Sequence[Call], runs: int = 7) -> float:
-    """Median seconds of one call that asks the host, and so fits no graph."""
+    """Return the median seconds of one call that synchronizes with the host, which a CUDA graph cannot capture."""
     times = []
     for i in range(runs + 2):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -204,7 +204,7 @@ def prefill_lines() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", help="of one, few, experts, prefill; by default all")
+    parser.add_argument("sections", nargs="*", help="one, few, experts, prefill; default: all")
     args = parser.parse_args()
     bandwidth = copy_bandwidth(9)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e9:.0f} GB/s")

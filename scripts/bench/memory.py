@@ -1,17 +1,17 @@
-"""Does the peak memory of `hlwq quantize` depend on the model's size? Checkpoints of 2 GB and 6 GB, tensors of 1 GB.
+"""Check that the peak memory of `hlwq quantize` does not depend on the model's size: 2 GB and 6 GB checkpoints.
 
     python scripts/bench/memory.py --folder FOLDER [--sizes 2 6] [--effort fast] [--threads 2]
 
-FOLDER needs 9 GB free; what is made there is removed. The checkpoints have gemma4's names and shapes: an embedding,
-routers, attention, and per layer one tensor of 1 GB and one of 0.5 GB of stacked experts, in random bf16. Peaks are the
-kernel's (ru_maxrss of a process, pages of mapped files included), less that of a process that imports the very modules
-a run has imported and nothing more. Two columns:
+FOLDER needs 9 GB of free space; everything made there is removed. The checkpoints have gemma4's names and shapes: an
+embedding, routers, attention, and per layer one 1 GB tensor and one 0.5 GB tensor of stacked experts, in random bf16.
+Peaks come from the kernel (ru_maxrss of a process, including pages of mapped files). The peak of a process that only
+imports the same modules is subtracted. Two columns:
 
-- peak: the largest of some runs as users run them. What glibc keeps of freed 17 MB buffers is chance, so runs differ
-  by 100 MB whatever the model's size.
-- in use: of a run whose allocator hands large freed buffers back at once (MALLOC_MMAP_THRESHOLD_); steady to 1 MB.
+- peak: the largest of several runs as users run them. How many of the freed 17 MB buffers glibc keeps is chance, so
+  runs differ by 100 MB whatever the model's size.
+- in use: a run whose allocator returns large freed buffers at once (MALLOC_MMAP_THRESHOLD_); stable to 1 MB.
 
-Exits 1 where the peak is more than 600 MB, or what is in use grows by 10 % from the smallest to the largest model.
+Exits with 1 if the peak exceeds 600 MB, or if "in use" grows by 10 % from the smallest to the largest model.
 """
 
 import argparse
@@ -50,7 +50,7 @@ import importlib, sys
 for name in sys.argv[1].split():
     try:
         importlib.import_module(name)
-    except Exception:  # made up at run time by some library
+    except Exception:  # some libraries create modules at run time
         pass
 """
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -58,7 +58,7 @@ Tensors = dict[str, tuple[int, ...]]
 
 
 def shards(total: int, experts: int) -> Iterator[Tensors]:
-    """Names and shapes, a shard at a time, until `total` bytes are about reached."""
+    """Yield names and shapes, one shard at a time, until about `total` bytes are reached."""
     shard: Tensors = {}
     made = held = 0
     for name, shape in tensors(experts):
@@ -85,7 +85,7 @@ def tensors(experts: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def write_checkpoint(folder: Path, total: int, experts: int = EXPERTS) -> int:
-    """Returns its bytes."""
+    """Write a checkpoint and return its bytes."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
     every = list(shards(total, experts))
@@ -99,7 +99,7 @@ def write_checkpoint(folder: Path, total: int, experts: int = EXPERTS) -> int:
 
 
 def write_shard(path: Path, shard: Tensors) -> None:
-    """A safetensors file of random bf16 weights of magnitude 2^-7 to 2: header length, header, data."""
+    """Write a safetensors file (header length, header, data) of random bf16 weights of magnitude 2^-7 to 2."""
     header, end = {}, 0
     for name, shape in shard.items():
         start, end = end, end + 2 * int(np.prod(shape))
@@ -115,12 +115,14 @@ def write_shard(path: Path, shard: Tensors) -> None:
 
 @dataclass(frozen=True)
 class Peak:
+    """The peak memory of a process, in MB, and its seconds."""
+
     megabytes: float
     seconds: float
 
 
 def peak(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Peak:
-    """Of a Python process, by the kernel's account: of this child alone, unlike RUSAGE_CHILDREN's."""
+    """Run Python code and return its peak memory. wait4 reports this child alone, unlike RUSAGE_CHILDREN."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
@@ -142,7 +144,7 @@ def quantize(source: Path, options: list[str], environment: Mapping[str, str] | 
 
 
 def imported_modules(folder: Path) -> str:
-    """Names of all modules that a run has imported at its end. That run also fills numba's cache of compiled code."""
+    """Return the names of all modules that a run has imported at its end. The run also fills numba's cache."""
     source, out = folder / "tiny", folder / "tiny-out"
     write_checkpoint(source, 10**7, experts=1)
     arguments = [sys.executable, "-c", LIST_MODULES, "quantize", str(source), str(out), "--quiet"]
@@ -158,13 +160,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     if shutil.disk_usage(args.folder).free < 1.5e9 * max(args.sizes):
-        raise SystemExit(f"{args.folder} needs {1.5 * max(args.sizes):.0f} GB of free disk")
+        raise SystemExit(f"{args.folder} needs {1.5 * max(args.sizes):.0f} GB of free disk space")
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         sys.exit(0 if report(Path(name), args) else 1)
 
 
 def report(folder: Path, args: argparse.Namespace) -> bool:
-    """Prints the table; returns whether the limits are kept."""
+    """Print the table; return whether the limits hold."""
     imports = peak(IMPORT_MODULES, imported_modules(folder)).megabytes
     options = ["--effort", args.effort, "--threads", args.threads]
     print(f"MB above the imports ({imports:.0f} MB); {' '.join(options)}; peak of {args.runs} runs\n")

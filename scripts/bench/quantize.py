@@ -1,15 +1,18 @@
-"""The headline command on its real workload, from Enter to prompt: makes it, times it, checks what it made.
+"""Time the headline command on its real workload, from Enter to prompt, and check what it wrote.
 
     python scripts/bench/quantize.py /dev/shm/hlwq [--config tests/data/gemma4-26b.json] [--keep DIR] [--trace FILE]
     python scripts/bench/quantize.py DISK/hlwq --layers 28 --no-checks --runs 1
 
-In the folder, in memory or on a disk: a checkpoint of the configuration's names and shapes with random weights
-(make_synthetic.py); reading it and writing as much as the result has, by some numbers of threads, before and, where
-there is room, after (copy_floor.py); between them `hlwq quantize` as a user types it, twice; then `hlwq inspect
---verify`, random expert matrices against their source, the command killed and given again, and one layer coded by the
-CPU and by the device. Needs room for the checkpoint and one result beside it. --keep moves the last result there.
+The folder may be in memory or on a disk. Steps:
 
-Random weights prove speed and plumbing only: they say nothing of a model's quality.
+1. Write a checkpoint with the configuration's names and shapes and random weights (synthetic_model.py).
+2. Time reading it and writing as much as the result holds, by several numbers of threads (copy_baseline.py).
+3. Run `hlwq quantize` as a user types it, twice; then time copying again, if there is room.
+4. Run `hlwq inspect --verify`, compare random expert matrices with their source, kill the command and resume it, and
+   quantize one layer on the CPU and on the device.
+
+Needs room for the checkpoint and one result. --keep moves the last result to a folder. Random weights show speed and
+correctness of the pipeline only; they say nothing about a model's quality.
 """
 
 import argparse
@@ -43,7 +46,7 @@ from scripts.bench.synthetic_model import ROOT, write_checkpoint
 
 
 def stages(trace: dict[str, Any], started: float, ended: float) -> list[tuple[str, float, float, float, float]]:
-    """By stage: when it began and ended, seconds that any thread was in it, and seconds of all threads together."""
+    """Return per stage: name, start, end, seconds in which any thread was in it, and the sum over threads."""
     spans: dict[str, list[tuple[float, float]]] = {}
     for event in trace["traceEvents"]:
         if event["ph"] == "X":
@@ -61,7 +64,7 @@ def stages(trace: dict[str, Any], started: float, ended: float) -> list[tuple[st
 
 
 def keep_layers(text: dict[str, Any], count: int) -> None:
-    """Cut a text configuration down to its last layers; of Gemma 4 the very last is of a kind of its own."""
+    """Reduce a text configuration to its last layers. Gemma 4's last layer differs from the others, so it is kept."""
     gone = len(text["layer_types"]) - count
     text["num_hidden_layers"] = count
     text["layer_types"] = text["layer_types"][gone:]
@@ -70,8 +73,8 @@ def keep_layers(text: dict[str, Any], count: int) -> None:
 
 
 def print_copy(copy_time: CopyTime) -> CopyTime:
-    """Said at once, lest what fails later takes it along."""
-    print(f"Copying by {copy_time.threads}, {copy_time.when}: {copy_time.seconds:.2f} s.", flush=True)
+    """Print a copy's time at once, so that a later failure does not lose it."""
+    print(f"Copy with {copy_time.threads} threads, {copy_time.when}: {copy_time.seconds:.2f} s.", flush=True)
     return copy_time
 
 
@@ -81,7 +84,7 @@ def timed(command: list[str], source: Path, trace: Path) -> tuple[Run, dict[str,
     run = hlwq(*command, env={"HLWQ_TRACE": str(trace)})
     document = json.loads(trace.read_text())
     print(f"\n`hlwq {' '.join(command)}`: **{run.seconds:.2f} s** from Enter to prompt\n")
-    print("| stage | from | to | seconds | of all threads |\n|---|---|---|---|---|")
+    print("| stage | from | to | seconds | sum over threads |\n|---|---|---|---|---|")
     for name, begin, end, covered, total in stages(document, started, started + run.seconds):
         print(f"| {name} | {begin:.2f} | {end:.2f} | {covered:.2f} | {total:.1f} |")
     return run, document
@@ -101,8 +104,8 @@ def show_speed(run: Run, trace: dict[str, Any], copies: list[CopyTime]) -> None:
         print(f"| {threads}, {copy_time.when} | {copy_time.seconds:.2f} | {times} |")
     device = trace["otherData"].get("peak_device_bytes", 0)
     print(
-        f"\nPeak memory: {format_size(run.peak_bytes)} of the host (pages of libraries and pinned ones included), "
-        f"{format_size(device)} of the device (as torch holds it, its context aside).\n"
+        f"\nPeak memory: {format_size(run.peak_bytes)} of the host (including pages of libraries and pinned memory), "
+        f"{format_size(device)} of the device (as torch reports it, without the CUDA context).\n"
     )
 
 
@@ -111,19 +114,21 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="must not exist; removed at the end")
     parser.add_argument("--config", type=Path, default=ROOT / "tests" / "data" / "gemma4-26b.json")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--layers", type=int, help="the last so many only, where there is no room for all")
-    parser.add_argument("--threads", type=int, nargs="+", default=[16, 1, 16], help="of copying, one after the other")
-    parser.add_argument("--runs", type=int, default=2, help="of the command; the last is shown against copying")
+    parser.add_argument("--layers", type=int, help="keep only this many of the last layers")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[16, 1, 16], help="threads of the copies, run one after the other"
+    )
+    parser.add_argument("--runs", type=int, default=2, help="runs of the command; the last is compared with copying")
     parser.add_argument("--no-checks", action="store_true", help="speed only")
     parser.add_argument("--max-shard-size", default="2GB")
     parser.add_argument("--experts", type=int, default=200)
     parser.add_argument("--keep", type=Path, help="where to move the result")
-    parser.add_argument("--trace", type=Path, help="where to leave the last run's timeline")
+    parser.add_argument("--trace", type=Path, help="where to write the last run's timeline")
     args = parser.parse_args()
     if args.runs < 1:
-        parser.error("--runs: at least one")
+        parser.error("--runs must be at least 1")
     if args.folder.exists():
-        sys.exit(f"{args.folder} is there already")
+        sys.exit(f"{args.folder} already exists")
     args.folder.mkdir(parents=True)
     try:
         checks = measure(args, args.folder)
@@ -133,7 +138,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, folder: Path) -> Checks:
-    """Everything, in order; prints as it goes."""
+    """Run all steps in order and print the results."""
     source, out, trace = folder / "model", folder / "coded", args.trace or folder / "trace.json"
     config, checks = json.loads(args.config.read_text()), Checks()
     if args.layers:
@@ -143,11 +148,14 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
     name = torch.cuda.get_device_name() if args.device.startswith("cuda") else "CPU"
     layers = f", {args.layers} layers" if args.layers else ""
     print(
-        f"{args.config.stem}{layers}: {format_size(written)} of random weights, made in "
-        f"{time.perf_counter() - start:.1f} s. {name}, {os.cpu_count()} processors, "
+        f"{args.config.stem}{layers}: {format_size(written)} of random weights, written in "
+        f"{time.perf_counter() - start:.1f} s. {name}, {os.cpu_count()} CPUs, "
         f"torch {torch.__version__}."
     )
-    print("Random weights prove speed and plumbing only: they say nothing of a model's quality.", flush=True)
+    print(
+        "Random weights show speed and correctness of the pipeline only; they say nothing about a model's quality.",
+        flush=True,
+    )
     opened = open_source(str(source))
     plan = make_plan(opened, load_recipe(bits=5))
     fraction = plan.output_bytes / plan.source_bytes
@@ -169,8 +177,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Checks:
 
 
 def check(checks: Checks, plan: Plan, source: Path, out: Path, args: argparse.Namespace, command: list[str]) -> None:
-    """Every promise about the result, which is made anew on the way."""
-    print("| check | found | holds |\n|---|---|---|")
+    """Check everything that is promised of the result; the kill-and-resume checks write it again."""
+    print("| check | found | passed |\n|---|---|---|")
     check_result(checks, plan, out, args.config.name == "gemma4-26b.json" and not args.layers)
     verify = hlwq("inspect", out, "--verify", "-q")
     checks.add("`hlwq inspect --verify`", f"{verify.out.strip()}, {verify.seconds:.1f} s", verify.out == "ok\n")

@@ -1,4 +1,4 @@
-"""What bench_quantize.py runs and checks: the command as a process, and every promise about what it made."""
+"""The checks of quantize.py: the command as a process, and what its output must satisfy."""
 
 import json
 import math
@@ -31,7 +31,7 @@ ONE_LAYER = "layers.0."
 
 @dataclass(frozen=True)
 class Run:
-    """A command from Enter to prompt: seconds, the kernel's account of its largest memory, what it said."""
+    """A finished command: seconds from Enter to prompt, peak memory by the kernel (ru_maxrss), standard output."""
 
     seconds: float
     peak_bytes: int
@@ -47,12 +47,12 @@ def hlwq(*args: str | Path, env: dict[str, str] | None = None) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.time() - start
     if process.returncode:
-        sys.exit(f"hlwq {' '.join(map(str, args))} ended with {process.returncode}")
+        sys.exit(f"hlwq {' '.join(map(str, args))} exited with {process.returncode}")
     return Run(seconds, usage.ru_maxrss * 1024, out)
 
 
 class Checks:
-    """What was promised and whether it held."""
+    """The list of checks and whether each passed."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, bool]] = []
@@ -68,7 +68,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def hashed_manifest(folder: Path) -> Manifest:
-    """A manifest with the hash of every file, those of shards made of their bytes."""
+    """Return the manifest with a hash for every file; hashes of shards are computed from their bytes."""
     return with_all_hashes(folder, read_manifest(folder))
 
 
@@ -82,7 +82,7 @@ def check_result(checks: Checks, plan: Plan, out: Path, real: bool) -> None:
     planned = sum(len(c.shape) == 2 for c in plan.coded), sum(c.shape[0] for c in plan.coded if len(c.shape) == 3)
     expected = (396, 7680, 30) if real else (*planned, routers)
     checks.add(
-        "coded layers, coded experts, kept routers",
+        "quantized layers, quantized experts, kept routers",
         f"{flat} + {experts:,}, {routers}",
         (flat, experts, routers) == expected,
     )
@@ -91,12 +91,12 @@ def check_result(checks: Checks, plan: Plan, out: Path, real: bool) -> None:
 
 
 def check_experts(checks: Checks, source: Path, out: Path, count: int, device: torch.device) -> None:
-    """Decode random matrices, compare with their source, and the error with that of the whole tensor."""
+    """Decode random matrices and compare each one's error with that of its whole tensor."""
     original, checkpoint = open_source(str(source)), open_coded(out)
     stacks = [t for t in checkpoint.manifest.coded if len(t.shape) == 3] or list(checkpoint.manifest.coded)
     generator = random.Random(5)
     worst, errors = 0.0, []
-    allowed = max(0.01, 10 / math.prod(stacks[0].shape[-2:]) ** 0.5)  # chance does more to small matrices
+    allowed = max(0.01, 10 / math.prod(stacks[0].shape[-2:]) ** 0.5)  # small matrices vary more
     for _ in range(count):
         record = generator.choice(stacks)
         rows = record.shape[-2]
@@ -107,7 +107,7 @@ def check_experts(checks: Checks, source: Path, out: Path, count: int, device: t
         worst = max(worst, abs(errors[-1] / record.nmse - 1))
     mean = sum(errors) / len(errors)
     checks.add(
-        f"{count} random expert matrices decoded: error of each within {allowed:.1%} of its tensor's",
+        f"{count} random expert matrices decoded: the error of each is within {allowed:.1%} of its tensor's",
         f"mean {mean:.3e}, {min(errors):.3e} to {max(errors):.3e}, off by {worst:.2%} at most",
         worst < allowed,
     )
@@ -116,7 +116,7 @@ def check_experts(checks: Checks, source: Path, out: Path, count: int, device: t
 
 
 def source_rows(source: Any, record: TensorRecord, first: int, rows: int) -> Iterable[torch.Tensor]:
-    """Rows of a coded tensor as its source tensors hold them."""
+    """Yield rows of a quantized tensor as stored in its source tensors."""
     for name in record.sources:
         info = source.tensors[name]
         begin, end = max(first, 0), min(first + rows, info.rows)
@@ -128,7 +128,7 @@ def source_rows(source: Any, record: TensorRecord, first: int, rows: int) -> Ite
 def decoded_rows(
     checkpoint: CodedCheckpoint, record: TensorRecord, first: int, rows: int, device: torch.device
 ) -> torch.Tensor:
-    """Rows of a coded tensor, decoded on a device."""
+    """Decode rows of a quantized tensor on a device."""
     parts = []
     for info in checkpoint.stored(record):
         row = info.nbytes // math.prod(record.shape[:-1])
@@ -143,22 +143,23 @@ def decoded_rows(
 
 
 def third_of_bytes_written(out: Path, expected: Manifest) -> bool:
-    """Of the shards' bytes, in whatever files."""
+    """Return whether a third of the shards' bytes are on disk, in any files."""
     written = 0
     for path in out.glob("*.safetensors*"):
-        with suppress(FileNotFoundError):  # renamed meanwhile
+        with suppress(FileNotFoundError):  # renamed in the meantime
             written += path.stat().st_blocks * 512
     return written >= sum(f.size for f in expected.files if f.is_shard) / 3
 
 
 def third_of_shards_complete(out: Path, expected: Manifest) -> bool:
+    """Return whether a third of the shards are complete."""
     return num_complete_shards(out) >= sum(f.is_shard for f in expected.files) / 3
 
 
 def check_kill_and_resume(
     checks: Checks, command: list[str], out: Path, expected: Manifest, when: Callable[[Path, Manifest], bool]
 ) -> None:
-    """Kill the command when something holds, and give it again."""
+    """Kill the command once `when` holds, run it again, and compare the files."""
     shards = sum(f.is_shard for f in expected.files)
     process = subprocess.Popen([*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not when(out, expected):
@@ -168,8 +169,8 @@ def check_kill_and_resume(
     again = hlwq(*command)
     same = hashed_manifest(out) == expected
     checks.add(
-        f"killed when {when.__name__.replace('_', ' ')}, {done} of {shards}; given again: the same files",
-        f"{again.seconds:.1f} s for the rest",
+        f"killed at: {when.__name__.replace('_', ' ')}, {done} of {shards}; resumed: the same files",
+        f"{again.seconds:.1f} s to finish",
         killed and same,
     )
 
@@ -180,7 +181,7 @@ def num_complete_shards(out: Path) -> int:
 
 
 def check_one_layer(checks: Checks, source: Path, folder: Path, device: str, coded: Path) -> None:
-    """Code one layer on the CPU and on the device; every hash must be that of the whole run, too."""
+    """Quantize one layer on the CPU and on the device; every hash must also match the whole run."""
     part = folder / "one-layer"
     copy_layer(source, part)
     runs = {name: hlwq("quantize", part, folder / f"layer-{name}", "--device", name, "-q") for name in ("cpu", device)}
@@ -190,7 +191,7 @@ def check_one_layer(checks: Checks, source: Path, folder: Path, device: str, cod
     same = by_name[0] == by_name[1] == {n: whole[n] for n in by_name[0]} and found[0]["files"] == found[1]["files"]
     seconds = ", ".join(f"{name} {run.seconds:.1f} s" for name, run in runs.items())
     checks.add(
-        f"{len(by_name[0])} tensors of {ONE_LAYER}* have one hash by cpu, {device} and the whole run",
+        f"{len(by_name[0])} tensors of {ONE_LAYER}* have equal hashes on the CPU, on {device} and in the whole run",
         seconds,
         same and bool(by_name[0]),
     )

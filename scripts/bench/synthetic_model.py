@@ -1,11 +1,11 @@
-"""Writes a checkpoint with the names, shapes and types of a real model and random weights, fast.
+"""Write a checkpoint with the names, shapes and dtypes of a real model and random weights, quickly.
 
     python scripts/bench/synthetic_model.py FOLDER [--config tests/data/gemma4-26b.json] [--seed 0] [--device auto]
 
-Names and shapes are those that transformers gives the configuration's class and writes to disk. Matrices have a scale
-of their own, rows another; three rows in four are Gaussian, one is heavy-tailed (a Gaussian of log-normal variance).
-Norms are near 1 and embeddings small, so that the model computes finite logits. Random weights prove speed and plumbing
-and say nothing of quality. The same seed gives the same bytes on the same kind of device.
+Names and shapes are those that transformers gives the configuration's class and writes to disk. Each matrix has its own
+scale. Three rows in four are Gaussian; one is heavy-tailed (a Gaussian of log-normal variance). Norms are near 1 and
+embeddings are small, so that the model computes finite logits. Random weights show speed and correctness of the
+pipeline only; they say nothing about quality. The same seed gives the same bytes on the same kind of device.
 """
 
 import argparse
@@ -33,12 +33,12 @@ from hlwq_cli.sizes import format_size, parse_size
 ROOT = Path(__file__).parents[2]
 CHUNK_WEIGHTS = 2**24
 SIDECAR_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-SPREAD = 0.5  # of the logarithm of a heavy-tailed weight's standard deviation
+SPREAD = 0.5  # standard deviation of the log of a heavy-tailed row's scale
 Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(config: dict[str, Any]) -> Shapes:
-    """Names and shapes on disk, without a byte of weights."""
+    """Return names and shapes on disk, without allocating weights."""
     import transformers
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -52,7 +52,7 @@ def shapes(config: dict[str, Any]) -> Shapes:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Rows of one tensor, and where their bytes go."""
+    """Rows of one tensor, with the file and offset that they are written to."""
 
     name: str
     shape: tuple[int, ...]
@@ -75,7 +75,7 @@ def seed_of(seed: int, *what: object) -> int:
 
 
 def random_rows(chunk: Chunk, seed: int, device: torch.device) -> torch.Tensor:
-    """The weights of a chunk, bfloat16 (rows, columns)."""
+    """Return the weights of a chunk, bfloat16 (rows, columns)."""
     generator = torch.Generator(device).manual_seed(seed_of(seed, chunk.name, chunk.first))
 
     def normal(*shape: int) -> torch.Tensor:
@@ -93,7 +93,7 @@ def random_rows(chunk: Chunk, seed: int, device: torch.device) -> torch.Tensor:
 
 
 def scales(chunk: Chunk, seed: int, device: torch.device) -> torch.Tensor:
-    """Standard deviation of each row's matrix: about 1 / sqrt(inputs), log-normal over matrices."""
+    """Return the standard deviation of each row's matrix: about 1 / sqrt(inputs), log-normal over matrices."""
     matrices = math.prod(chunk.shape[:-2])
     generator = torch.Generator().manual_seed(seed_of(seed, chunk.name))
     each = torch.exp(0.3 * torch.randn(matrices, generator=generator)) * chunk.columns**-0.5
@@ -102,7 +102,7 @@ def scales(chunk: Chunk, seed: int, device: torch.device) -> torch.Tensor:
 
 
 def split(expected_shapes: Shapes, shard_bytes: int) -> list[Shapes]:
-    """Tensors, in order, over files as transformers' save_pretrained spreads them."""
+    """Distribute tensors over files, in order, as transformers' save_pretrained does."""
     files: list[Shapes] = [{}]
     held = 0
     for name, shape in expected_shapes.items():
@@ -128,7 +128,7 @@ def chunks(file: int, tensors: Shapes, header: int) -> Iterator[Chunk]:
 
 
 class Writer(threading.local):
-    """What a thread needs of its own: on a GPU a stream and pinned memory."""
+    """The state of one thread: on a GPU, a stream and pinned memory."""
 
     def __init__(self, device: torch.device, seed: int, room: int) -> None:
         self.device, self.seed = device, seed
@@ -180,7 +180,7 @@ def write_weights(
 def write_checkpoint(
     folder: Path, config: dict[str, Any], seed: int = 0, device: str = "auto", threads: int = 0, shard: int = 5 * 10**10
 ) -> int:
-    """Write a checkpoint of random weights, with the bundled sample's tokenizer; returns the bytes of its weights."""
+    """Write a checkpoint of random weights with the bundled sample's tokenizer; return the bytes of its weights."""
     target_device = torch.device(
         "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
     )
@@ -202,11 +202,11 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "tests" / "data" / "gemma4-26b.json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=0, help="by default one a processor")
-    parser.add_argument("--max-shard-size", default="50GB", help="as transformers 5 splits")
+    parser.add_argument("--threads", type=int, default=0, help="default: one per CPU")
+    parser.add_argument("--max-shard-size", default="50GB", help="default: as transformers 5 splits")
     args = parser.parse_args()
     if args.folder.exists():
-        sys.exit(f"{args.folder} is there already")
+        sys.exit(f"{args.folder} already exists")
     start = time.perf_counter()
     config = json.loads(args.config.read_text())
     written = write_checkpoint(

@@ -1,7 +1,4 @@
-"""Choices of experts that were drawn beforehand and lie on the device, for a model whose own weights are random.
-
-python -c "from drawn_routing import routed"   # used by bench_offload.py; nothing to run here
-"""
+"""Precomputed expert choices on the device, for models with random weights. Used by offload.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +11,7 @@ STICKY_PROBABILITY, NUM_STEPS = 0.45, 1021
 
 
 def synthetic_topk_ids(kind: str, layers: int, experts: int, k: int) -> torch.Tensor:
-    """int64 (layers, DRAWN, k): each layer's experts at each step."""
+    """Return int64 (layers, NUM_STEPS, k): the experts of each layer at each step."""
     generator = torch.Generator().manual_seed(0)
     table = torch.rand(layers, NUM_STEPS, experts, generator=generator).argsort(-1)[..., :k]
     if kind == "sticky":
@@ -28,7 +25,11 @@ def synthetic_topk_ids(kind: str, layers: int, experts: int, k: int) -> torch.Te
 
 
 def synthetic_predictions(table: torch.Tensor, experts: int, recall: float) -> torch.Tensor:
-    """Of drawn choices, what a layer before would guess: each with a probability, else any other expert."""
+    """Return what an earlier layer would predict: each expert of `table` with probability `recall`, else another.
+
+    Returns:
+        int64 of the shape of `table`; the order within a step is random.
+    """
     generator = torch.Generator().manual_seed(1)
     others = (table + torch.randint(1, experts, table.shape, generator=generator)) % experts
     kept = torch.rand(table.shape, generator=generator) < recall
@@ -38,7 +39,10 @@ def synthetic_predictions(table: torch.Tensor, experts: int, recall: float) -> t
 
 @contextmanager
 def override_routing(layers: list[Any], table: torch.Tensor | None, predictions: torch.Tensor | None) -> Iterator[None]:
-    """Within, single tokens go to the experts of a table, whose steps are counted on the device; so with guesses."""
+    """Inside this context, single tokens use the experts and predictions of the tables.
+
+    The step is counted on the device, so that a CUDA graph can replay it. Does nothing if `table` is None.
+    """
     if table is None:
         yield
         return

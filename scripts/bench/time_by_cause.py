@@ -1,10 +1,9 @@
-"""A GPU's time for a token by cause, from a profile, and the least that moving the bytes would take.
+"""The GPU time of a token by cause, from a profile, and the minimum time that moving its bytes would take.
 
-python -c "from time_by_cause import by_cause"   # used by bench_offload.py; nothing to run here
-
-Kernels are told apart by their names, and what lies behind the last layer's norms by its place: the head, the choice of
-the token, embeddings, masks, and the first layer's norm and first product, which come before anything that only layers
-do. Causes overlap, as the dense half of a layer runs beside its experts: they may add up to more than a token takes.
+Used by offload.py. Kernels are recognized by name. What runs after the last layer's norms is recognized by position:
+the head, sampling, embeddings, masks, and the first layer's norm and first product, which run before any kernel that
+only layers launch. Causes overlap, because the dense half of a layer runs on a side stream during its experts. Their
+sum may therefore exceed the time of a token.
 """
 
 import re
@@ -18,7 +17,7 @@ from hlwq_cli.runtime.modules.experts import HLWQExperts
 
 HEAD_AND_REST = "head and the rest"
 _CAUSES = {
-    "fetch": "fetch", "fetch_ahead": "fetch ahead (beside)", "plan": "plan", "plan_ahead": "plan",
+    "fetch": "fetch", "fetch_ahead": "prefetch (side stream)", "plan": "plan", "plan_ahead": "plan",
     "multiply_each": "experts' products", "multiply_and_sum": "experts' products",
     "multiply_one": "dense products", "multiply_few": "dense products", "rotate_rows": "dense products",
     "turn_heads": "attention", "attend_dense": "attention", "join_parts": "attention",
@@ -29,7 +28,7 @@ CAUSES = (*dict.fromkeys(_CAUSES.values()), _OTHERS, HEAD_AND_REST)
 
 
 class Event(NamedTuple):
-    """A kernel or copy on the device: its name, and when it began and how long it took, in microseconds."""
+    """A kernel or copy on the device, with its start and duration in microseconds."""
 
     name: str
     start: float
@@ -37,7 +36,7 @@ class Event(NamedTuple):
 
 
 def profiled(work: Callable[[], Any]) -> list[Event]:
-    """What the device did meanwhile, by beginning."""
+    """Run `work` under the profiler and return the events of the device, sorted by start."""
     from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity, profile
 
@@ -49,7 +48,7 @@ def profiled(work: Callable[[], Any]) -> list[Event]:
 
 
 def by_kernel(events: Sequence[Event]) -> dict[str, float]:
-    """Microseconds by name."""
+    """Return microseconds by kernel name."""
     times: dict[str, float] = defaultdict(float)
     for event in events:
         times[event.name[:60]] += event.duration
@@ -57,7 +56,12 @@ def by_kernel(events: Sequence[Event]) -> dict[str, float]:
 
 
 def by_cause(events: Sequence[Event], layers: int) -> dict[str, float]:
-    """Microseconds of events, in their order, by CAUSES; a pass through the model has so many layers."""
+    """Return the microseconds of events by cause, one of CAUSES.
+
+    Args:
+        events: sorted by start.
+        layers: layers of the model.
+    """
     stepped = any(event.name == _LAYER_ENDS for event in events)
     times: dict[str, float] = defaultdict(float)
     ended = layers
@@ -73,13 +77,13 @@ def by_cause(events: Sequence[Event], layers: int) -> dict[str, float]:
 
 
 def per_token(long: dict[str, float], short: dict[str, float], tokens: int) -> dict[str, float]:
-    """What so many more tokens took, each, the longest first."""
+    """Return the time per token of `tokens` additional tokens, longest first: (long - short) / tokens."""
     found = {name: (time - short.get(name, 0.0)) / tokens for name, time in long.items()}
     return dict(sorted(found.items(), key=lambda kv: -kv[1]))
 
 
 def bytes_read(model: Any, k: int) -> dict[str, float]:
-    """Bytes of a coded model's weights that a token reads, by cause; it chooses `k` experts in each of their layers."""
+    """Return the bytes of a quantized model's weights that a token reads, by cause; it uses `k` experts per layer."""
     experts = [(path, m) for path, m in model.named_modules() if isinstance(m, HLWQExperts)]
     layers = [model.get_submodule(re.sub(r"(\.\d+)\..*", r"\1", path)) for path, _ in experts]
     head = model.get_output_embeddings()
@@ -91,7 +95,7 @@ def bytes_read(model: Any, k: int) -> dict[str, float]:
 
 
 def _bytes(module: Any) -> int:
-    """Of its own matrices."""
+    """Return the bytes of the module's own matrices."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return sum(t.numel() * t.element_size() for t in tensors if t.dim() > 1)
 
@@ -101,7 +105,7 @@ def _expert_bytes(module: HLWQExperts) -> float:
 
 
 def device_copy_rate(device: torch.device) -> float:
-    """Bytes a second that a GPU reads and writes while it copies, the best of a few times."""
+    """Return the bytes per second that a GPU reads plus writes while copying: the best of 4."""
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
     into, best = torch.empty_like(source), float("inf")
     for _ in range(4):
@@ -115,12 +119,14 @@ def device_copy_rate(device: torch.device) -> float:
 
 
 def cause_rows(causes: dict[str, float], least: dict[str, float], layers: int) -> list[str]:
-    """Of a table: a cause, its microseconds a layer (of the rest, a token), and the least that moving its bytes takes.
+    """Return table rows: cause, microseconds per layer, and the minimum time to move its bytes.
+
+    "head and the rest" is given per token.
 
     Args:
-        causes: microseconds a token.
-        least: seconds a token.
-        layers: how many.
+        causes: microseconds per token.
+        least: minimum seconds per token.
+        layers: number of layers.
     """
     found = []
     for cause in CAUSES:

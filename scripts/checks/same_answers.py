@@ -1,12 +1,12 @@
-"""A checkpoint executed as codes on a GPU answers as its decoded weights do on the CPU.
+"""Check that a quantized checkpoint run on a GPU gives the answers of its decoded weights on the CPU.
 
     python scripts/checks/same_answers.py FOLDER... [--device cuda:0]
 
-For each folder: 64 greedy tokens after each prompt, and after a picture where the model sees, in float32: the same.
-Perplexity of the bundled addresses, in float32: the same to 1e-3. KL divergence, from float32 on the CPU, of codes in
-bfloat16, reading 1 and 8 tokens at a time (the kernels that multiply by codes) and all at once (decoded by layers): at
-most 1.5 times that of the same weights decoded to bfloat16. It is the median of 256 tokens, as a mean is mostly one
-token that rounding has sent to another expert. Exits with 1 where one of these fails.
+For each folder, in float32: the 64 greedy tokens after each prompt, and after a picture if the model supports images,
+must be equal; perplexity of the bundled addresses must agree to 1e-3. In bfloat16: the KL divergence from float32 on
+the CPU, reading 1 and 8 tokens at a time (the kernels that multiply by codes) and all at once (layers are decoded),
+must be at most 1.5 times that of the same weights decoded to bfloat16. It is the median of 256 tokens, because a mean
+is dominated by single tokens that rounding sends to another expert. Exits with 1 if a check fails.
 """
 
 import argparse
@@ -30,23 +30,24 @@ PROMPTS = ("My fellow citizens,", "The state of our union is", "We")
 QUESTION = "What is in the picture?"
 NEW_TOKENS = 64
 STEPS = (1, 8, 256)
-"""How many tokens are read at a time."""
+"""Tokens read at a time."""
 NUM_READ = 256
 LARGEST_CHANGE = 1e-3
 TIMES_DENSE = 1.5
 FLOOR = 1e-6
-"""Nats: below it, divergences are rounding of float32 itself."""
+"""Nats. Smaller divergences are float32 rounding."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What one checkpoint gave.
+    """The results of one checkpoint.
 
     Attributes:
-        different: prompts whose answers differ, with the first token that does.
-        perplexities: on the CPU and as codes on the device, float32.
-        coded: median KL divergence, in nats, of codes in bfloat16, by tokens read at a time.
-        dense: the same of decoded weights in bfloat16.
+        folder: the checkpoint.
+        different: prompts whose answers differ, with the index of the first different token.
+        perplexities: of decoded weights on the CPU and of codes on the device, float32.
+        coded: median KL divergence of codes in bfloat16, in nats, by tokens read at a time.
+        dense: the same for decoded weights in bfloat16.
     """
 
     folder: str
@@ -57,13 +58,13 @@ class Comparison:
 
     @property
     def change(self) -> float:
-        """Of perplexity, relative."""
+        """Return the relative change of perplexity."""
         return abs(self.perplexities[1] / self.perplexities[0] - 1)
 
     @property
     def failures(self) -> list[str]:
-        """What is not as it should be, in sentences."""
-        found = [f"{prompt!r} is answered otherwise from token {at} on" for prompt, at in self.different.items()]
+        """Return one phrase per failed check."""
+        found = [f"{prompt!r} has a different answer from token {at} on" for prompt, at in self.different.items()]
         if not self.change < LARGEST_CHANGE:
             found.append(f"perplexity is {self.perplexities[1]} instead of {self.perplexities[0]}")
         far = [s for s, kld in self.coded.items() if not kld <= TIMES_DENSE * self.dense[s] + FLOOR]
@@ -72,7 +73,7 @@ class Comparison:
 
 @torch.inference_mode()
 def answer(model: HLWQModel, prompt: str, picture: Image.Image | None) -> list[int]:
-    """64 greedy tokens, whatever ends a text."""
+    """Return 64 greedy tokens, past any end-of-sequence token."""
     inputs = model.prepare([prompt], None if picture is None else [[picture]], chat=picture is not None)
     out = model.generation.generate(
         **inputs,
@@ -104,7 +105,10 @@ def first_difference(ours: list[int], theirs: list[int]) -> int | None:
 
 @torch.inference_mode()
 def log_probabilities(model: Any, ids: torch.Tensor, step: int) -> torch.Tensor:
-    """Of every next token, float32 (tokens, vocabulary) on the CPU, reading `step` tokens at a time."""
+    """Return log-probabilities of every next token, float32 (tokens, vocabulary) on the CPU.
+
+    The model reads `step` tokens at a time.
+    """
     cache, found = DynamicCache(config=model.config.get_text_config()), []
     for piece in ids.to(model.device)[None].split(step, dim=1):
         logits = model(input_ids=piece, use_cache=True, **cache_argument(model, cache)).logits[0]
@@ -125,7 +129,7 @@ def windows_for(model: HLWQModel, windows: int, window: int) -> Windows:
 
 
 def compare(folder: str, device: str = "cuda:0", windows: int = 2, window: int = 1024) -> Comparison:
-    """Load a checkpoint four ways, one on the CPU, and see what each gives."""
+    """Load a checkpoint four ways, one of them on the CPU, and compare the results."""
     load = partial(HLWQModel.from_pretrained, folder)
     cpu, exact = load(device="cpu", dtype="float32"), load(device=device, dtype="float32", execution="coded")
     ours, theirs = answers(exact), answers(cpu)
@@ -151,7 +155,7 @@ def row(comparison: Comparison) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", help="coded checkpoints")
+    parser.add_argument("folders", nargs="+", help="quantized checkpoints")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--windows", type=int, default=2)
     parser.add_argument("--window", type=int, default=1024)

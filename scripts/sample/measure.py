@@ -1,9 +1,9 @@
-"""The bundled sample after quantize and export: perplexity and exact captions, at every width and both schemes.
+"""The bundled sample after quantize and export: perplexity and exact captions, at every width and for every recipe.
 
     python scripts/sample/measure.py [--windows 8] [--pictures 100]
 
-Perplexity by the `paper` protocol on the bundled addresses, paired against bf16; captions of fresh pictures, greedy,
-right only when right to the letter. Runs the real command line; computes in float32 on the CPU. Prints a table.
+Perplexity follows the `paper` protocol on the bundled addresses, paired with bf16. Captions of new pictures are greedy,
+and correct only if every letter is. Runs the real command line; computes in float32 on the CPU. Prints a table.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def coded_row(recipe: str, bits: int, windows: Windows, pictures: int, reference
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=100)
     options = parser.parse_args()

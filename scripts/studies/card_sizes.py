@@ -1,9 +1,9 @@
-"""What cards of some sizes can run of a mixture of experts: slots a layer, computed from bytes, nothing measured.
+"""Compute how many experts per layer fit on GPUs of several sizes, from bytes; nothing is measured.
 
     python scripts/studies/card_sizes.py [--config tests/data/gemma4-26b.json] [--bits 5] [--cards 8 12 16 24]
 
-No weights are needed: the configuration's model is laid out without memory, coded as `hlwq quantize` plans it, and its
-bytes counted by what `--gpu-memory` counts with. A card is taken to have so many GB (10^9) free.
+No weights are needed. The configuration's model is built on the meta device and quantized as `hlwq quantize` plans it.
+Its bytes are counted by the code behind `--gpu-memory`. A card of N GB is assumed to have N * 10^9 bytes free.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from scripts.bench.synthetic_model import ROOT, shapes
 
 
 def planned(config: dict[str, Any], bits: int) -> Plan:
-    """How a checkpoint of a configuration's names and shapes would be coded."""
+    """Return the plan for a checkpoint with a configuration's names and shapes."""
     tensors = {
         n: TensorInfo(n, "BF16", s, "model.safetensors", 0, 2 * torch.Size(s).numel())
         for n, s in shapes(config).items()
@@ -34,7 +34,7 @@ def planned(config: dict[str, Any], bits: int) -> Plan:
 
 
 def coded_model(config: dict[str, Any], plan: Plan) -> Any:
-    """The model on the meta device, its experts outside the GPU."""
+    """Return the quantized model on the meta device, with offloaded experts."""
     import transformers
 
     settings = transformers.AutoConfig.for_model(**config)
@@ -48,14 +48,14 @@ def coded_model(config: dict[str, Any], plan: Plan) -> Any:
 
 
 def needs_of(config: dict[str, Any], bits: int) -> tuple[MemoryEstimate, int]:
-    """What the coded model takes on a GPU, and how many experts a token chooses."""
+    """Return what the quantized model needs on a GPU, and the experts per token."""
     model = coded_model(config, planned(config, bits))
     top_k = experts_per_token(model.config)
     return MemoryEstimate.of(model, top_k), top_k
 
 
 def table(needs: MemoryEstimate, top_k: int, cards: list[float]) -> str:
-    lines = ["| GPU memory | experts of each layer on the GPU | fetched a token, even routing |", "|---|---|---|"]
+    lines = ["| GPU memory | experts of each layer on the GPU | fetched per token, uniform routing |", "|---|---|---|"]
     for card in cards:
         try:
             slots = needs.slots(int(card * 10**9))
@@ -76,9 +76,9 @@ def main() -> None:
     needs, top_k = needs_of(json.loads(args.config.read_text()), args.bits)
     size = format_size
     print(
-        f"{size(needs.weights)} of weights that are no experts, {size(needs.cache)} of keys and values and "
-        f"{size(needs.workspace)} of work space for {TOKENS:,} tokens, {size(needs.scratch)} of shared records; "
-        f"{size(needs.slot)} a slot in every layer, {size(needs.slot * needs.experts)} of experts outside.\n"
+        f"{size(needs.weights)} of weights other than experts, {size(needs.cache)} of KV cache and "
+        f"{size(needs.workspace)} of workspace for {TOKENS:,} tokens, {size(needs.scratch)} of scratch slots; "
+        f"{size(needs.slot)} for one slot in every layer, {size(needs.slot * needs.experts)} of offloaded experts.\n"
     )
     print(table(needs, top_k, args.cards))
 

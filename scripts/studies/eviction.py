@@ -1,14 +1,14 @@
-"""Which expert should make room? Hit rates of policies on recorded and synthetic routings, beside the oracle's.
+"""Which expert should be evicted? Hit rates of policies on recorded and synthetic routings, compared with an oracle.
 
     python scripts/studies/eviction.py [--tokens 4096] [--steps 3000]
 
-Recorded: the choices of the bundled sample's five layers (8 experts, 2 a token), reading its held-out text. Synthetic:
-128 experts, 8 a token: `uniform`; `zipf`, drawn by 1 / rank; `sticky`, where each expert of the last token stays with
-probability .45 and the rest are drawn evenly; `sticky zipf`, where the rest are drawn by 1 / rank. A step is a token;
-experts that it needs never make room in it, and all that are missing are fetched. Policies differ in who makes room:
-the one used longest ago (LRU); the smallest count of uses, of which each step takes a 2^shift-th (LFU); the smallest
-sum of a quick and a slow count, each over its largest (mix); the one needed again last (oracle, which knows the
-future). With `picky` a missing expert takes no slot from one of a larger count.
+Recorded routings come from the bundled sample's five layers (8 experts, top-2) on its held-out text. Synthetic ones
+have 128 experts, top-8: `uniform`; `zipf`, with probability 1 / rank; `sticky`, where each expert of the last token
+stays with probability .45 and the rest are uniform; `sticky zipf`, where the rest have probability 1 / rank. A step is
+a token. Experts that it needs are never evicted in it, and all missing ones are fetched. Policies differ in what they
+evict: the least recently used (LRU); the smallest use count, which decays by 2^-shift per step (LFU); the smallest sum
+of a fast and a slow count, each divided by its maximum (mix); the one needed again last (oracle, which knows the
+future). With `picky`, a missing expert does not replace one with a larger count.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from hlwq_cli.runtime.loading.load import load_model, load_processor
 
 SHIFTS = (1, 2, 3, 4, 5, 6, 7)
 Routing = list[frozenset[int]]
-"""What each step needs."""
+"""The experts that each step needs."""
 Key = Callable[[int, int], float]
-"""Of an expert at a step: the least makes room."""
+"""Maps an expert and a step to a priority: the smallest is evicted first."""
 
 
 def recorded(tokens: int) -> list[Routing]:
-    """Of each layer of the sample."""
+    """Return the routing of each layer of the sample."""
     model = load_model("sample", device="cpu", dtype="float32")
     tokenizer = load_processor("sample")
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
@@ -72,7 +72,7 @@ def lru(routing: Routing, experts: int) -> Key:
 
 
 def lfu(shift: int) -> Callable[[Routing, int], Key]:
-    """As the product counts, in whole numbers."""
+    """Count as hlwq_kernels.offload does, in integers."""
 
     def policy(routing: Routing, experts: int) -> Key:
         scores = [0] * experts
@@ -127,7 +127,7 @@ POLICIES: dict[str, Callable[[Routing, int], Key]] = {
 def hit_rate(
     routing: Routing, experts: int, slots: int, policy: Callable[[Routing, int], Key], picky: bool = False
 ) -> float:
-    """Share of needed experts that were there, from the tenth part of the steps on."""
+    """Return the fraction of needed experts that were resident; the first tenth of the steps is not counted."""
     key: Any = policy(routing, experts)
     held: set[int] = set()
     hits = wanted = 0
@@ -149,8 +149,8 @@ def hit_rate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=4096, help="of the recorded text")
-    parser.add_argument("--steps", type=int, default=3000, help="of synthetic routings")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of the recorded text")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of synthetic routings")
     args = parser.parse_args()
     print("| routing | slots | " + " | ".join(POLICIES) + " |")
     print("|---|---|" + "---|" * len(POLICIES))

@@ -1,12 +1,13 @@
 """Why NF4 diverges less than hlwq at 4 bits on SmolLM2: both codecs with and without rotation, role by role.
 
-    python scripts/studies/explain_nf4.py smollm2 --text addresses.txt      # made as compare_peers.py says
+    python scripts/studies/explain_nf4.py smollm2 --text addresses.txt      # made as peers/compare.py describes
 
-Three tables. What each coding of all weights diverges; what it diverges when one role alone is coded, and the error
-of that role's outputs, E||(W' - W) x||^2 / E||W x||^2, over inputs from other windows of the text; and what hlwq
-diverges when its scale search weighs each input channel by a second moment computed from the model's own weights.
+Three tables: the divergence of each codec on all weights; the divergence when only one role is quantized, with the
+error of that role's outputs, E||(W' - W) x||^2 / E||W x||^2, over inputs from other windows of the text; and the
+divergence of hlwq when its scale search weights each input channel by a second moment computed from the model's own
+weights.
 
-Not rotating is rotating twice: the codec is given H w, whose rotation is w, and H is applied to what it decodes.
+Not rotating is rotating twice: the codec gets H w, whose rotation is w, and H is applied to what it decodes.
 """
 
 import argparse
@@ -38,12 +39,12 @@ RoundTrip = Callable[[torch.Tensor, str], torch.Tensor]
 
 
 def rotate(weight: torch.Tensor) -> torch.Tensor:
-    """Blocks of 64 along the rows, by the orthonormal Hadamard matrix."""
+    """Rotate blocks of 64 along the rows by the orthonormal Hadamard matrix."""
     return (hadamard(weight.reshape(weight.shape[0], -1, BLOCK)) / BLOCK**0.5).reshape(weight.shape)
 
 
 def decoded(codec: peer_codecs.RoundTrip, rotated: bool, weight: torch.Tensor, name: str) -> torch.Tensor:
-    """What a codec makes of a weight, or of its rotation."""
+    """Return the round trip of a weight, or of its rotation."""
     return rotate(codec(rotate(weight), name)[0]) if rotated else codec(weight, name)[0]
 
 
@@ -52,7 +53,7 @@ def role_of(name: str) -> str:
 
 
 def second_moments(model: Any, names: list[str], windows: torch.Tensor) -> dict[str, torch.Tensor]:
-    """E[x x^T] of the inputs of every layer."""
+    """Return E[x x^T] of the inputs of every layer."""
     found: dict[str, torch.Tensor] = {}
 
     def hook(name: str, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -69,7 +70,7 @@ def second_moments(model: Any, names: list[str], windows: torch.Tensor) -> dict[
 
 
 def own_moments(model: Any, name: str) -> torch.Tensor:
-    """E[x_i^2] of a layer's inputs as its neighbours' weights alone predict it, inputs of a norm taken as white."""
+    """Predict E[x_i^2] of a layer's inputs from its neighbours' weights alone; inputs of a norm count as white."""
     layer = model.model.layers[int(name.split(".")[2])]
     attention, mlp = layer.input_layernorm.weight.square(), layer.post_attention_layernorm.weight.square()
     role = role_of(name)
@@ -86,7 +87,7 @@ def own_moments(model: Any, name: str) -> torch.Tensor:
 
 
 def weighted_search(moments: Callable[[str], torch.Tensor], bits: int, weight: torch.Tensor, name: str) -> torch.Tensor:
-    """hlwq's coding (scales not rounded), each block's scale that of least error weighted by input channel."""
+    """Quantize as hlwq does (scales not rounded), with the scale of least error weighted by input channel."""
     centroids = torch.tensor(lloyd_max(bits))
     edges = (centroids[1:] + centroids[:-1]) / 2
     blocks = weight.view(weight.shape[0], -1, BLOCK)
@@ -102,7 +103,7 @@ def weighted_search(moments: Callable[[str], torch.Tensor], bits: int, weight: t
 
 
 class Lab:
-    """A model, its reference, and the divergence after some of its weights were coded."""
+    """A model, its reference, and the divergence after some of its weights are quantized."""
 
     def __init__(self, path: str, text: str, windows: int) -> None:
         self.model = load_model(path, device="cpu", dtype="float32")

@@ -1,4 +1,4 @@
-"""Draws what each thread of a run did when.
+"""Plot what each thread of a run did when.
 
 HLWQ_TRACE=trace.json hlwq quantize MODEL OUT
 python scripts/studies/plot_trace.py trace.json timeline.png
@@ -19,7 +19,7 @@ COLOURS = {
     "sync": "#aa3377", "allocate": "#bbbbbb", "start Python": "#dddddd", "plan": "#66ccee", "start GPU": "#999999",
     "start kernels": "#777777", "fetch": "#000000", "complete": "#555555",
 }  # fmt: skip
-LABELS = {"code": "copy to device, code, copy back"}
+LABELS = {"code": "copy to device, encode, copy back"}
 
 
 def draw(events: list[dict[str, Any]], title: str, out: Path) -> None:
@@ -36,7 +36,7 @@ def draw(events: list[dict[str, Any]], title: str, out: Path) -> None:
     axes.set_yticks(range(len(order)), [names[t].replace("_", " ") for t in order], fontsize=5)
     axes.set_xlim(left=0)
     axes.set_ylim(len(order), -1)
-    axes.set_xlabel("seconds since the command was given")
+    axes.set_xlabel("seconds since the command started")
     axes.set_title(title, fontsize=10)
     seen = [w for w in COLOURS if any(e["name"] == w for e in spans)]
     figure.legend(
@@ -51,7 +51,7 @@ def draw(events: list[dict[str, Any]], title: str, out: Path) -> None:
 
 
 def rank(name: str) -> int:
-    """Threads from top to bottom: the main one, those that start GPUs, lanes, hashes, others."""
+    """Return the position of a thread: main, GPU start, workers, hashes, others."""
     kinds = ("Main", "start", "lane", "hash")
     return next((n for n, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
 

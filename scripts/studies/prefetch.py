@@ -1,15 +1,15 @@
-"""Is it worth fetching a layer's experts before its router has spoken? Guesses made a layer before, a model of time.
+"""Does prefetching a layer's experts pay off? Predictions made one layer early, and a model of the time they save.
 
     python scripts/studies/prefetch.py [--tokens 4096] [--steps 3000] [--slots 34 99] [--work 100]
 
-A layer's router can be asked early, of what the layer before has at hand: its input, the sum behind its attention
-(which its own router sees), its output. First table: how often that names the experts chosen later, for the bundled
-sample on held-out text; beside it the experts of the token before, and a layer's most frequent ones. Then slots are
-played through, as the product keeps them, with the guesses that are missing fetched ahead, at most so many a layer.
-Time of a layer: copies of a record one after the other, and other work, in which the link has nothing to do; that is
-when guesses can be copied, and what they take beyond is waited for. In the tables of tokens a second a column is a
-guess and how many experts at most are fetched ahead in a layer. Drawn guesses name each expert with the probability
-given, in any order.
+A layer's router can be asked early, with what the previous layer has available: its input, the sum after attention
+(which its own router sees), or its output. The first table shows how often this names the experts chosen later, for the
+bundled sample on held-out text, compared with the experts of the token before and a layer's most frequent ones. Then
+slots are simulated as the product keeps them, with the missing predicted experts prefetched, up to a limit per layer.
+The time of a layer is copies of records, one after the other, and other work, during which the link is idle. That is
+when predicted experts can be copied; what exceeds it is waited for. In the tables of tokens per second, a column is a
+prediction and the maximum number of experts prefetched per layer. Synthetic predictions name each expert with the given
+probability, in any order.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from hlwq_kernels.offload.slots import SHIFT, UNIT
 from scripts.studies.eviction import Routing, synthetic
 
 COPY, LAYERS = 3.81e6 / 50e9, 30
-"""Seconds of a record's copy, layers of the 26B."""
-SOURCES = ("input", "sum behind attention", "output", "token before", "most frequent")
+"""Seconds to copy a record of 3.81 MB at 50 GB/s; layers of Gemma 4 26B."""
+SOURCES = ("input", "sum after attention", "output", "token before", "most frequent")
 Guesses = list[list[int]]
-"""For each step experts, the likeliest first."""
+"""The predicted experts of each step, most likely first."""
 
 
 class Recorded(NamedTuple):
-    """A layer: what it chose, and what had been guessed."""
+    """A layer: its routing, and the predictions of it by source."""
 
     routing: Routing
     guesses: dict[str, Guesses]
 
 
 def recorded(tokens: int) -> list[Recorded]:
-    """The sample's layers but the first, which has none before it."""
+    """Return the sample's layers except the first, which has no previous layer."""
     model = load_model("sample", device="cpu", dtype="float32")
     tokenizer = load_processor("sample")
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
@@ -70,20 +70,20 @@ def recorded(tokens: int) -> list[Recorded]:
 
 
 def count_correct(layer: Recorded, source: str, places: slice) -> tuple[int, int]:
-    """Of guesses at some places those that were chosen, and all."""
+    """Return how many predictions at some positions were correct, and how many there are."""
     named = [g[places] for g in layer.guesses[source]]
     return sum(len(n.intersection(g)) for n, g in zip(layer.routing, named, strict=True)), sum(map(len, named))
 
 
 class Played(NamedTuple):
-    """A layer's steps in slots, means of a step: experts missing when it began, and its seconds."""
+    """Means per step of a simulated layer: experts missing at its start, and seconds."""
 
     missing: float
     seconds: float
 
 
 def play(routing: Routing, guesses: Guesses, experts: int, slots: int, most: int, work: float) -> Played:
-    """With at most so many experts fetched ahead at a step; from the tenth part of the steps on."""
+    """Simulate slots with at most `most` experts prefetched per step; the first tenth of the steps is not counted."""
     scores, held = numpy.zeros(experts, dtype=numpy.int64), set[int]()
     counts, start = numpy.zeros(2), len(routing) // 10
 
@@ -107,7 +107,7 @@ def play(routing: Routing, guesses: Guesses, experts: int, slots: int, most: int
 
 
 def synthetic_guesses(routing: Routing, recall: float, experts: int) -> Guesses:
-    """Guesses that name each expert needed with a probability, and others evenly in place of the rest; in any order."""
+    """Return predictions that name each needed expert with probability `recall`, else a uniform other; in any order."""
     random = numpy.random.default_rng(0)
     found = []
     for needed in routing:
@@ -118,15 +118,15 @@ def synthetic_guesses(routing: Routing, recall: float, experts: int) -> Guesses:
 
 
 def print_header(*names: str) -> Callable[..., None]:
-    """Print a heading, and give what prints rows."""
+    """Print a table's header and return a function that prints its rows."""
     print("\n| " + " | ".join(names) + " |\n|" + "---|" * len(names), flush=True)
     return lambda *cells: print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 def show_recall(layers: list[Recorded]) -> float:
-    """Gives the mean of the guess from the sum behind attention."""
+    """Print the recall table; return the mean recall of the prediction from the sum after attention."""
     row = print_header(
-        "guess from", *(f"layer {n}" for n in range(2, len(layers) + 2)), "mean", "first guess right", "second"
+        "predicted from", *(f"layer {n}" for n in range(2, len(layers) + 2)), "mean", "first correct", "second"
     )
     means = {}
     for source in SOURCES:
@@ -137,11 +137,11 @@ def show_recall(layers: list[Recorded]) -> float:
         first, second = (sum(h for h, _ in some) / sum(n for _, n in some) for some in places)
         means[source] = sum(shares) / len(shares)
         row(source, *(f"{s:.3f}" for s in (*shares, means[source], first, second)))
-    return means["sum behind attention"]
+    return means["sum after attention"]
 
 
 def rate(played: list[Played]) -> str:
-    """Tokens a second of as many layers as the 26B has."""
+    """Return the tokens per second of LAYERS such layers, as text."""
     return f"{1 / (LAYERS * sum(p.seconds for p in played) / len(played)):.1f}"
 
 
@@ -164,7 +164,7 @@ def show_sample(layers: list[Recorded], work: float) -> None:
 
 def show_synthetic(steps: int, slots: list[int], recalls: list[float], work: float) -> None:
     row = print_header(
-        "drawn, tok/s", "missing", "without", *(f"recall {r:.2f}, {most}" for r in recalls for most in (1, 2, 8))
+        "synthetic, tok/s", "missing", "without", *(f"recall {r:.2f}, {most}" for r in recalls for most in (1, 2, 8))
     )
     for kind in ("uniform", "zipf", "sticky", "sticky zipf"):
         routing = synthetic(kind, steps)
@@ -177,9 +177,11 @@ def show_synthetic(steps: int, slots: list[int], recalls: list[float], work: flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=4096, help="of the recorded text")
-    parser.add_argument("--steps", type=int, default=3000, help="of synthetic routings")
-    parser.add_argument("--slots", type=int, nargs="+", default=[34, 99], help="of 128 experts, for the synthetic ones")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of the recorded text")
+    parser.add_argument("--steps", type=int, default=3000, help="steps of synthetic routings")
+    parser.add_argument(
+        "--slots", type=int, nargs="+", default=[34, 99], help="slots for the 128 experts of synthetic routings"
+    )
     parser.add_argument("--work", type=float, default=100, help="microseconds of a layer without copies")
     args = parser.parse_args()
     layers, work = recorded(args.tokens), args.work / 1e6

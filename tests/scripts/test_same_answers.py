@@ -30,7 +30,7 @@ GOOD = Comparison("out", {}, (20.0, 20.001), {1: 2e-4}, {1: 1.9e-4})
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        ({"different": {"We": 3}}, "'We' is answered otherwise from token 3 on"),
+        ({"different": {"We": 3}}, "'We' has a different answer from token 3 on"),
         ({"perplexities": (20.0, 20.1)}, "perplexity is 20.1 instead of 20.0"),
         ({"perplexities": (20.0, float("nan"))}, "perplexity is nan"),
         ({"coded": {1: 4e-4}}, "divergence 1 tokens at a time is 0.0004, decoded 0.00019"),

@@ -31,7 +31,7 @@ def test_each_kernel_counts_once_and_what_lies_outside_of_layers_apart() -> None
         "head and the rest": 101.0,
         "experts' products": 2 * (9.0 + 11.0),
         "norms and routing": 2 * (4.0 + 5.0 + 12.0),
-        "fetch ahead (beside)": 16.0,
+        "prefetch (side stream)": 16.0,
         "fetch": 14.0,
         "plan": 12.0,
         "others in layers": 20.0,
