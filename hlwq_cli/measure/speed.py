@@ -119,7 +119,7 @@ def _why_not_captured(generation: Generation, device: torch.device) -> str:
     if device.type != "cuda" or generation.decoding == "graph":
         return ""
     decoder = generation.decoder
-    return generation.unfit if decoder is None else decoder.uncapturable or ""
+    return generation.fallback_reason if decoder is None else decoder.graph_error or ""
 
 
 def _seconds(work: Callable[[], Any], runs: int, device: torch.device) -> list[float]:

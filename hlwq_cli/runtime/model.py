@@ -10,7 +10,7 @@ import torch
 
 from ..errors import UsageError
 from .chat.conversation import Turn, messages
-from .chat.text_stream import Answer, cut
+from .chat.text_stream import TextStream, cut
 from .decode.generation import Generation
 from .kv.bits import KVBits
 from .loading.load import load_model, load_processor, supports_images
@@ -130,14 +130,14 @@ class HLWQModel:
         prompts = [text] if isinstance(text, str) else list(text)
         grouped = _images_per_prompt(prompts, images, single)
         inputs = self.prepare(prompts, grouped, system=system, chat=chat, history=history)
-        length = self._room(inputs, max_new_tokens)
+        length = self._max_new_tokens(inputs, max_new_tokens)
         with torch.inference_mode():
             out = self.generation.generate(**inputs, **self._settings(length, temperature, top_p, seed, stop))
         new = out[:, inputs["input_ids"].shape[1] :]
         answers = [cut(a, stop) for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return answers[0] if single else answers
 
-    def stream(self, text: str, images: Sequence[Image] | None = None, **options: Any) -> Answer:
+    def stream(self, text: str, images: Sequence[Image] | None = None, **options: Any) -> TextStream:
         """Answer one prompt piece by piece; options and errors are those of `generate`.
 
         The model stops when the answer is cancelled, closed or dropped.
@@ -145,7 +145,7 @@ class HLWQModel:
         stop = tuple(options.pop("stop", ()))
         shaping = {key: options.pop(key) for key in ("system", "chat", "history") if key in options}
         inputs = self.prepare([text], [list(images)] if images else None, **shaping)
-        length = self._room(inputs, options.pop("max_new_tokens", 256))
+        length = self._max_new_tokens(inputs, options.pop("max_new_tokens", 256))
         sampling = options.pop("temperature", 0.0), options.pop("top_p", 1.0), options.pop("seed", None)
         if options:
             raise UsageError(f"stream does not know {', '.join(sorted(options))}.")
@@ -153,7 +153,7 @@ class HLWQModel:
         def generate(**hooks: Any) -> None:
             self.generation.generate(**inputs, **self._settings(length, *sampling, stop), **hooks)
 
-        return Answer(self.tokenizer, inputs["input_ids"].shape[1], generate, stop)
+        return TextStream(self.tokenizer, inputs["input_ids"].shape[1], generate, stop)
 
     def prepare(
         self,
@@ -190,7 +190,7 @@ class HLWQModel:
         )
         return wrapped
 
-    def _room(self, inputs: Any, max_new_tokens: int) -> int:
+    def _max_new_tokens(self, inputs: Any, max_new_tokens: int) -> int:
         """How many tokens an answer may have, at most those asked for."""
         if max_new_tokens < 1:
             raise UsageError(f"An answer has at least one token, not max_new_tokens={max_new_tokens}.")

@@ -39,7 +39,7 @@ def decode(decoder: Decoder, logits: torch.Tensor, tokens: int) -> float:
     wait(decoder.device)
     start = time.perf_counter()
     for _ in range(tokens):
-        logits = decoder.step(logits.argmax(-1))
+        logits = decoder.decode_step(logits.argmax(-1))
     wait(decoder.device)
     return (time.perf_counter() - start) / tokens
 

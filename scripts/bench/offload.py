@@ -168,8 +168,8 @@ class Case:
         rates = [self.args.tokens / (t - first) for t in whole]
         figures: Figures = {"tokens_a_second": statistics.mean(rates), "decoding": generation.decoding}
         figures["deviation"] = statistics.stdev(rates) if len(rates) > 1 else 0.0
-        if generation.decoder is not None and generation.decoder.uncapturable:
-            figures["not_captured"] = generation.decoder.uncapturable
+        if generation.decoder is not None and generation.decoder.graph_error:
+            figures["not_captured"] = generation.decoder.graph_error
         if self.cache is not None:
             traffic += self.traffic()
             tokens = (self.args.runs + 1) * self.args.tokens

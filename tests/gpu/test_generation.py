@@ -50,7 +50,7 @@ def ids_of(model: Any, captured: bool, **options: Any) -> torch.Tensor:
     generation = Generation(model)
     assert generation.decoder is not None
     if not captured:
-        generation.decoder.uncapturable = "asked for"
+        generation.decoder.graph_error = "asked for"
     torch.manual_seed(7)
     return generation.generate(**options)
 
@@ -91,7 +91,7 @@ def test_a_plain_mixture_of_experts_is_captured(folders: dict[str, str]) -> None
         model = load_model(folders["plain"], device="cuda:0", dtype=dtype)
         generation = Generation(model)
         generation.generate(**asked(max_new_tokens=4))
-        assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+        assert generation.decoding == "graph", generation.decoder and generation.decoder.graph_error
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
@@ -103,7 +103,7 @@ def test_every_family_is_captured_and_goes_on_as_by_transformers(family: Callabl
     generation = Generation(model)
     torch.manual_seed(7)
     assert torch.equal(generation.generate(**options), expected)
-    assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+    assert generation.decoding == "graph", generation.decoder and generation.decoder.graph_error
 
 
 @pytest.mark.parametrize("bits", [KVBits(4, 3), KVBits(8, 8)], ids=str)
@@ -118,7 +118,7 @@ def test_captured_steps_over_codes_give_the_tokens_of_eager_ones(
     options = asked(max_new_tokens=80) | {"input_ids": ids, "attention_mask": mask}
     generation = Generation(model)
     found = generation.generate(**options)
-    assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+    assert generation.decoding == "graph", generation.decoder and generation.decoder.graph_error
     assert torch.equal(found, ids_of(model, False, **options))
     assert torch.equal(generation.generate(**options), found)
     assert (found == model.generate(**options)).float().mean() > 0.9  # transformers' loop; sums in another order

@@ -205,7 +205,7 @@ def test_a_model_answers_as_a_resident_one(
     for _ in range(2):
         assert torch.equal(generation.generate(**options), Generation(model).generate(**options))
     if tier == "host" and dtype == "bfloat16":
-        assert generation.decoding == "graph", generation.decoder and generation.decoder.uncapturable
+        assert generation.decoding == "graph", generation.decoder and generation.decoder.graph_error
 
 
 @pytest.mark.parametrize("slots", [1, 3])

@@ -11,7 +11,7 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
 
-class Answer(Iterator[str]):
+class TextStream(Iterator[str]):
     """The text of an answer in pieces; the model starts with the first one asked for, and stops when this is dropped.
 
     Attributes:
@@ -53,7 +53,7 @@ class Answer(Iterator[str]):
 def _run(
     streamer: TextIteratorStreamer, generate: Callable[..., Any], cancelled: threading.Event, stop: tuple[str, ...]
 ) -> Generator[str]:
-    """No method of `Answer`, so that one that is dropped is freed at once, and this generator closed."""
+    """No method of `TextStream`, so that one that is dropped is freed at once, and this generator closed."""
     failure: list[BaseException] = []
     criteria = StoppingCriteriaList([_Cancelled(cancelled)])
 

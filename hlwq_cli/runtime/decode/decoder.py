@@ -15,7 +15,7 @@ from transformers import GenerationMixin
 
 from ..kv.attention import NAME as CODES
 from ..kv.attention import kv_bits_of
-from ..kv.position import NotStaticError
+from ..kv.position import StaticDecodeUnsupported
 from ..kv.static_cache import StaticCache, bucket
 from ..kv.step_attention import stepping
 from ..modules.experts import HLWQExperts
@@ -35,23 +35,23 @@ class Decoder:
     where capturing fails, the same step runs as it is.
 
     Attributes:
-        lock: to be held from `prefill` to the last `step`.
-        uncapturable: why steps are not captured; None while they are.
+        lock: to be held from `prefill` to the last `decode_step`.
+        graph_error: why steps are not captured; None while they are.
 
     Raises:
-        NotStaticError: the model cannot be decoded so.
+        StaticDecodeUnsupported: the model cannot be decoded so.
     """
 
     def __init__(self, model: Any) -> None:
         self.model, self.config = model, model.config.get_text_config()
         self.device: torch.device = model.device
         self.lock = threading.Lock()
-        self.uncapturable = None if self.device.type == "cuda" else "there is no CUDA device"
+        self.graph_error = None if self.device.type == "cuda" else "there is no CUDA device"
         self._check()
         parameters = inspect.signature(type(model).forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        self._experts = _experts_choices(model) if self.uncapturable is None else (None,)
+        self._experts = _experts_choices(model) if self.graph_error is None else (None,)
         self._norms = fusible_norms(model)
         self._untried, self._layers = step_layers(model), list[StepLayer]()
         self._cache: StaticCache | None = None
@@ -64,27 +64,27 @@ class Decoder:
         model = self.model
         _refuse_adapters(model)
         if model.config.is_encoder_decoder:
-            raise NotStaticError("it has an encoder")
+            raise StaticDecodeUnsupported("it has an encoder")
         if self.config._attn_implementation not in ("sdpa", "eager", CODES):
-            raise NotStaticError(f"its attention is {self.config._attn_implementation}")
+            raise StaticDecodeUnsupported(f"its attention is {self.config._attn_implementation}")
         positions = "_prepare_position_ids_for_generation"
         if getattr(type(model), positions) is not getattr(GenerationMixin, positions):
-            raise NotStaticError("its positions are its own")
+            raise StaticDecodeUnsupported("its positions are its own")
         if len({p.device for p in model.parameters()}) > 1:
-            raise NotStaticError("it lies on several devices")
+            raise StaticDecodeUnsupported("it lies on several devices")
         StaticCache(self.config, 1, 1, model.dtype, torch.device("meta"), kv_bits_of(model))
 
     @torch.inference_mode()
-    def prefill(self, inputs: dict[str, Any], room: int) -> torch.Tensor:
+    def prefill(self, inputs: dict[str, Any], max_new_tokens: int) -> torch.Tensor:
         """Read prompts, padded on the left, with room for so many tokens after them; logits (batch, vocabulary).
 
         Raises:
-            NotStaticError: the model's steps ask the cache for what would be frozen in a graph, or it has been given
-                adapters, which may change from answer to answer.
+            StaticDecodeUnsupported: a step of the model asks the cache for values that a graph would freeze, or the
+                model has adapters, which may change from answer to answer.
         """
         _refuse_adapters(self.model)
-        batch, self._columns = inputs["attention_mask"].shape
-        self._allocate(batch, bucket(self._columns + room))
+        batch, self._num_positions = inputs["attention_mask"].shape
+        self._allocate(batch, bucket(self._num_positions + max_new_tokens))
         logits = self._read(inputs)
         if self._logits is None:
             self._logits = torch.empty_like(logits)
@@ -96,11 +96,11 @@ class Decoder:
         assert self._cache is not None
         mask = inputs["attention_mask"]
         self._cache.begin(mask)
-        positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-        self._positions.copy_(positions[:, -1:])
+        position_ids = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+        self._position_ids.copy_(position_ids[:, -1:])
         prepared = self.model.prepare_inputs_for_generation(
             **inputs,
-            position_ids=positions,
+            position_ids=position_ids,
             is_first_iteration=True,
             use_cache=True,
             **{self._cache_name: self._cache},
@@ -108,7 +108,7 @@ class Decoder:
         )
         with fused(self._norms), stepped(self._layers):
             logits: torch.Tensor = self.model(**prepared, return_dict=True).logits[:, -1].float()
-        self._cache.place.prefilling = False
+        self._cache.position.prefilling = False
         return logits
 
     def _try(self) -> bool:
@@ -126,21 +126,21 @@ class Decoder:
         return False
 
     @torch.inference_mode()
-    def step(self, ids: torch.Tensor) -> torch.Tensor:
+    def decode_step(self, ids: torch.Tensor) -> torch.Tensor:
         """Decode after tokens `ids` (batch,); float32 logits (batch, vocabulary), which the next step overwrites."""
         assert self._cache is not None
-        self._columns += 1
+        self._num_positions += 1
         self._ids.copy_(ids[:, None])
-        self._positions.add_(1)
-        self._cache.code(self._columns)
-        length = self._cache.place.length = bucket(self._columns)
-        if self.uncapturable is None and length not in self._graphs:
+        self._position_ids.add_(1)
+        self._cache.code(self._num_positions)
+        length = self._cache.position.length = bucket(self._num_positions)
+        if self.graph_error is None and length not in self._graphs:
             self._capture(length)
-        if self.uncapturable is None:
+        if self.graph_error is None:
             self._graphs[length].replay()
         else:
             self._run()
-        self._cache.place.column.add_(1)
+        self._cache.position.current.add_(1)
         assert self._logits is not None
         return self._logits
 
@@ -153,7 +153,7 @@ class Decoder:
         self._cache = StaticCache(self.config, batch, capacity, self.model.dtype, self.device, bits)
         self._graphs, self._pool, self._logits = {}, None, None
         self._ids = torch.zeros(batch, 1, dtype=torch.int64, device=self.device)
-        self._positions = torch.zeros_like(self._ids)
+        self._position_ids = torch.zeros_like(self._ids)
 
     def _run(self, experts: str | None = None) -> None:
         """The work of a step, from and to the static buffers; to be repeated at will."""
@@ -161,7 +161,7 @@ class Decoder:
         with stepping(self.config, experts), fused(self._norms), stepped(self._layers):
             out = self.model(
                 input_ids=self._ids,
-                position_ids=self._positions,
+                position_ids=self._position_ids,
                 attention_mask=self._cache.begin_step(),
                 use_cache=True,
                 return_dict=True,
@@ -188,8 +188,8 @@ class Decoder:
             _, experts, self._graphs[length] = min(captured, key=lambda c: c[0])
             self._experts, self._pool = (experts,), self._graphs[length].pool()
         else:
-            self.uncapturable = (str(failure).splitlines() or [type(failure).__name__])[0]
-            logger.warning("Decoding without a CUDA graph, which is slower: %s", self.uncapturable)
+            self.graph_error = (str(failure).splitlines() or [type(failure).__name__])[0]
+            logger.warning("Decoding without a CUDA graph, which is slower: %s", self.graph_error)
 
     def _captured(self, experts: str | None) -> torch.cuda.CUDAGraph:
         """Run once to compile and plan, once to find waits for the device, which would spoil a capture, and capture."""
@@ -212,7 +212,7 @@ class Decoder:
 def _refuse_adapters(model: Any) -> None:
     """Peft puts layers of its own around a model's, in place; what a graph or a step holds would go past them."""
     if any("base_layer" in module._modules for module in model.modules()):
-        raise NotStaticError("it has adapters")
+        raise StaticDecodeUnsupported("it has adapters")
 
 
 # Once for all threads: warnings.catch_warnings is for one.

@@ -21,14 +21,14 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
-from ..kv.position import NotStaticError
+from ..kv.position import StaticDecodeUnsupported
 from .decoder import Decoder
 
 Decoding = Literal["graph", "eager", "transformers"]
 
 logger = logging.getLogger("hlwq")
 
-AHEAD = 2
+LOOKAHEAD_STEPS = 2
 """Steps that a GPU is given before the host looks at the first one's tokens."""
 
 _OF_SCORES = (
@@ -42,17 +42,17 @@ class Generation:
 
     Attributes:
         decoder: the static loop; None where the model or its device leaves it to transformers.
-        unfit: why the model does, on a GPU.
+        fallback_reason: why the model does, on a GPU.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.decoder: Decoder | None = None
-        self.unfit = ""
+        self.fallback_reason = ""
         if model.device.type == "cuda":
             try:
                 self.decoder = Decoder(model)
-            except NotStaticError as error:
+            except StaticDecodeUnsupported as error:
                 self._leave_to_transformers(error)
 
     @property
@@ -60,7 +60,7 @@ class Generation:
         """How answers are decoded; whether steps can be captured is known after the first."""
         if self.decoder is None:
             return "transformers"
-        return "graph" if self.decoder.uncapturable is None else "eager"
+        return "graph" if self.decoder.graph_error is None else "eager"
 
     def generate(self, *, streamer: Any = None, stopping_criteria: Any = None, **options: Any) -> torch.Tensor:
         """Ids (batch, prompt and answer), as from `model.generate` with the same inputs and settings.
@@ -74,13 +74,13 @@ class Generation:
             try:
                 with loop.decoder.lock:
                     return loop.run()
-            except NotStaticError as error:
+            except StaticDecodeUnsupported as error:
                 self._leave_to_transformers(error)
         out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
         return out
 
-    def _leave_to_transformers(self, reason: NotStaticError) -> None:
-        self.decoder, self.unfit = None, str(reason)
+    def _leave_to_transformers(self, reason: StaticDecodeUnsupported) -> None:
+        self.decoder, self.fallback_reason = None, str(reason)
         logger.warning("Decoding by transformers' own loop, which is slower: %s.", reason)
 
 
@@ -94,7 +94,7 @@ class _Loop:
         eos = config.eos_token_id
         self.eos = torch.tensor([] if eos is None else eos, dtype=torch.int64).reshape(-1)
         self.pad: int = config.pad_token_id if config.pad_token_id is not None else int((*self.eos, 0)[0])
-        self.ahead = AHEAD if decoder.device.type == "cuda" else 0
+        self.lookahead = LOOKAHEAD_STEPS if decoder.device.type == "cuda" else 0
         self.streamer: Any = None
         self.criteria = StoppingCriteriaList()
 
@@ -149,10 +149,10 @@ class _Loop:
         for count in range(1, self.limit + 1):
             chosen = self._choose(logits)
             pending.append(_Arriving(chosen))
-            while len(pending) > self.ahead:
+            while len(pending) > self.lookahead:
                 yield pending.popleft().wait()
             if count < self.limit:
-                logits = self.decoder.step(chosen)
+                logits = self.decoder.decode_step(chosen)
         for arriving in pending:
             yield arriving.wait()
 
@@ -162,9 +162,9 @@ class _Loop:
         if not self.sample:
             return scores.argmax(-1)
         # what torch.multinomial does for one draw, less its look at the probabilities, which waits for the device
-        share: torch.Tensor = scores.softmax(-1)
-        share.div_(torch.empty_like(share).exponential_())
-        return share.argmax(-1)
+        probs: torch.Tensor = scores.softmax(-1)
+        probs.div_(torch.empty_like(probs).exponential_())
+        return probs.argmax(-1)
 
 
 class _Arriving:

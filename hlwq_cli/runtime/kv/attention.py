@@ -22,7 +22,7 @@ from .static_cache import StaticCache
 from .step_attention import step_attention
 
 NAME = "hlwq"
-_MARK = "_hlwq_kv_bits"
+_ATTR = "_hlwq_kv_bits"
 _UNKNOWN = ("s_aux", "position_bias", "head_mask")
 """What other attentions take and this one does not: sinks, learned biases."""
 
@@ -90,12 +90,12 @@ def code_kv_cache(model: Any, bits: KVBits) -> None:
         return args, {**kwargs, "use_cache": True}
 
     model.register_forward_pre_hook(give_codes, with_kwargs=True)
-    setattr(model, _MARK, bits)
+    setattr(model, _ATTR, bits)
 
 
 def kv_bits_of(model: Any) -> KVBits | None:
     """The widths at which a model keeps its keys and values, or None where it keeps them as they are."""
-    bits: KVBits | None = getattr(model, _MARK, None)
+    bits: KVBits | None = getattr(model, _ATTR, None)
     return bits
 
 

@@ -78,7 +78,7 @@ def _lasting(method: Callable[..., Any]) -> Callable[..., Any]:
     return torch.inference_mode(False)(torch.no_grad()(method))
 
 
-class CodedSide:
+class QuantizedKVStore:
     """Keys or values of a layer: a growing store of codes and a tail of exact tokens.
 
     Args:
@@ -170,8 +170,8 @@ class CodedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make the empty stores."""
         self.device = key_states.device
-        self.key_side = CodedSide(self.bits.keys, key_states, self.window)
-        self.value_side = CodedSide(self.bits.values, value_states, self.window)
+        self.key_store = QuantizedKVStore(self.bits.keys, key_states, self.window)
+        self.value_store = QuantizedKVStore(self.bits.values, value_states, self.window)
         self.is_initialized = True
 
     def update(  # type: ignore[override]  # codes in place of tensors: `kv_attention` reads them
@@ -183,8 +183,8 @@ class CodedLayer(CacheLayerMixin):
         new = key_states.shape[-2]
         after = max(self.coded, coded_tokens(self.length + new, self.window))
         seen = seen_in_codes(self.length, new, self.window, self.coded)
-        keys = self.key_side.append(key_states.detach(), self.length, self.coded, after)
-        values = self.value_side.append(value_states.detach(), self.length, self.coded, after)
+        keys = self.key_store.append(key_states.detach(), self.length, self.coded, after)
+        values = self.value_store.append(value_states.detach(), self.length, self.coded, after)
         self.length, self.coded = self.length + new, after
         return CodedStates(keys, seen), CodedStates(values, seen)
 
@@ -203,22 +203,22 @@ class CodedLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes held, room to grow included."""
-        return self.key_side.nbytes + self.value_side.nbytes if self.is_initialized else 0
+        return self.key_store.nbytes + self.value_store.nbytes if self.is_initialized else 0
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one coded token of one sequence; 0 before the first."""
-        return self.key_side.token_bytes + self.value_side.token_bytes if self.is_initialized else 0
+        return self.key_store.token_bytes + self.value_store.token_bytes if self.is_initialized else 0
 
     @property
     def dense_token_bytes(self) -> int:
         """Bytes of one exact token of one sequence; 0 before the first."""
-        return self.key_side.dense_token_bytes + self.value_side.dense_token_bytes if self.is_initialized else 0
+        return self.key_store.dense_token_bytes + self.value_store.dense_token_bytes if self.is_initialized else 0
 
     def reset(self) -> None:
         """Forget all tokens, and give the memory back."""
         if self.is_initialized:
-            del self.key_side, self.value_side
+            del self.key_store, self.value_store
         self.is_initialized, self.length, self.coded = False, 0, 0
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -248,8 +248,8 @@ class CodedLayer(CacheLayerMixin):
 
     def _map(self, change: Any) -> None:
         if self.is_initialized:
-            self.key_side.map_batch(change)
-            self.value_side.map_batch(change)
+            self.key_store.map_batch(change)
+            self.value_store.map_batch(change)
 
 
 def coded_cache(config: Any, bits: KVBits, window: int = WINDOW) -> Cache:

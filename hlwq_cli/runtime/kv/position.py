@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 
 
-class NotStaticError(Exception):
+class StaticDecodeUnsupported(Exception):
     """A model that cannot decode on a static cache; its sentence says why."""
 
 
-class Place:
+class DecodePosition:
     """Where decoding stands, shared by the layers of a cache.
 
     Attributes:
-        column: int64 (1,), the column of the token that is being decoded.
+        current: int64 (1,), the column of the token that is being decoded.
         seen: bool (batch, capacity), false where the prompt was padded.
         slots: int64 (1,) by ring size, where that token's key goes.
         coded: int64 (1,), columns that lie in codes, in layers that hold some.
@@ -23,10 +23,10 @@ class Place:
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
-        self.column = torch.zeros(1, dtype=torch.int64, device=device)
+        self.current = torch.zeros(1, dtype=torch.int64, device=device)
         self.seen = torch.ones(batch, capacity, dtype=torch.bool, device=device)
         self.slots: dict[int, torch.Tensor] = {}
-        self.coded = torch.zeros_like(self.column)
+        self.coded = torch.zeros_like(self.current)
         self.lengths = torch.zeros(2, dtype=torch.int64, device=device)
         self.length = capacity
         self.prefilling = True
@@ -35,7 +35,7 @@ class Place:
         """A number asked for in Python would be frozen in a captured step, and the answer silently wrong.
 
         Raises:
-            NotStaticError: in a step.
+            StaticDecodeUnsupported: in a step.
         """
         if not self.prefilling:
-            raise NotStaticError("its forward asks the cache for lengths at every step")
+            raise StaticDecodeUnsupported("its forward asks the cache for lengths at every step")

@@ -17,11 +17,19 @@ from hlwq_kernels.attention.kv_encode import encode_kv, padded_dim
 
 from .bits import KVBits
 from .cache import GROUP, WINDOW, CodedStates, coded_tokens, seen_in_codes, token_tables
-from .position import Place
+from .position import DecodePosition
 
 
-class _Side:
-    """Keys or values: codes for every column, and the ring, in which column c lies in place c mod its size."""
+class StaticKVStore:
+    """Keys or values of one layer: codes for every position, and a ring of the newest exact tokens.
+
+    The token at cache position p lies in slot p mod the ring's size.
+
+    Args:
+        bits: width of a code.
+        states: (batch, heads, any, dim), an example of what is stored.
+        capacity: positions to make room for.
+    """
 
     def __init__(self, bits: int, states: torch.Tensor, capacity: int) -> None:
         batch, heads, _, dim = states.shape
@@ -31,20 +39,23 @@ class _Side:
         self.ring = states.new_zeros(batch, heads, WINDOW + GROUP, dim)
 
     def keep_prompt(self, states: torch.Tensor, coded: int) -> QuantizedKV:
+        """Store a prompt's states (batch, heads, tokens, dim), the first `coded` of them as codes."""
         if coded:
             self._code(states[:, :, :coded], 0)
-        columns = torch.arange(coded, states.shape[2], device=states.device)
-        self.ring.index_copy_(2, columns % self.ring.shape[2], states[:, :, coded:])
+        positions = torch.arange(coded, states.shape[2], device=states.device)
+        self.ring.index_copy_(2, positions % self.ring.shape[2], states[:, :, coded:])
         return QuantizedKV(self.codes, self.scales, coded, states, 0, self.tables)
 
-    def keep(self, state: torch.Tensor, place: Place) -> QuantizedKV:
-        self.ring.index_copy_(2, place.slots[self.ring.shape[2]], state)
-        most = coded_tokens(place.length)
-        return QuantizedKV(self.codes, self.scales, most, self.ring, most, self.tables, place.lengths)
+    def keep(self, state: torch.Tensor, position: DecodePosition) -> QuantizedKV:
+        """Store the state (batch, heads, 1, dim) of a decode step."""
+        self.ring.index_copy_(2, position.slots[self.ring.shape[2]], state)
+        most = coded_tokens(position.length)
+        return QuantizedKV(self.codes, self.scales, most, self.ring, most, self.tables, position.lengths)
 
     def code(self, start: int, stop: int) -> None:
-        columns = torch.arange(start, stop, device=self.ring.device)
-        self._code(self.ring.index_select(2, columns % self.ring.shape[2]), start)
+        """Encode the tokens at positions `start` to `stop` from the ring."""
+        positions = torch.arange(start, stop, device=self.ring.device)
+        self._code(self.ring.index_select(2, positions % self.ring.shape[2]), start)
 
     def _code(self, states: torch.Tensor, start: int) -> None:
         stop = start + states.shape[2]
@@ -52,25 +63,25 @@ class _Side:
 
 
 class CodedRingLayer(CacheLayerMixin):
-    """Keys and values of one layer that sees every column.
+    """Keys and values of one full-attention layer.
 
     Args:
-        place: where decoding stands.
-        capacity: columns.
+        position: where decoding stands.
+        capacity: positions to make room for.
         bits: widths of keys and values.
     """
 
     is_sliding = False
     size = WINDOW + GROUP
 
-    def __init__(self, place: Place, capacity: int, bits: KVBits) -> None:
+    def __init__(self, position: DecodePosition, capacity: int, bits: KVBits) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.place, self.capacity, self.bits = place, capacity, bits
+        self.position, self.capacity, self.bits = position, capacity, bits
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make the buffers, when the first keys show their shape."""
-        self.key_side = _Side(self.bits.keys, key_states, self.capacity)
-        self.value_side = _Side(self.bits.values, value_states, self.capacity)
+        self.key_store = StaticKVStore(self.bits.keys, key_states, self.capacity)
+        self.value_store = StaticKVStore(self.bits.values, value_states, self.capacity)
         self.is_initialized = True
 
     def update(  # type: ignore[override]  # codes in place of tensors: `kv_attention` reads them
@@ -79,34 +90,34 @@ class CodedRingLayer(CacheLayerMixin):
         """Keep new keys and values, and give those to attend to."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        sides = ((self.key_side, key_states), (self.value_side, value_states))
-        if self.place.prefilling:
-            columns = key_states.shape[2]
-            seen = seen_in_codes(0, columns)
-            keys, values = (side.keep_prompt(states, coded_tokens(columns)) for side, states in sides)
+        stores = ((self.key_store, key_states), (self.value_store, value_states))
+        if self.position.prefilling:
+            num_positions = key_states.shape[2]
+            seen = seen_in_codes(0, num_positions)
+            keys, values = (store.keep_prompt(states, coded_tokens(num_positions)) for store, states in stores)
         else:
-            keys, values = (side.keep(state, self.place) for side, state in sides)
+            keys, values = (store.keep(state, self.position) for store, state in stores)
             seen = torch.tensor([keys.coded])
         return CodedStates(keys, seen), CodedStates(values, seen)
 
     def code(self, start: int, stop: int) -> None:
-        """Code columns that have left the window."""
-        self.key_side.code(start, stop)
-        self.value_side.code(start, stop)
+        """Encode the tokens at positions `start` to `stop`, which have left the window."""
+        self.key_store.code(start, stop)
+        self.value_store.code(start, stop)
 
     def reset(self) -> None:
-        """Nothing: what is beyond the place's lengths is never read."""
+        """Nothing: `DecodePosition.lengths` bounds what is read."""
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys of a prompt; a step brings its own mask."""
-        self.place.refuse_in_step()
+        self.position.refuse_in_step()
         return query_length, 0
 
     def get_seq_length(self) -> int:
         """Nothing, before the prompt."""
-        self.place.refuse_in_step()
+        self.position.refuse_in_step()
         return 0
 
     def get_max_length(self) -> int:
-        """Columns."""
+        """Return the capacity in positions."""
         return self.capacity

@@ -25,7 +25,7 @@ from .memory_budget import MemoryEstimate
 logger = logging.getLogger("hlwq")
 HOST_SPARE = 2**30
 """Bytes of host memory to leave to others."""
-_MARK = "_hlwq_expert_cache"
+_ATTR = "_hlwq_expert_cache"
 
 Tier = Literal["host", "files"]
 
@@ -128,7 +128,7 @@ class ExpertCache:
 
 def expert_cache_of(model: Any) -> ExpertCache | None:
     """A model's, or None where all its experts are on its device."""
-    cache: ExpertCache | None = getattr(model, _MARK, None)
+    cache: ExpertCache | None = getattr(model, _ATTR, None)
     return cache
 
 
@@ -171,7 +171,7 @@ def offload_experts(model: Any, budget: ExpertBudget) -> None:
             module.offloaded = OffloadedLayer(groups[-1], number, records[path], tables, quant_format.block_size)
     largest = max(layout.bytes for layout in layouts)
     cache = ExpertCache(slots, experts, len(modules), largest, total, tier, estimate, tuple(groups))
-    setattr(model, _MARK, cache)
+    setattr(model, _ATTR, cache)
     logger.warning(cache.line())
 
 

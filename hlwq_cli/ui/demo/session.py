@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...errors import HlwqError, UsageError
 from ...runtime.chat.conversation import Turn
-from ...runtime.chat.text_stream import Answer
+from ...runtime.chat.text_stream import TextStream
 from ...runtime.model import HLWQModel
 from ...runtime.offload.memory import memory_held
 from .images import MAX_IMAGES, open_image
@@ -77,7 +77,7 @@ class Session:
     exchanges: list[Exchange] = field(default_factory=list)
     _stopped: threading.Event = field(default_factory=threading.Event)
     _answering: threading.Lock = field(default_factory=threading.Lock)
-    _current: Answer | None = None
+    _current: TextStream | None = None
 
     def ask(self, text: str, images: Sequence[Path], models: int) -> None:
         """Add a prompt, to be answered next.
@@ -174,7 +174,7 @@ class Session:
             reply.end, reply.problem = "failed", f"{type(error).__name__}: {error}"
         yield
 
-    def _start(self, model: HLWQModel, exchange: Exchange, history: list[Turn], settings: Settings) -> Answer:
+    def _start(self, model: HLWQModel, exchange: Exchange, history: list[Turn], settings: Settings) -> TextStream:
         answer = model.stream(
             exchange.text,
             [open_image(p) for p in exchange.images] or None,
@@ -205,7 +205,7 @@ class Session:
             reply.end = reply.end or "stopped"
 
 
-def _count(reply: Reply, answer: Answer, piece: str, model: HLWQModel) -> None:
+def _count(reply: Reply, answer: TextStream, piece: str, model: HLWQModel) -> None:
     reply.text += piece
     reply.tokens, reply.tokens_per_second = answer.tokens, answer.tokens_per_second
     reply.memory = memory_held(model.model.device)

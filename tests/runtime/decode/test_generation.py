@@ -50,8 +50,8 @@ class Watched(Decoder):
         self.logits = [super().prefill(inputs, room)]
         return self.logits[0]
 
-    def step(self, ids: torch.Tensor) -> torch.Tensor:
-        self.logits.append(super().step(ids).clone())
+    def decode_step(self, ids: torch.Tensor) -> torch.Tensor:
+        self.logits.append(super().decode_step(ids).clone())
         return self.logits[-1]
 
 
@@ -131,9 +131,9 @@ def test_an_answer_goes_over_the_edge_of_a_length(models: Callable[[str], Any], 
     same(model, generation, **asked(250, 14, **VARIED))
     assert generation.decoder is not None
     assert generation.decoder._cache is not None
-    assert generation.decoder._cache.place.length == 512
+    assert generation.decoder._cache.position.length == 512
     same(model, generation, **asked(9, 3))
-    assert generation.decoder._cache.place.length == 256
+    assert generation.decoder._cache.position.length == 256
 
 
 @pytest.mark.parametrize("layers", [2, 4])

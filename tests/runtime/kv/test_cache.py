@@ -26,7 +26,7 @@ def filled(tokens: int, batch: int = 2, widths: str = "4,3") -> CodedLayer:
 
 def contents(layer: CodedLayer) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values as attention would see them: those of an update with no tokens."""
-    keys, values = layer.update(*states(0, layer.key_side.codes.shape[0]))
+    keys, values = layer.update(*states(0, layer.key_store.codes.shape[0]))
     return keys.tokens.decoded(), values.tokens.decoded()
 
 
@@ -65,18 +65,18 @@ def test_the_same_tokens_make_the_same_cache_in_any_pieces(cuts: list[int]) -> N
 
 def test_a_code_is_never_written_again() -> None:
     layer = filled(200)
-    before = layer.key_side.codes[:, :, : layer.coded].clone()
+    before = layer.key_store.codes[:, :, : layer.coded].clone()
     for seed in range(150):
         layer.update(*states(1, seed=seed + 1))
-    assert torch.equal(layer.key_side.codes[:, :, : before.shape[2]], before)
+    assert torch.equal(layer.key_store.codes[:, :, : before.shape[2]], before)
 
 
 def test_the_store_grows_by_an_eighth_and_no_more() -> None:
     layer = filled(4096)
-    assert layer.key_side.scales.shape[-1] == coded_tokens(4096)
+    assert layer.key_store.scales.shape[-1] == coded_tokens(4096)
     for _ in range(GROUP):
         layer.update(*states(1))
-    assert layer.key_side.scales.shape[-1] == coded_tokens(4096) + coded_tokens(4096) // 8 // GROUP * GROUP
+    assert layer.key_store.scales.shape[-1] == coded_tokens(4096) + coded_tokens(4096) // 8 // GROUP * GROUP
 
 
 def test_bytes_are_those_of_codes_scales_and_exact_tokens() -> None:

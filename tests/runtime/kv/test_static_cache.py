@@ -4,14 +4,14 @@ import pytest
 import torch
 import transformers as t
 
-from hlwq_cli.runtime.kv.position import NotStaticError
+from hlwq_cli.runtime.kv.position import StaticDecodeUnsupported
 from hlwq_cli.runtime.kv.static_cache import StaticCache, bucket
 from tests.support.builders import TEXT
 
 
 def test_models_of_other_kinds_are_refused() -> None:
     linear = t.Qwen3NextConfig(**TEXT | {"layer_types": ["linear_attention", "full_attention"]}, num_experts=4)
-    with pytest.raises(NotStaticError, match="of another kind"):
+    with pytest.raises(StaticDecodeUnsupported, match="of another kind"):
         StaticCache(linear, 1, 256, torch.float32, torch.device("cpu"))
 
 

@@ -71,7 +71,7 @@ def test_codes_are_those_of_the_growing_cache(models: Callable[[str], Any]) -> N
     for mine, its in zip(cache.layers, growing.layers, strict=True):
         assert isinstance(mine, CodedRingLayer)
         assert isinstance(its, CodedLayer)
-        for side, other in ((mine.key_side, its.key_side), (mine.value_side, its.value_side)):
+        for side, other in ((mine.key_store, its.key_store), (mine.value_store, its.value_store)):
             assert (side.codes[:, :, :96] == other.codes[:, :, :96]).float().mean() > 0.999  # inputs differ by rounding
 
 
@@ -81,6 +81,6 @@ def test_every_token_has_room_for_codes_and_few_are_exact() -> None:
     layer = cache.layers[0]
     states = torch.randn(1, 2, 100, 64)
     layer.update(states, states)
-    assert layer.key_side.codes.shape == (1, 2, 4096, 32)
-    assert layer.value_side.codes.shape == (1, 2, 4096, 24)
-    assert layer.key_side.ring.shape == (1, 2, 96, 64)
+    assert layer.key_store.codes.shape == (1, 2, 4096, 32)
+    assert layer.value_store.codes.shape == (1, 2, 4096, 24)
+    assert layer.key_store.ring.shape == (1, 2, 96, 64)

@@ -42,7 +42,7 @@ def answered(model: Any) -> torch.Tensor:
     decoder, ids = Decoder(model), torch.randint(10, 4000, (1, 9), generator=torch.Generator().manual_seed(1))
     found = [decoder.prefill({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, STEPS + 1).clone()]
     for _ in range(STEPS):
-        found.append(decoder.step(found[-1].argmax(-1)).clone())
+        found.append(decoder.decode_step(found[-1].argmax(-1)).clone())
     assert decoder._layers
     return torch.cat(found)
 

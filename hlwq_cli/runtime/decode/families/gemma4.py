@@ -110,7 +110,7 @@ class StepLayer:
         normed = self._normed(hidden_states, rows)
         cache = rest["cache"] if "cache" in rest else rest["past_key_values"]
         ring = cache.layers[self.layer.self_attn.layer_idx]
-        if ring.place.prefilling or not isinstance(ring, RingLayer):
+        if ring.position.prefilling or not isinstance(ring, RingLayer):
             attended = self.layer.self_attn(hidden_states=normed.view(shape), **rest)[0].flatten(0, 1)
         else:
             attended = self._attend(normed, rest["position_embeddings"], rest["attention_mask"], ring)
@@ -129,10 +129,10 @@ class StepLayer:
         size = a.head_dim
         q, *kv = self._products(x, self.heads, self.of_heads)
         keys, values = kv[0], kv[-1]
-        place = Cache(ring.keys, ring.values, ring.place.slots[ring.size])
+        kv_cache = Cache(ring.keys, ring.values, ring.position.slots[ring.size])
         cosines, sines = (t.reshape(len(x), size) for t in embeddings)
-        query = turn_heads(q, keys, values, _norm(a.q_norm), _norm(a.k_norm), cosines, sines, place)
-        out = attend_dense(query, place, mask.reshape(len(x), -1), a.scaling, self.scratch)
+        query = turn_heads(q, keys, values, _norm(a.q_norm), _norm(a.k_norm), cosines, sines, kv_cache)
+        out = attend_dense(query, kv_cache, mask.reshape(len(x), -1), a.scaling, self.scratch)
         projected: torch.Tensor = a.o_proj(out)
         return projected
 
