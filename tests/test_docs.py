@@ -10,7 +10,9 @@ import typer.main
 from hlwq_cli.main import COMMANDS, app
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PAGES = sorted(
+    page for place in ("", "docs/**", "hlwq_cli/**", ".github/**") for page in ROOT.glob(f"{place}/*.md".lstrip("/"))
+)
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 PLACES = ("scripts", "docs", "tests", "configs", "hlwq_cli", "kernels")
 HISTORY = {"CHANGELOG.md", "docs/log.md"}  # they also name what is gone
