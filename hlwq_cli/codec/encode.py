@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hlwq_kernels import decode_rows, encode_rows
-from hlwq_kernels.codes.tables import LARGEST
+from hlwq_kernels.codes import LARGEST
 
 from ..errors import NonFiniteError, UnsupportedError
 from .codebook import lloyd_max

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hlwq_kernels import CodeTables
-from hlwq_kernels.encode.dispatch import ScaleKind
+from hlwq_kernels.encode import ScaleKind
 
 from ..errors import UsageError
 from .codebook import MAX_BITS, MIN_BITS, lloyd_max

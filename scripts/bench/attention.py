@@ -17,9 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from hlwq_cli.codec import lloyd_max
-from hlwq_kernels.attention.dispatch import QuantizedKV, Rule, attend
-from hlwq_kernels.attention.kv_encode import KVTables, encode_kv
-from hlwq_kernels.attention.reference import attend_reference
+from hlwq_kernels.attention import AttentionParams, KVTables, QuantizedKV, attend, attend_reference, encode_kv
 from scripts.bench.codec_gpu import copy_bandwidth
 from scripts.bench.linear import seconds
 
@@ -99,8 +97,8 @@ def coded_seconds(query: torch.Tensor, heads: int, tokens: int, bits: int) -> tu
     caches = [first] + [
         [random_cache(batch, heads, dim, tokens, bits) for _ in "kv"] for _ in range(num_copies(bytes_read) - 1)
     ]
-    seen, rule = torch.tensor([tokens - EXACT_TOKENS]), Rule(dim**-0.5)
-    return seconds([partial(attend, query, k, v, seen, rule) for k, v in caches]), bytes_read
+    seen, params = torch.tensor([tokens - EXACT_TOKENS]), AttentionParams(dim**-0.5)
+    return seconds([partial(attend, query, k, v, seen, params) for k, v in caches]), bytes_read
 
 
 def check_lines(_: float) -> Iterator[str]:
@@ -109,8 +107,8 @@ def check_lines(_: float) -> Iterator[str]:
         for bits in BITS:
             k, v = (random_cache(2, heads, dim, 3000, bits) for _ in range(2))
             query = torch.randn(2, query_heads, 1, dim, device="cuda", dtype=torch.bfloat16)
-            seen, rule = torch.tensor([k.coded]), Rule(dim**-0.5)
-            found, exactly = attend(query, k, v, seen, rule), attend_reference(query.float(), k, v, seen, rule)
+            seen, params = torch.tensor([k.coded]), AttentionParams(dim**-0.5)
+            found, exactly = attend(query, k, v, seen, params), attend_reference(query.float(), k, v, seen, params)
             off = float((found.float() - exactly).abs().max() / exactly.abs().max())
             yield f"{name}, {bits} bits: largest difference from torch {off:.1e} of the largest value"
 

@@ -17,8 +17,8 @@ import torch
 
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import decode_rows, encode_rows
-from hlwq_kernels.decode.dispatch import decode_rows_reference
-from hlwq_kernels.encode.reference import encode_rows_reference
+from hlwq_kernels.decode import decode_rows_reference
+from hlwq_kernels.encode import encode_rows_reference
 
 SHAPES = [(180224, 2816), (360448, 704), (8192, 2816), (4096, 2816)]
 SCHEMES = {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from hlwq_kernels.codes.quantized_weight import processors
+from hlwq_kernels.codes import processors
 from hlwq_kernels.common.cuda_kernel import CudaKernel, Launch, Macros
 from hlwq_kernels.decode_step.step import UNUSED
 from hlwq_kernels.linear.gemv import Shape, lay_out

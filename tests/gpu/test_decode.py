@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hlwq_kernels import decode_rows
-from hlwq_kernels.decode.dispatch import decode_rows_reference
+from hlwq_kernels.decode import decode_rows_reference
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.weights import BITS, BLOCK_SIZES, tables
 

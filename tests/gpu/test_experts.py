@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hlwq_kernels.codes.quantized_weight import QuantizedWeight
+from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.linear.gemv import takes_sum
 from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts
 from tests.gpu.device import CUDA, needs_cuda

@@ -7,9 +7,14 @@ from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
 from hlwq_cli.runtime.kv.bits import KVBits
 from hlwq_cli.runtime.kv.cache import coded_cache
 from hlwq_cli.runtime.model import HLWQModel
-from hlwq_kernels.attention.dispatch import QuantizedKV, Rule, attend
-from hlwq_kernels.attention.kv_encode import encode_kv, encode_kv_reference
-from hlwq_kernels.attention.reference import attend_reference
+from hlwq_kernels.attention import (
+    AttentionParams,
+    QuantizedKV,
+    attend,
+    attend_reference,
+    encode_kv,
+    encode_kv_reference,
+)
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case, tables
 from tests.kernels.weights import BITS
@@ -25,15 +30,15 @@ ROOM = {torch.float32: 3e-3, torch.float16: 4e-3, torch.bfloat16: 1.2e-2}
 """Largest error over the largest value: float16 products within, and the result's own rounding."""
 
 
-def check(case: Case, rule: Rule) -> None:
-    found, exactly = attend(case.query, case.keys, case.values, case.seen, rule), expected(case, rule)
+def check(case: Case, params: AttentionParams) -> None:
+    found, exactly = attend(case.query, case.keys, case.values, case.seen, params), expected(case, params)
     assert found.dtype == case.query.dtype
     off = (found.double() - exactly).abs().max() / exactly.abs().max()
     assert off < ROOM[case.query.dtype], float(off)
 
 
-def rule(layout: Layout, **others: object) -> Rule:
-    return Rule(layout[2] ** -0.5, **others)  # type: ignore[arg-type]
+def params(layout: Layout, **others: object) -> AttentionParams:
+    return AttentionParams(layout[2] ** -0.5, **others)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -57,14 +62,14 @@ def test_coded_tokens_have_the_bytes_of_the_reference(bits: int, dim: int) -> No
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_every_head_layout_and_type(layout: Layout, dtype: torch.dtype) -> None:
-    check(make_case(layout, 1500, 90, dtype=dtype, device="cuda"), rule(layout))
+    check(make_case(layout, 1500, 90, dtype=dtype, device="cuda"), params(layout))
 
 
 @pytest.mark.parametrize("keys", BITS)
 @pytest.mark.parametrize("values", BITS)
 def test_every_width(keys: int, values: int) -> None:
     layout = (2, 4, 128, 128)
-    check(make_case(layout, 700, 64, (keys, values), dtype=torch.bfloat16, device="cuda"), rule(layout))
+    check(make_case(layout, 700, 64, (keys, values), dtype=torch.bfloat16, device="cuda"), params(layout))
 
 
 @pytest.mark.parametrize("dim", [64, 512])
@@ -72,7 +77,7 @@ def test_every_width(keys: int, values: int) -> None:
 def test_lengths_round_the_edges_of_tiles(coded: int, dim: int) -> None:
     layout = (2, 2, dim, dim)
     for exact in (1, 64, 95):
-        check(make_case(layout, coded, exact, dtype=torch.bfloat16, device="cuda"), rule(layout))
+        check(make_case(layout, coded, exact, dtype=torch.bfloat16, device="cuda"), params(layout))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS[:3], ids=str)
@@ -80,10 +85,10 @@ def test_masks_and_softcapping(layout: Layout) -> None:
     case = make_case(layout, 900, 70, dtype=torch.bfloat16, device="cuda")
     mask = torch.ones(2, 1, 1, 970, dtype=torch.bool, device=CUDA)
     mask[1, ..., :500] = False
-    check(case, rule(layout, mask=mask))
-    check(case, rule(layout, mask=mask, softcap=1.5))
+    check(case, params(layout, mask=mask))
+    check(case, params(layout, mask=mask, softcap=1.5))
     mask[0] = False
-    found = attend(case.query, case.keys, case.values, case.seen, rule(layout, mask=mask))
+    found = attend(case.query, case.keys, case.values, case.seen, params(layout, mask=mask))
     assert not found[0].any()
     assert found[1].isfinite().all()
 
@@ -91,7 +96,7 @@ def test_masks_and_softcapping(layout: Layout) -> None:
 @pytest.mark.parametrize("queries", [2, 70])
 def test_several_queries(queries: int) -> None:
     layout = (2, 4, 128, 128)
-    check(make_case(layout, 1500, 90, queries=queries, dtype=torch.bfloat16, device="cuda"), rule(layout))
+    check(make_case(layout, 1500, 90, queries=queries, dtype=torch.bfloat16, device="cuda"), params(layout))
 
 
 def random_cache(heads: int, coded: int, dim: int, bits: int) -> QuantizedKV:
@@ -108,7 +113,7 @@ def test_caches_of_more_bytes_than_32_bits_can_count() -> None:
     keys, values = random_cache(2, tokens, 512, 4), random_cache(2, tokens, 512, 4)
     assert keys.codes.nbytes > 2**31
     query = torch.randn(1, 4, 1, 512, device=CUDA) * 0.2
-    seen, attention = torch.tensor([tokens]), Rule(0.2)
+    seen, attention = torch.tensor([tokens]), AttentionParams(0.2)
     found, exactly = (f(query, keys, values, seen, attention) for f in (attend, attend_reference))
     torch.testing.assert_close(found, exactly, rtol=0, atol=float(exactly.abs().max()) * 5e-3)
 
@@ -117,7 +122,7 @@ def test_a_compiled_function_takes_attention_whole() -> None:
     case = make_case((2, 4, 128, 128), 300, 70, dtype=torch.bfloat16, device="cuda")
 
     def twice(query: torch.Tensor) -> torch.Tensor:
-        return attend(query, case.keys, case.values, case.seen, Rule(0.1)) * 2
+        return attend(query, case.keys, case.values, case.seen, AttentionParams(0.1)) * 2
 
     compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(case.query), twice(case.query))
@@ -127,15 +132,15 @@ def test_a_cuda_graph_replays_attention_on_new_codes() -> None:
     case, other = (
         make_case((2, 4, 128, 128), 300, 70, dtype=torch.bfloat16, device="cuda", seed=seed) for seed in (0, 1)
     )
-    attend(case.query, case.keys, case.values, case.seen, Rule(0.1))
+    attend(case.query, case.keys, case.values, case.seen, AttentionParams(0.1))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = attend(case.query, case.keys, case.values, case.seen, Rule(0.1))
+        out = attend(case.query, case.keys, case.values, case.seen, AttentionParams(0.1))
     for mine, its in zip((case.keys, case.values), (other.keys, other.values), strict=True):
         for name in ("codes", "scales", "exact"):
             getattr(mine, name).copy_(getattr(its, name))
     graph.replay()
-    torch.testing.assert_close(out, attend(case.query, other.keys, other.values, case.seen, Rule(0.1)))
+    torch.testing.assert_close(out, attend(case.query, other.keys, other.values, case.seen, AttentionParams(0.1)))
 
 
 @pytest.mark.parametrize("layout", [(2, 4, 128, 128), (1, 8, 512, 512)], ids=str)
@@ -150,7 +155,7 @@ def test_a_graph_captured_once_reads_lengths_from_the_device(layout: Layout) -> 
     )
 
     def step() -> torch.Tensor:
-        return attend(whole.query, keys, values, whole.seen, rule(layout, mask=mask))
+        return attend(whole.query, keys, values, whole.seen, params(layout, mask=mask))
 
     step()
     graph = torch.cuda.CUDAGraph()
@@ -163,10 +168,10 @@ def test_a_graph_captured_once_reads_lengths_from_the_device(layout: Layout) -> 
         graph.replay()
         exactly = attend_reference(
             whole.query.float(),
-            keys.settled(),
-            values.settled(),
+            keys.resolved(),
+            values.resolved(),
             torch.tensor([coded]),
-            rule(layout, mask=mask[..., : coded + exact]),
+            params(layout, mask=mask[..., : coded + exact]),
         )
         off = (out.float() - exactly).abs().max() / exactly.abs().max()
         assert off < ROOM[torch.bfloat16], (coded, exact, float(off))

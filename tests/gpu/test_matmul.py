@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hlwq_kernels.codes.quantized_weight import QuantizedWeight
-from hlwq_kernels.decode.dispatch import decode_rows_reference
+from hlwq_kernels.codes import QuantizedWeight
+from hlwq_kernels.decode import decode_rows_reference
 from hlwq_kernels.linear.gemm_small_m import FEW
 from hlwq_kernels.linear.linear import coded_linear
 from tests.gpu.device import CUDA, needs_cuda

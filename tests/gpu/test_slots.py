@@ -13,7 +13,7 @@ from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.offload import expert_cache
 from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
-from hlwq_kernels.codes.quantized_weight import QuantizedWeight
+from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
 from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts
 from hlwq_kernels.offload.expert_layout import RecordLayout, view

@@ -14,9 +14,9 @@ import torch
 import hlwq_kernels
 from hlwq_kernels import CodeTables, EncodedRows
 from hlwq_kernels.common.cuda_kernel import Macros
+from hlwq_kernels.encode import ScaleKind
 from hlwq_kernels.encode.cuda_config import SOURCES, EncodeKernelConfig, kernel_table, searched_values
 from hlwq_kernels.encode.cuda_gpu import arrangement, empty, kernel_arguments, whole_blocks
-from hlwq_kernels.encode.dispatch import ScaleKind
 
 _FOLDER = Path(hlwq_kernels.__file__).parent
 _LAUNCH = """

@@ -13,7 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import sdpa_mask
 
-from hlwq_kernels.attention.dispatch import QuantizedKV, Rule, attend
+from hlwq_kernels.attention import AttentionParams, QuantizedKV, attend
 
 from ...errors import UnsupportedError
 from .bits import KVBits
@@ -60,9 +60,11 @@ def kv_attention(
             **kwargs,
         )
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap or 0.0, attention_mask, causal)
+    params = AttentionParams(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, softcap or 0.0, attention_mask, causal
+    )
     keys, values, seen = _cached(key, value, query.shape[-2])
-    return attend(query, keys, values, seen, rule).transpose(1, 2).contiguous(), None
+    return attend(query, keys, values, seen, params).transpose(1, 2).contiguous(), None
 
 
 def _cached(key: Any, value: Any, queries: int) -> tuple[QuantizedKV, QuantizedKV, torch.Tensor]:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from hlwq_kernels.attention.dispatch import QuantizedKV
-from hlwq_kernels.attention.kv_encode import KVTables, encode_kv, padded_dim
+from hlwq_kernels.attention import KVTables, QuantizedKV, encode_kv, padded_dim
 
 from ...codec.codebook import lloyd_max
 from ...errors import UnsupportedError

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import CacheLayerMixin
 
-from hlwq_kernels.attention.dispatch import QuantizedKV
-from hlwq_kernels.attention.kv_encode import encode_kv, padded_dim
+from hlwq_kernels.attention import QuantizedKV, encode_kv, padded_dim
 
 from .bits import KVBits
 from .cache import GROUP, WINDOW, CodedStates, coded_tokens, seen_in_codes, token_tables

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from hlwq_kernels.codes.quantized_weight import QuantizedWeight
+from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.moe.experts import coded_experts
 from hlwq_kernels.offload.expert_layout import RecordLayout
 from hlwq_kernels.offload.layer import OffloadedLayer

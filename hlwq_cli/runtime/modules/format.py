@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hlwq_kernels import decode_rows
-from hlwq_kernels.encode.dispatch import ScaleKind
+from hlwq_kernels.encode import ScaleKind
 
 Execution = Literal["auto", "coded", "dense"]
 _PARTS = ("codes", "scales", "base")

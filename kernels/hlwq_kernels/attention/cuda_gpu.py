@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
-from .kv_encode import padded_dim, rotation_block
 from .kv_states import QuantizedKV
+from .kv_tables import padded_dim, rotation_block
 
 SOURCES = (
     "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_slices.cuh",

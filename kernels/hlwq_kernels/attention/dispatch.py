@@ -5,22 +5,24 @@ from __future__ import annotations
 import torch
 
 from .cuda_gpu import attend_cuda, supports_attention
-from .kv_encode import KVTables
 from .kv_states import QuantizedKV
-from .reference import Rule, attend_reference
+from .kv_tables import KVTables
+from .reference import AttentionParams, attend_reference
 
-__all__ = ["QuantizedKV", "Rule", "attend"]
+__all__ = ["AttentionParams", "QuantizedKV", "attend"]
 
 
-def attend(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, rule: Rule) -> torch.Tensor:
+def attend(
+    query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, params: AttentionParams
+) -> torch.Tensor:
     """Attention of the newest tokens over coded and exact ones; see `attend_reference`.
 
     One token a sequence is a `torch.library` custom op, so that torch.compile takes it whole.
     """
-    mask = rule.mask
+    mask = params.mask
     shared = mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))
     if query.shape[2] != 1 or not shared or keys.first != keys.coded:
-        return attend_reference(query, keys.settled(), values.settled(), seen, rule)
+        return attend_reference(query, keys.resolved(), values.resolved(), seen, params)
     found: torch.Tensor = _attend_one_op(
         query[:, :, 0],
         keys.codes,
@@ -34,8 +36,8 @@ def attend(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: to
         keys.coded,
         keys.lengths,
         None if mask is None else mask[:, 0, 0],
-        rule.scaling,
-        rule.softcap,
+        params.scaling,
+        params.softcap,
     )
     return found[:, :, None]
 
@@ -61,9 +63,9 @@ def _attend_one_op(
     values = QuantizedKV(v_codes, v_scales, coded, v_exact, coded, KVTables(*v_tables), lengths)
     if supports_attention(query, keys, values):
         return attend_cuda(query, keys, values, mask, scaling, softcap)
-    keys, values = keys.settled(), values.settled()
-    rule = Rule(scaling, softcap, None if mask is None else mask[:, None, None, : keys.length])
-    return attend_reference(query[:, :, None], keys, values, torch.tensor([keys.coded]), rule)[:, :, 0].contiguous()
+    keys, values = keys.resolved(), values.resolved()
+    params = AttentionParams(scaling, softcap, None if mask is None else mask[:, None, None, : keys.length])
+    return attend_reference(query[:, :, None], keys, values, torch.tensor([keys.coded]), params)[:, :, 0].contiguous()
 
 
 @_attend_one_op.register_fake

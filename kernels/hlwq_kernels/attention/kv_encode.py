@@ -1,80 +1,28 @@
-"""Codes of the tokens in a key/value cache: each head of each token is rotated, given one scale, coded and packed.
+"""Encode keys and values: each head of each token is rotated, given one scale, quantized and packed.
 
-A head of d values is padded with zeros to a multiple of 32 (most need none) and rotated in blocks of the largest power
-of two that divides it, which is the whole head for 64, 128, 256 and 512. Its scale is one byte k: 2^((k-128)/8), 0 for
-k = 0. A head whose root mean square is 2^15.5 and more, or not finite, gets k = 255, which is not a number and decodes
-so. The scale is the best of six round the root mean square, so it costs a byte where float16 costs two, and errs a
-fifth less than the root mean square itself.
+The scale is the best of six near the root mean square. It costs one byte where float16 costs two, and its error is a
+fifth below that of the root mean square itself. kv_tables.py describes what is stored; the kernel is in kv_encode.cu.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
 
 import numpy as np
 import torch
 
-from ..codes.hadamard import tree_sum
-from ..codes.planes import pack_codes, unpack_codes
-from ..common.cuda_kernel import runs_nvrtc
+from ..codes import pack_codes, tree_sum
+from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
 from ..linear.linear import rotate_activation
+from .kv_tables import NAN_SCALE, SEARCH, THRESHOLDS, UNIT_SCALE, KVTables, padded_dim, rotation_block
 
-STEPS_PER_OCTAVE = 8
-_UNIT = 128
-_NAN = 255
-_LARGEST_DIM = 512
-"""Of heads that the CUDA encoder holds in registers."""
-SEARCH = (-3, -2, -1, 0, 1, 2)
-"""Candidate scales, in steps round the root mean square. Of 1/16 octave, fifteen would err 2 to 7 % less again."""
+SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_encode.cu")
+THREADS = 128
 
-
-def _kv_scales() -> torch.Tensor:
-    steps = [0.0] + [2.0 ** ((k - _UNIT) / STEPS_PER_OCTAVE) for k in range(1, _NAN)] + [float("nan")]
-    return torch.tensor(steps, dtype=torch.float32)
-
-
-KV_SCALES = _kv_scales()
-"""float32 (256,): what a scale byte stands for."""
-
-# Mean squares of mantissa m in [1, 2) lie so many quarter octaves up as there are thresholds at or below m.
-THRESHOLDS = tuple(float(np.float32(2.0 ** ((i + 0.5) / 4))) for i in range(4))
-
-
-def padded_dim(dim: int) -> int:
-    """The values that are stored of a head of `dim`."""
-    return -(-dim // 32) * 32
-
-
-def rotation_block(dim: int) -> int:
-    """The values of a head of `dim` that are rotated together."""
-    padded = padded_dim(dim)
-    return padded & -padded
-
-
-class KVTables(NamedTuple):
-    """A codebook on a device.
-
-    Attributes:
-        centroids: float32 (2^bits,), ascending.
-        boundaries: float32 (2^bits - 1,), the midpoints between neighbours.
-        scales: float32 (256,), `KV_SCALES`.
-    """
-
-    centroids: torch.Tensor
-    boundaries: torch.Tensor
-    scales: torch.Tensor
-
-    @property
-    def bits(self) -> int:
-        """Width of a code."""
-        return self.centroids.numel().bit_length() - 1
-
-    @classmethod
-    def of(cls, centroids: tuple[float, ...], device: torch.device) -> KVTables:
-        """The tables of a codebook of 2^bits ascending values."""
-        c = torch.tensor(centroids, dtype=torch.float64)
-        middles = ((c[1:] + c[:-1]) / 2).to(torch.float32)
-        return cls(*(t.to(device) for t in (c.to(torch.float32), middles, KV_SCALES)))
+_KERNEL = CudaKernel(*SOURCES, name="encode_tokens", fma=False)
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_MAX_CUDA_DIM = 512
+"""The largest head that the kernel holds in registers."""
 
 
 def encode_kv(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,9 +35,7 @@ def encode_kv(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Te
     Returns:
         uint8 codes (..., padded * bits / 8), packed planes, and uint8 scales (...).
     """
-    if x.shape[-1] <= _LARGEST_DIM and runs_nvrtc(x.device):
-        from .kv_encode_cuda import encode_kv_cuda
-
+    if x.shape[-1] <= _MAX_CUDA_DIM and runs_nvrtc(x.device):
         return encode_kv_cuda(x, tables)
     return encode_kv_reference(x, tables)
 
@@ -102,14 +48,14 @@ def encode_kv_reference(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor
     best, found = torch.full_like(middle, torch.inf, dtype=torch.float32), torch.zeros_like(middle)
     codes = torch.zeros(z.shape, dtype=torch.uint8, device=x.device)
     for step in SEARCH:
-        k = (middle + step).clamp(1, _NAN - 1)
+        k = (middle + step).clamp(1, NAN_SCALE - 1)
         s = tables.scales[k]
         index = torch.bucketize(z * (1.0 / s)[..., None], tables.boundaries)
         error = _energy(z - tables.centroids[index] * s[..., None])
         better = error < best
         best, found = torch.where(better, error, best), torch.where(better, k, found)
         codes = torch.where(better[..., None], index.to(torch.uint8), codes)
-    k = torch.where(middle == 0, 0, torch.where(middle >= _NAN, _NAN, found))
+    k = torch.where(middle == 0, 0, torch.where(middle >= NAN_SCALE, NAN_SCALE, found))
     return pack_codes(codes, tables.bits), k.to(torch.uint8)
 
 
@@ -123,24 +69,49 @@ def _scale_index(mean_square: torch.Tensor) -> torch.Tensor:
     """The k nearest to the root of a mean square: 0 for nothing to code, 255 for what no scale can hold."""
     mantissa, exponent = torch.frexp(mean_square)
     above = sum((2 * mantissa >= t).to(torch.int64) for t in THRESHOLDS)
-    k = _UNIT + 4 * (exponent.to(torch.int64) - 1) + above
-    k = torch.where(mean_square.isfinite() & (k < _NAN - 2), k.clamp(min=0), _NAN)
+    k = UNIT_SCALE + 4 * (exponent.to(torch.int64) - 1) + above
+    k = torch.where(mean_square.isfinite() & (k < NAN_SCALE - 2), k.clamp(min=0), NAN_SCALE)
     return torch.where(mean_square == 0, 0, k)
 
 
-def decode_rotated(
-    codes: torch.Tensor, scales: torch.Tensor, tables: KVTables, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Decode all but the rotation: (..., padded), of `dtype`."""
-    values = tables.centroids[unpack_codes(codes, tables.bits).to(torch.int32)]
-    return (values * tables.scales[scales.to(torch.int32)][..., None]).to(dtype)
+@lru_cache(maxsize=None)
+def kv_encode_macros(bits: int, dim: int, dtype: torch.dtype) -> Macros:
+    """Of attention/kv_encode.cu and the files before it."""
+    kind = _TYPES[dtype]
+    return (
+        ("BITS", bits), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", 0), ("THREADS", THREADS),
+        ("N", rotation_block(dim)), ("GATE", 0), ("DIM", dim), ("STORED", padded_dim(dim)), ("LOWEST_STEP", SEARCH[0]),
+        ("HIGHEST_STEP", SEARCH[-1]), *((f"THRESHOLD_{i}", f"{t!r}f") for i, t in enumerate(THRESHOLDS)),
+    )  # fmt: skip
 
 
-def rotate_heads(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Rotate heads of `dim` values, padded or not, to (..., padded): its own inverse; float32."""
-    return rotate_activation(x.to(torch.float32), rotation_block(dim))
+def kv_encode_shared_bytes(bits: int, stored: int) -> int:
+    """Bytes of shared memory that a CTA takes."""
+    return 4 * (2 * (1 << bits) + 256) + THREADS // 32 * stored
 
 
-def decode_kv(codes: torch.Tensor, scales: torch.Tensor, tables: KVTables, dim: int) -> torch.Tensor:
-    """What was coded, to the error of the codes: float32 (..., dim)."""
-    return rotate_heads(decode_rotated(codes, scales, tables), dim)[..., :dim]
+def encode_kv_cuda(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
+    """See `encode_kv`."""
+    x = x.contiguous() if x.dtype in _TYPES else x.to(torch.float32).contiguous()
+    macros, warps = kv_encode_macros(tables.bits, x.shape[-1], x.dtype), THREADS // 32
+    stored = padded_dim(x.shape[-1])
+    codes = torch.empty(*x.shape[:-1], stored * tables.bits // 8, dtype=torch.uint8, device=x.device)
+    scales = torch.empty(x.shape[:-1], dtype=torch.uint8, device=x.device)
+    if scales.numel():
+        shared = kv_encode_shared_bytes(tables.bits, stored)
+        grid = min(-(-scales.numel() // warps), _KERNEL.resident(x.device, macros, THREADS, shared))
+        _KERNEL.launch(
+            x.device,
+            macros,
+            (grid,),
+            THREADS,
+            x,
+            scales.numel(),
+            tables.boundaries,
+            tables.centroids,
+            tables.scales,
+            codes,
+            scales,
+            shared=shared,
+        )
+    return codes, scales

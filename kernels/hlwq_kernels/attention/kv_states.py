@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from .kv_encode import KVTables, decode_rotated, rotate_heads
+from ..codes import unpack_codes
+from ..linear.linear import rotate_activation
+from .kv_tables import KVTables, rotation_block
 
 
 class QuantizedKV(NamedTuple):
@@ -48,7 +50,7 @@ class QuantizedKV(NamedTuple):
         """Tokens cached."""
         return self.first + self.exact.shape[-2]
 
-    def settled(self) -> QuantizedKV:
+    def resolved(self) -> QuantizedKV:
         """The same with `lengths` asked for, which waits for the device, and the exact tokens in order."""
         if self.lengths is None:
             return self
@@ -60,11 +62,29 @@ class QuantizedKV(NamedTuple):
         """Coded tokens `start` .. `stop` - 1, still rotated: (batch, heads, tokens, padded)."""
         return decode_rotated(self.codes[:, :, start:stop], self.scales[:, :, start:stop], self.tables, dtype)
 
-    def newest(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
+    def exact_slice(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
         """Exact tokens `start` .. `stop` - 1: (batch, heads, tokens, dim)."""
         return self.exact[:, :, start - self.first : stop - self.first].to(dtype)
 
     def decoded(self) -> torch.Tensor:
         """All tokens as a dense cache would hold them, the newest exact: float32 (batch, heads, length, dim)."""
         old = rotate_heads(self.rotated(0, self.coded, torch.float32), self.dim)[..., : self.dim]
-        return torch.cat([old, self.newest(self.coded, self.length, torch.float32)], dim=-2)
+        return torch.cat([old, self.exact_slice(self.coded, self.length, torch.float32)], dim=-2)
+
+
+def decode_rotated(
+    codes: torch.Tensor, scales: torch.Tensor, tables: KVTables, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Decode all but the rotation: (..., padded), of `dtype`."""
+    values = tables.centroids[unpack_codes(codes, tables.bits).to(torch.int32)]
+    return (values * tables.scales[scales.to(torch.int32)][..., None]).to(dtype)
+
+
+def rotate_heads(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """Rotate heads of `dim` values, padded or not, to (..., padded): its own inverse; float32."""
+    return rotate_activation(x.to(torch.float32), rotation_block(dim))
+
+
+def decode_kv(codes: torch.Tensor, scales: torch.Tensor, tables: KVTables, dim: int) -> torch.Tensor:
+    """What was coded, to the error of the codes: float32 (..., dim)."""
+    return rotate_heads(decode_rotated(codes, scales, tables), dim)[..., :dim]

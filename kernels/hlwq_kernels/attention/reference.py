@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .kv_encode import padded_dim, rotate_heads
-from .kv_states import QuantizedKV
+from .kv_states import QuantizedKV, rotate_heads
+from .kv_tables import padded_dim
 
 _LOGITS_AT_ONCE = 2**24
 _TILE = 512
@@ -19,7 +19,7 @@ _TILE_FOR_ONE = 4096
 
 
 @dataclass(frozen=True)
-class Rule:
+class AttentionParams:
     """What a model's attention does to logits, and what queries may see.
 
     Attributes:
@@ -36,7 +36,7 @@ class Rule:
 
 
 def attend_reference(
-    query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, rule: Rule
+    query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, params: AttentionParams
 ) -> torch.Tensor:
     """Attention of the newest tokens over all that is cached.
 
@@ -46,14 +46,14 @@ def attend_reference(
         values: likewise.
         seen: int64 (queries,), on the CPU, ascending: how many of the oldest tokens each query sees in codes; it sees
             the others exactly.
-        rule: scaling, masks.
+        params: scaling, masks.
 
     Returns:
         (batch, query heads, queries, dim of values), of the query's dtype. Queries that may see nothing get zeros.
     """
     dtype = query.dtype if query.is_cuda else torch.promote_types(query.dtype, torch.float32)
     grouped = query.unflatten(1, (keys.codes.shape[1], -1))
-    sums = _Sums(grouped, keys, values, rule)
+    sums = _Sums(grouped, keys, values, params)
     coded = int(seen[-1]) if len(seen) else 0
     if coded:
         sums.read_codes(rotate_heads(grouped, keys.dim).to(dtype), coded, seen)
@@ -66,8 +66,8 @@ def attend_reference(
 class _Sums:
     """The running softmax of every query: (batch, kv heads, group, queries, 1 or dim), float32 or better."""
 
-    def __init__(self, grouped: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, rule: Rule) -> None:
-        self.keys, self.values, self.rule = keys, values, rule
+    def __init__(self, grouped: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, params: AttentionParams) -> None:
+        self.keys, self.values, self.params = keys, values, params
         self.queries = grouped.shape[-2]
         kind = torch.promote_types(grouped.dtype, torch.float32)
         width = padded_dim(values.dim) if keys.coded else values.dim
@@ -96,14 +96,14 @@ class _Sums:
             end = self._last_visible(at, begin)
             for start in range(int(seen[low]), end, _TILE):
                 stop = min(start + _TILE, end)
-                k, v = (side.newest(start, stop, query.dtype) for side in (self.keys, self.values))
+                k, v = (side.exact_slice(start, stop, query.dtype) for side in (self.keys, self.values))
                 self._read(query, k, v, at, start, self._exact_allowed(at, start, stop, begin, seen))
 
     def _last_visible(self, at: slice, begin: int) -> int:
         """Where the tokens end that queries `at` may see."""
-        mask = self.rule.mask
+        mask = self.params.mask
         if mask is None:
-            return begin + at.stop if self.rule.causal else self.keys.length
+            return begin + at.stop if self.params.causal else self.keys.length
         allowed = _rows(mask, at)
         if allowed.dtype != torch.bool:
             allowed = allowed > torch.finfo(allowed.dtype).min
@@ -114,7 +114,7 @@ class _Sums:
         positions, allowed = torch.arange(start, stop), None
         if seen[at.stop - 1] > start:
             allowed = positions >= seen[at, None]
-        if self.rule.mask is None and self.rule.causal and stop > begin + at.start + 1:
+        if self.params.mask is None and self.params.causal and stop > begin + at.start + 1:
             past = positions <= torch.arange(begin + at.start, begin + at.stop)[:, None]
             allowed = past if allowed is None else allowed & past
         return allowed
@@ -124,9 +124,9 @@ class _Sums:
     ) -> None:
         """Add a tile of tokens, from position `start` on, to what queries `at` have gathered."""
         rows = query[..., at, :]
-        logits = _product(rows.flatten(2, 3), k.mT).unflatten(2, rows.shape[2:4]) * self.rule.scaling
-        if self.rule.softcap:
-            logits = torch.tanh(logits / self.rule.softcap) * self.rule.softcap
+        logits = _product(rows.flatten(2, 3), k.mT).unflatten(2, rows.shape[2:4]) * self.params.scaling
+        if self.params.softcap:
+            logits = torch.tanh(logits / self.params.softcap) * self.params.softcap
         logits = self._masked(logits, at, start, allowed)
         highest = torch.maximum(self.highest[..., at, :], logits.amax(-1, keepdim=True))
         base = highest.masked_fill(highest == -torch.inf, 0.0)
@@ -137,8 +137,8 @@ class _Sums:
         self.highest[..., at, :] = highest
 
     def _masked(self, logits: torch.Tensor, at: slice, start: int, allowed: torch.Tensor | None) -> torch.Tensor:
-        if self.rule.mask is not None:
-            part = _rows(self.rule.mask, at)[..., start : start + logits.shape[-1]]
+        if self.params.mask is not None:
+            part = _rows(self.params.mask, at)[..., start : start + logits.shape[-1]]
             part = part[:, :, None] if part.shape[1] == 1 else part.unflatten(1, logits.shape[1:3])
             logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part
         return logits if allowed is None else logits.masked_fill(~allowed.to(logits.device), -torch.inf)

@@ -1,1 +1,63 @@
-"""How weights lie in codes: bit planes, tables, scales, and the rotation."""
+"""How quantized weights are stored: bit planes, code tables, block scales and the rotation.
+
+`blocks_numba` is not part of this face: it imports numba, and only the numba backends of encode and decode need it.
+"""
+
+from .hadamard import hadamard, tree_sum
+from .planes import pack_codes, plane_widths, unpack_codes
+from .quantized_weight import (
+    SHARED_BYTES,
+    TYPES,
+    QuantizedWeight,
+    coding,
+    copies_beside,
+    processors,
+    readable,
+    stored,
+    table_bytes,
+)
+from .scales import block_scales
+from .tables import (
+    ERROR_UNIT,
+    HALF_STEP,
+    LARGEST,
+    OCTAVE,
+    SCALE_STEPS,
+    SEARCH_FACTORS,
+    SEARCH_HIGH,
+    SEARCH_LOW,
+    SMALLEST,
+    CodeTables,
+    Float32Array,
+    scale_steps_on,
+)
+
+__all__ = [
+    "ERROR_UNIT",
+    "HALF_STEP",
+    "LARGEST",
+    "OCTAVE",
+    "SCALE_STEPS",
+    "SEARCH_FACTORS",
+    "SEARCH_HIGH",
+    "SEARCH_LOW",
+    "SHARED_BYTES",
+    "SMALLEST",
+    "TYPES",
+    "CodeTables",
+    "Float32Array",
+    "QuantizedWeight",
+    "block_scales",
+    "coding",
+    "copies_beside",
+    "hadamard",
+    "pack_codes",
+    "plane_widths",
+    "processors",
+    "readable",
+    "scale_steps_on",
+    "stored",
+    "table_bytes",
+    "tree_sum",
+    "unpack_codes",
+]

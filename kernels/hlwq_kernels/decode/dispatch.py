@@ -4,28 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
-import numpy as np
 import torch
 
-from ..codes.hadamard import hadamard
-from ..codes.planes import unpack_codes
-from ..codes.tables import SCALE_STEPS
 from ..common.custom_op import op_where_traced
 from ..common.device import runs_triton
-
-
-def block_scales(scales: torch.Tensor, base: torch.Tensor | None, block_size: int) -> torch.Tensor:
-    """The float32 scales s of blocks, from what is stored.
-
-    Args:
-        scales: uint8 or float16 (..., blocks).
-        base: bfloat16 (...) where scales are uint8, else None.
-        block_size: n; a float16 scale is the block's L2 norm, sqrt(n) times s.
-    """
-    if base is None:
-        return scales.to(torch.float32) * float(np.float32(block_size**-0.5))
-    steps = torch.from_numpy(SCALE_STEPS).to(scales.device)
-    return base.to(torch.float32)[..., None] * steps[scales.to(torch.int32)]
+from .reference import decode_rows_reference
 
 
 def decode_rows(
@@ -93,17 +76,32 @@ def _(
     return codes.new_empty((codes.shape[0], columns), dtype=dtype)
 
 
-def decode_rows_reference(
+def decode_used_parts(
     codes: torch.Tensor,
     scales: torch.Tensor,
     base: torch.Tensor | None,
     centroids: torch.Tensor,
     block_size: int,
     columns: int,
+    dtype: torch.dtype,
+    uses: torch.Tensor,
 ) -> torch.Tensor:
-    """The reference of `decode_rows`; the sums come before the scale, so that nothing can overflow within."""
-    bits = centroids.numel().bit_length() - 1
-    table = centroids.to(codes.device)
-    s = block_scales(scales, base, block_size) * float(np.float32(block_size**-0.5))
-    values = table[unpack_codes(codes, bits).to(torch.int32)].unflatten(1, (-1, block_size))
-    return (hadamard(values) * s[..., None]).flatten(1)[:, :columns].contiguous()
+    """Decode rows on a device that `runs_triton` accepts, without those of unused parts.
+
+    Args:
+        codes: see `decode_rows`.
+        scales: likewise.
+        base: likewise.
+        centroids: likewise.
+        block_size: likewise.
+        columns: likewise.
+        dtype: likewise.
+        uses: int32 (parts,), on the device. The rows are that many parts of equal size. A part whose entry is 0 may
+            be left undefined.
+
+    Returns:
+        (rows, columns), of `dtype`.
+    """
+    from .triton_gpu import decode_rows_triton
+
+    return decode_rows_triton(codes, scales, base, centroids, block_size, columns, dtype, uses)

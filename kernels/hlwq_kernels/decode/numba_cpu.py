@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..codes import block_scales, plane_widths
 from ..codes.blocks_numba import f32, jit, rotate
-from ..codes.planes import plane_widths
-from .dispatch import block_scales
 
 
 @jit

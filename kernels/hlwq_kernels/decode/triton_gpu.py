@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..codes.tables import scale_steps_on
+from ..codes import scale_steps_on
 from ..common.device import current_device
 from .blocks_triton import LANE, rotate
 from .planes_triton import load_codes

@@ -1,1 +1,7 @@
-"""Weights to codes: the reference and the backends that give its bytes."""
+"""Encode weights: the reference, and the backends that produce the same bytes."""
+
+from .dispatch import encode_rows, prepare_encode
+from .reference import encode_rows_reference
+from .types import EncodedRows, ScaleKind
+
+__all__ = ["EncodedRows", "ScaleKind", "encode_rows", "encode_rows_reference", "prepare_encode"]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..codes.tables import (
+from ..codes import (
     ERROR_UNIT,
     HALF_STEP,
     LARGEST,

@@ -8,11 +8,11 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..codes.tables import CodeTables
+from ..codes import CodeTables
 from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
 from ..common.custom_op import op_where_traced
 from .cuda_config import INPUTS, QUAD, SOURCES, EncodeKernelConfig, kernel_table, searched_values
-from .dispatch import EncodedRows, ScaleKind
+from .types import EncodedRows, ScaleKind
 
 _KERNEL = CudaKernel(*SOURCES, name="encode", fma=False)
 _LARGE_SMEM_BYTES = 210 * 1024

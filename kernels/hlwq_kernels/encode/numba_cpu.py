@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..codes import ERROR_UNIT, SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables, plane_widths
 from ..codes.blocks_numba import (
     CANDIDATES,
     choose,
@@ -18,9 +19,7 @@ from ..codes.blocks_numba import (
     power_of_two,
     row_range,
 )
-from ..codes.planes import plane_widths
-from ..codes.tables import ERROR_UNIT, SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables
-from .dispatch import EncodedRows, ScaleKind
+from .types import EncodedRows, ScaleKind
 
 
 @jit

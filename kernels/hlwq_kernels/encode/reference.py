@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..codes.hadamard import hadamard, tree_sum
-from ..codes.planes import pack_codes
-from ..codes.tables import (
+from ..codes import (
     ERROR_UNIT,
     HALF_STEP,
     LARGEST,
@@ -18,8 +16,11 @@ from ..codes.tables import (
     SEARCH_LOW,
     SMALLEST,
     CodeTables,
+    hadamard,
+    pack_codes,
+    tree_sum,
 )
-from .dispatch import EncodedRows, ScaleKind
+from .types import EncodedRows, ScaleKind
 
 
 def encode_rows_reference(

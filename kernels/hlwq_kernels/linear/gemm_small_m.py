@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..codes.quantized_weight import (
-    TYPES,
-    QuantizedWeight,
-    coding,
-    copies_beside,
-    processors,
-    readable,
-    stored,
-    table_bytes,
-)
+from ..codes import TYPES, QuantizedWeight, coding, copies_beside, processors, readable, stored, table_bytes
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
 from .gemv import multiply_one, takes_one
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..codes.quantized_weight import (
+from ..codes import (
     SHARED_BYTES,
     TYPES,
     QuantizedWeight,

@@ -10,11 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..codes.hadamard import hadamard
-from ..codes.planes import unpack_codes
-from ..codes.quantized_weight import QuantizedWeight
+from ..codes import QuantizedWeight, block_scales, hadamard, unpack_codes
 from ..common.custom_op import op_where_traced
-from ..decode.dispatch import block_scales, decode_rows
+from ..decode import decode_rows
 from .gemm_small_m import FEW, multiply_codes, runs_matmul
 
 _TILE_WEIGHTS = 2**22

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..codes.quantized_weight import QuantizedWeight
+from ..codes import QuantizedWeight
 from ..common.custom_op import op_where_traced
-from ..decode.dispatch import decode_rows
+from ..decode import decode_rows
 from ..linear.gemm_small_m import runs_matmul
 from ..linear.gemv import GATES, multiply_and_sum, multiply_each, takes_sum
 from ..linear.linear import coded_linear

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 from torch.nn.functional import grouped_mm
 
-from ..codes.quantized_weight import QuantizedWeight
+from ..codes import QuantizedWeight
 from ..common.device import runs_triton
+from ..decode import decode_used_parts
 from .combine import weigh_rows
 
 _MOST_WEIGHTS = 2**29
@@ -51,11 +52,9 @@ def grouped_gemm_experts(
 
 def _multiply(x: torch.Tensor, weight: QuantizedWeight, counts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Rows of x, sorted by expert, times the transpose of theirs; rows behind the last expert's are not defined."""
-    from ..decode.triton_gpu import decode_rows_triton
-
     codes, scales, base = (None if t is None else t.flatten(0, 1) for t in weight[:3])
     assert codes is not None
     assert scales is not None
-    decoded = decode_rows_triton(codes, scales, base, weight.centroids, weight.block_size, x.shape[1], x.dtype, counts)
+    decoded = decode_used_parts(codes, scales, base, weight.centroids, weight.block_size, x.shape[1], x.dtype, counts)
     product: torch.Tensor = grouped_mm(x, decoded.view(*weight.codes.shape[:2], -1).transpose(-2, -1), offs=ends)
     return product

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..codes.quantized_weight import QuantizedWeight
+from ..codes import QuantizedWeight
 
 ALIGNMENT = 128
 """Bytes that every part begins at a multiple of: what a GPU reads at once."""

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from ..codes.quantized_weight import QuantizedWeight
+from ..codes import QuantizedWeight
 from ..linear.gemm_small_m import runs_matmul
 from ..moe.experts import MAX_FUSED_PAIRS, Gate, Wave, fused_experts, grouped_experts, loop_over_experts
 from .expert_layout import RecordLayout

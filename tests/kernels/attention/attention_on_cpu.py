@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hlwq_kernels.attention import AttentionParams
 from hlwq_kernels.attention.cuda_gpu import (
     MERGE_SOURCES,
     MERGE_WARPS,
@@ -15,7 +16,6 @@ from hlwq_kernels.attention.cuda_gpu import (
     attend_arguments,
     merge_shared_bytes,
 )
-from hlwq_kernels.attention.dispatch import Rule
 from tests.kernels.attention.kv_cases import Case
 from tests.support.cuda_on_cpu import library
 
@@ -50,7 +50,7 @@ def _addresses(arguments: tuple[Any, ...]) -> Any:
     return (ctypes.c_longlong * len(plain))(*plain)
 
 
-def attend_emulated(case: Case, rule: Rule, splits: int = 2, large_smem: bool = True) -> torch.Tensor:
+def attend_emulated(case: Case, params: AttentionParams, splits: int = 2, large_smem: bool = True) -> torch.Tensor:
     """`attend` of one token a sequence by the CUDA kernels' source."""
     query, keys, values = case.query[:, :, 0], case.keys, case.values
     (batch, query_heads, _), heads = query.shape, keys.codes.shape[1]
@@ -59,8 +59,8 @@ def attend_emulated(case: Case, rule: Rule, splits: int = 2, large_smem: bool = 
         (keys.dim, values.dim),
         query_heads // heads,
         query.dtype,
-        rule.mask is not None,
-        rule.softcap != 0.0,
+        params.mask is not None,
+        params.softcap != 0.0,
         keys.tables.bits == values.tables.bits,
         large_smem,
     )
@@ -70,8 +70,8 @@ def attend_emulated(case: Case, rule: Rule, splits: int = 2, large_smem: bool = 
     sums = torch.full((rows, parts, config.stored[1]), torch.nan)
     highests, weights = torch.full((2, rows, parts), torch.nan)
     out = torch.full((batch, query_heads, values.dim), torch.nan).to(query.dtype)
-    mask = None if rule.mask is None else rule.mask[:, 0, 0]
-    arguments = attend_arguments(query, keys, values, mask, rule.scaling, rule.softcap, exact)
+    mask = None if params.mask is None else params.mask[:, 0, 0]
+    arguments = attend_arguments(query, keys, values, mask, params.scaling, params.softcap, exact)
     assert [type(x) for x in arguments[-2:]] == [ctypes.c_float] * 2
     floats = (ctypes.c_float * 2)(*arguments[-2:])
     addresses = _addresses((*arguments[:-2], sums, highests, weights))

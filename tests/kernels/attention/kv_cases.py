@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from hlwq_cli.codec.codebook import lloyd_max
-from hlwq_kernels.attention.dispatch import QuantizedKV, Rule
-from hlwq_kernels.attention.kv_encode import KVTables, encode_kv_reference
+from hlwq_kernels.attention import AttentionParams, KVTables, QuantizedKV, encode_kv_reference
 
 Layout = tuple[int, int, int, int]
 """KV heads, query heads to each, dims of keys and of values."""
@@ -62,19 +61,19 @@ def make_case(
     return Case(query, cached(k, coded, first, bits[0]), cached(v, coded, first, bits[1]), seen)
 
 
-def expected(case: Case, rule: Rule) -> torch.Tensor:
+def expected(case: Case, params: AttentionParams) -> torch.Tensor:
     """Softmax attention over the decoded cache, query by query, in float64."""
     group = case.query.shape[1] // case.keys.codes.shape[1]
     outs = []
     for t in range(case.query.shape[2]):
         k, v = (_as_seen(side, int(case.seen[t])).repeat_interleave(group, 1) for side in (case.keys, case.values))
-        logits = case.query[:, :, t : t + 1].double() @ k.mT * rule.scaling
-        if rule.softcap:
-            logits = torch.tanh(logits / rule.softcap) * rule.softcap
-        if rule.mask is not None:
-            row = rule.mask[:, :, min(t, rule.mask.shape[2] - 1)][:, :, None]
+        logits = case.query[:, :, t : t + 1].double() @ k.mT * params.scaling
+        if params.softcap:
+            logits = torch.tanh(logits / params.softcap) * params.softcap
+        if params.mask is not None:
+            row = params.mask[:, :, min(t, params.mask.shape[2] - 1)][:, :, None]
             logits = logits.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else logits + row
-        elif rule.causal:
+        elif params.causal:
             logits[..., k.shape[2] - case.query.shape[2] + t + 1 :] = -torch.inf
         outs.append(torch.softmax(logits, dim=-1).nan_to_num(0.0) @ v)
     return torch.cat(outs, dim=2)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hlwq_kernels.attention import AttentionParams, QuantizedKV
 from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCES, SOURCES, AttentionKernelConfig
-from hlwq_kernels.attention.dispatch import QuantizedKV, Rule
 from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.attention.attention_on_cpu import attend_emulated
 from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case
@@ -31,47 +31,47 @@ OTHERS = [(4, 128), (16, 512), (8, 256)]
 """Query heads and dims that take fewer registers than 8 heads of 512, where every width is looked at."""
 
 
-def check(case: Case, rule: Rule, splits: int = 2, large_smem: bool = True) -> None:
-    found, exactly = attend_emulated(case, rule, splits, large_smem), expected(case, rule)
+def check(case: Case, params: AttentionParams, splits: int = 2, large_smem: bool = True) -> None:
+    found, exactly = attend_emulated(case, params, splits, large_smem), expected(case, params)
     assert found.dtype == case.query.dtype
     off = (found.double() - exactly).abs().max() / exactly.abs().max()
     assert off < ROOM[case.query.dtype], float(off)
 
 
-def rule(layout: Layout, **others: object) -> Rule:
-    return Rule(layout[2] ** -0.5, **others)  # type: ignore[arg-type]
+def params(layout: Layout, **others: object) -> AttentionParams:
+    return AttentionParams(layout[2] ** -0.5, **others)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_head_layout(layout: Layout) -> None:
-    check(make_case(layout, 150, 70, batch=1), rule(layout))
+    check(make_case(layout, 150, 70, batch=1), params(layout))
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_every_width(bits: int) -> None:
     layout = (1, 2, 128, 128)
-    check(make_case(layout, 60, 20, (bits, 4), batch=1), rule(layout))
-    check(make_case(layout, 60, 20, (4, bits), batch=1), rule(layout))
+    check(make_case(layout, 60, 20, (bits, 4), batch=1), params(layout))
+    check(make_case(layout, 60, 20, (4, bits), batch=1), params(layout))
     if bits in (3, 8):
-        check(make_case(layout, 60, 20, (bits, bits), batch=1), rule(layout), large_smem=False)
+        check(make_case(layout, 60, 20, (bits, bits), batch=1), params(layout), large_smem=False)
 
 
 @pytest.mark.parametrize("layout", [(1, 2, 64, 64), (1, 1, 512, 512)], ids=str)
 @pytest.mark.parametrize("coded", [0, 1, 15, 16, 17, 127, 128, 129, 300])
 def test_lengths_round_the_edges_of_tiles(coded: int, layout: Layout) -> None:
-    check(make_case(layout, coded, 1, batch=1), rule(layout), splits=3)
+    check(make_case(layout, coded, 1, batch=1), params(layout), splits=3)
 
 
 @pytest.mark.parametrize("exact", [31, 32, 33, 95])
 def test_exact_tokens_round_the_edges_of_parts(exact: int) -> None:
     layout = (1, 2, 64, 64)
-    check(make_case(layout, 20, exact, batch=1), rule(layout), splits=1)
+    check(make_case(layout, 20, exact, batch=1), params(layout), splits=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_short_types(dtype: torch.dtype) -> None:
     layout = (2, 2, 64, 64)
-    check(make_case(layout, 100, 40, dtype=dtype), rule(layout))
+    check(make_case(layout, 100, 40, dtype=dtype), params(layout))
 
 
 def test_masks_and_softcapping() -> None:
@@ -79,10 +79,10 @@ def test_masks_and_softcapping() -> None:
     case = make_case(layout, 150, 40)
     mask = torch.ones(2, 1, 1, 190, dtype=torch.bool)
     mask[1, ..., :100], mask[:, ..., 7] = False, False
-    check(case, rule(layout, mask=mask))
-    check(case, rule(layout, mask=mask[1:], softcap=1.5))
+    check(case, params(layout, mask=mask))
+    check(case, params(layout, mask=mask[1:], softcap=1.5))
     mask[0] = False
-    found = attend_emulated(case, rule(layout, mask=mask))
+    found = attend_emulated(case, params(layout, mask=mask))
     assert not found[0].any()
     assert found[1].isfinite().all()
 
@@ -91,9 +91,9 @@ def test_what_is_not_a_number_stays_so_and_nothing_is_all_that_nothing_gives() -
     layout = (1, 2, 64, 64)
     case = make_case(layout, 60, 10, batch=2)
     case.keys.scales[0, :, 33], case.values.scales[1, :, :20] = 255, 0
-    found = attend_emulated(case, rule(layout))
+    found = attend_emulated(case, params(layout))
     assert found[0].isnan().all()
-    exactly = expected(case, rule(layout))[1]
+    exactly = expected(case, params(layout))[1]
     torch.testing.assert_close(found[1].double(), exactly, rtol=0, atol=2e-3 * float(exactly.abs().max()))
 
 
@@ -114,9 +114,9 @@ def test_lengths_may_lie_on_the_device_and_exact_tokens_in_a_ring(coded: int) ->
     lengths = torch.tensor([coded, 70])
     found = attend_emulated(
         replace(case, keys=in_a_ring(case.keys, lengths), values=in_a_ring(case.values, lengths)),
-        rule(layout, mask=mask),
+        params(layout, mask=mask),
     )
-    exactly = expected(case, rule(layout, mask=mask[..., : coded + 70]))
+    exactly = expected(case, params(layout, mask=mask[..., : coded + 70]))
     assert (found.double() - exactly).abs().max() < ROOM[torch.float32] * exactly.abs().max()
 
 

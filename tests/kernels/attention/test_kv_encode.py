@@ -3,14 +3,9 @@
 import pytest
 import torch
 
-from hlwq_kernels.attention.kv_encode import (
-    KV_SCALES,
-    decode_kv,
-    encode_kv,
-    padded_dim,
-    rotate_heads,
-    rotation_block,
-)
+from hlwq_kernels.attention import decode_kv, encode_kv, padded_dim
+from hlwq_kernels.attention.kv_states import rotate_heads
+from hlwq_kernels.attention.kv_tables import KV_SCALES, rotation_block
 from tests.kernels.attention.kv_cases import tables
 from tests.kernels.weights import BITS
 

@@ -7,8 +7,8 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_kernels.attention.kv_encode import encode_kv_reference, padded_dim
-from hlwq_kernels.attention.kv_encode_cuda import SOURCES, THREADS, kv_encode_macros
+from hlwq_kernels.attention import encode_kv_reference, padded_dim
+from hlwq_kernels.attention.kv_encode import SOURCES, THREADS, kv_encode_macros
 from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.attention.kv_cases import tables
 from tests.kernels.encode.test_cuda_config import local_bytes

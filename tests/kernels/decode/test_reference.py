@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from hlwq_kernels import pack_codes
-from hlwq_kernels.decode.dispatch import block_scales, decode_rows_reference
+from hlwq_kernels.codes import block_scales
+from hlwq_kernels.decode import decode_rows_reference
 from hlwq_kernels.decode.numba_cpu import decode_rows_numba
 from tests.kernels.weights import BITS, BLOCK_SIZES, sylvester, tables
 

@@ -12,7 +12,7 @@ import pytest
 
 DECODE = """
 import sys, torch, traceback
-from hlwq_kernels.decode.dispatch import decode_rows_reference
+from hlwq_kernels.decode import decode_rows_reference
 from hlwq_kernels.decode.triton_gpu import decode_rows_triton
 from tests.kernels.decode.test_reference import random_stored
 from tests.kernels.weights import digest, tables

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from hlwq_kernels import EncodedRows
-from hlwq_kernels.encode.dispatch import ScaleKind
-from hlwq_kernels.encode.reference import encode_rows_reference
+from hlwq_kernels.encode import ScaleKind, encode_rows_reference
 from tests.kernels.weights import hostile_rows, lcg_rows, tables
 from tests.support.cuda_on_cpu import encode_rows_emulated
 

@@ -6,17 +6,25 @@ import sys
 
 import pytest
 
-# Prints the digest of what several schemes make of lcg_rows, then which implementations were loaded.
+# Prints the digest of what several schemes make of lcg_rows, then which implementations were loaded or, for the
+# references, called.
 SCRIPT = """
 import sys
 {first}
 from hlwq_kernels import encode_rows
+from hlwq_kernels.encode import reference
 from tests.kernels.weights import decoded, digest, lcg_rows, tables
+ran, plain = set(), reference.encode_rows_reference
+def followed(*args):
+    ran.add("hlwq_kernels.encode.reference")
+    return plain(*args)
+reference.encode_rows_reference = followed
 weight, made = lcg_rows(), []
 for bits, n, scale, search in [(5, 64, "log8", True), (7, 32, "log8", False), (4, 128, "fp16", True)]:
     coded = encode_rows(weight, tables(bits), n, scale, search)
     made += [coded.codes, coded.scales, coded.base, decoded(coded, tables(bits), n, weight.shape[1])]
-print(digest(*made), *sorted(m for m in sys.modules if m.startswith("hlwq_kernels.") and "code_" in m))
+ran |= {{m for m in sys.modules if m.startswith("hlwq_kernels.") and m.endswith("numba_cpu")}}
+print(digest(*made), *sorted(ran))
 """
 
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from hlwq_kernels import SCALE_STEPS, EncodedRows, encode_rows, prepare_encode, unpack_codes
-from hlwq_kernels.encode.dispatch import ScaleKind
+from hlwq_kernels.encode import ScaleKind, encode_rows_reference
 from hlwq_kernels.encode.numba_cpu import encode_rows_numba
-from hlwq_kernels.encode.reference import encode_rows_reference
 from tests.kernels.weights import (
     BITS,
     BLOCK_SIZES,

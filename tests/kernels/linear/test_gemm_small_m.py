@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from hlwq_kernels import CodeTables
-from hlwq_kernels.codes.hadamard import hadamard
-from hlwq_kernels.codes.tables import SCALE_STEPS
-from hlwq_kernels.decode.dispatch import decode_rows_reference
+from hlwq_kernels.codes import SCALE_STEPS, hadamard
+from hlwq_kernels.decode import decode_rows_reference
 from tests.kernels.weights import tables
 from tests.support.cuda_on_cpu import addresses, library
 

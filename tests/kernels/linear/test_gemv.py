@@ -7,8 +7,8 @@ import ctypes
 import pytest
 import torch
 
-from hlwq_kernels.codes.tables import SCALE_STEPS
-from hlwq_kernels.decode.dispatch import decode_rows_reference
+from hlwq_kernels.codes import SCALE_STEPS
+from hlwq_kernels.decode import decode_rows_reference
 from hlwq_kernels.linear.gemv import Shape, lay_out
 from tests.kernels.linear.test_gemm_small_m import UNTOUCHED, coded
 from tests.kernels.weights import tables

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hlwq_kernels import encode_rows
-from hlwq_kernels.codes.quantized_weight import QuantizedWeight
+from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts_reference
 from hlwq_kernels.offload import layer as offloaded
 from hlwq_kernels.offload import slots

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hlwq_kernels.codes.quantized_weight import QuantizedWeight
+from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.decode_step.step import (
     Cache,
     Norm,
