@@ -7,6 +7,7 @@ from .format.manifest import Manifest
 from .format.reader import CodedCheckpoint, open_coded
 from .format.verify import VerifyReport, verify
 from .io.source import Source, open_source
+from .plan.estimate import Estimate, estimate
 from .plan.plan import Plan, make_plan
 from .plan.planned import CodedTensor, KeptTensor
 from .plan.recipe import Recipe, load_recipe
@@ -16,6 +17,7 @@ __all__ = [
     "CodedCheckpoint",
     "CodedTensor",
     "DiffReport",
+    "Estimate",
     "ExportResult",
     "InspectReport",
     "KeptTensor",
@@ -27,6 +29,7 @@ __all__ = [
     "Source",
     "VerifyReport",
     "diff",
+    "estimate",
     "export",
     "inspect",
     "load_recipe",

@@ -118,11 +118,11 @@ def quantize(
 
 
 def _show_plan(sink: Sink, source: Source, recipe: Recipe, share: float | None, threads: int | None) -> None:
-    from ..checkpoint import make_plan
+    from ..checkpoint import estimate, make_plan
     from ..checkpoint.run.quantize import check_unquantized
     from ..ui.show import show_plan
 
     plan = make_plan(source, recipe)
     source.close()
-    show_plan(sink, plan, threads)
+    show_plan(sink, estimate(plan, threads))
     check_unquantized(plan, share)

@@ -25,4 +25,4 @@ def weights_size(path: str) -> tuple[int, float | None]:
         if MANIFEST not in repo.files:
             return repo.weights_bytes(), None
     manifest = open_coded(folder if folder.is_dir() else path).manifest
-    return manifest.coded_bytes + manifest.kept_bytes, manifest.bits_per_weight
+    return manifest.output_bytes, manifest.bits_per_weight

@@ -12,34 +12,31 @@ from ..sizes import format_size
 from .sink import Sink
 
 if TYPE_CHECKING:
-    from ..checkpoint import DiffReport, InspectReport, Plan, QuantizeResult, VerifyReport
+    from ..checkpoint import DiffReport, Estimate, InspectReport, QuantizeResult, VerifyReport
     from ..hub.push import PushResult
 
 
-def show_plan(sink: Sink, plan: Plan, threads: int | None) -> None:
-    """Every tensor, coded how or kept and why; then sizes, disk and memory."""
-    from ..checkpoint.plan.estimate import estimate
-
-    cost = estimate(plan, threads)
+def show_plan(sink: Sink, plan: Estimate) -> None:
+    """Show how each tensor is coded or why it is kept; then sizes, disk and memory."""
 
     def human(console: Console) -> None:
         table = Table(box=None, header_style="bold")
         for column in ("tensor", "role", "shape", "coded", "bytes"):
             table.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
-        for line in cost.tensors:
+        for line in plan.tensors:
             table.add_row(line.name, line.role, "x".join(map(str, line.shape)), line.decision, f"{line.bytes:,}")
         console.print(table)
-        _summary(console, cost.roles)
+        _summary(console, plan.roles)
         console.print(f"Roles by: {plan.rule}.")
         console.print(
             f"{format_size(plan.source_bytes)} become {format_size(plan.output_bytes)}; coded at "
             f"{plan.bits_per_weight:.3f} bits per weight; {plan.unquantized_share:.1%} of the bytes stay uncoded."
         )
         console.print(
-            f"Needs {format_size(cost.disk_bytes)} of disk and about {format_size(cost.memory_bytes)} of memory."
+            f"Needs {format_size(plan.disk_bytes)} of disk and about {format_size(plan.memory_bytes)} of memory."
         )
 
-    sink.result("plan", cost, human, str(plan.output_bytes))
+    sink.result("plan", plan, human, str(plan.output_bytes))
 
 
 def _summary(console: Console, roles: dict[str, dict[str, int]]) -> None:
@@ -51,7 +48,7 @@ def _summary(console: Console, roles: dict[str, dict[str, int]]) -> None:
 def show_quantized(sink: Sink, result: QuantizeResult) -> None:
     """What a run made."""
     m = result.manifest
-    total = m.coded_bytes + m.kept_bytes
+    total = m.output_bytes
 
     def human(console: Console) -> None:
         if result.already_complete:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -81,9 +80,6 @@ def inspect(path: str | os.PathLike[str], revision: str | None = None) -> Inspec
     """Describe an HLWQ folder or Hub repository; see `open_coded` for what it raises."""
     checkpoint = open_coded(path, revision)
     manifest, settings = checkpoint.manifest, checkpoint.settings
-    bits: Counter[int] = Counter()
-    for t in manifest.coded:
-        bits[t.bits] += math.prod(t.shape)
     return InspectReport(
         path=str(path),
         source=manifest.source,
@@ -95,7 +91,7 @@ def inspect(path: str | os.PathLike[str], revision: str | None = None) -> Inspec
         kept_bytes=manifest.kept_bytes,
         source_bytes=manifest.source_bytes,
         kept_share=manifest.kept_bytes / manifest.source_bytes if manifest.source_bytes else 0.0,
-        bits=dict(sorted(bits.items())),
+        bits=manifest.weights_by_bits,
         coded=manifest.coded,
         kept=manifest.kept,
     )

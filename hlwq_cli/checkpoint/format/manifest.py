@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -48,9 +49,22 @@ class Manifest:
         return sum(t.bytes for t in self.kept)
 
     @property
+    def output_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.coded_bytes + self.kept_bytes
+
+    @property
+    def weights_by_bits(self) -> dict[int, int]:
+        """Number of coded weights of each width, the smallest width first."""
+        counts: Counter[int] = Counter()
+        for t in self.coded:
+            counts[t.bits] += math.prod(t.shape)
+        return dict(sorted(counts.items()))
+
+    @property
     def bits_per_weight(self) -> float:
         """All stored bits of coded tensors over their weights."""
-        weights = sum(math.prod(t.shape) for t in self.coded)
+        weights = sum(self.weights_by_bits.values())
         return 8 * self.coded_bytes / weights if weights else 0.0
 
     @property

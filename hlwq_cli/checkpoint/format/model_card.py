@@ -160,7 +160,7 @@ def _body(
         bits=settings["bits"],
         origin=f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`",
         what=_kinds(manifest.coded),
-        after=format_size(manifest.coded_bytes + manifest.kept_bytes),
+        after=format_size(manifest.output_bytes),
         before=format_size(manifest.source_bytes),
         coded_size=format_size(manifest.coded_bytes),
         kept_size=format_size(manifest.kept_bytes),

@@ -76,7 +76,7 @@ def with_all_hashes(folder: Path, manifest: Manifest, progress: ProgressCallback
 
 def bytes_to_verify(manifest: Manifest) -> int:
     """What `verify` hashes: every tensor, and every file whose hash is stated."""
-    return manifest.coded_bytes + manifest.kept_bytes + sum(f.size for f in manifest.files if f.sha256 is not None)
+    return manifest.output_bytes + sum(f.size for f in manifest.files if f.sha256 is not None)
 
 
 def verify(checkpoint: CodedCheckpoint, progress: ProgressCallback = ignore_progress) -> VerifyReport:

@@ -52,10 +52,7 @@ def _coded(path: str) -> CheckpointSummary:
     checkpoint = open_coded(path)
     try:
         manifest, recipe = checkpoint.manifest, checkpoint.manifest.fingerprint.get("recipe", {})
-        bits: Counter[int] = Counter()
-        for t in manifest.coded:
-            bits[t.bits] += math.prod(t.shape)
-        size = manifest.coded_bytes + manifest.kept_bytes
+        bits, size = manifest.weights_by_bits, manifest.output_bytes
         weights = sum(bits.values()) + sum(math.prod(k.shape) for k in manifest.kept)
         revision = manifest.source.get("revision")
         lines = [
@@ -119,11 +116,11 @@ def _chart(checkpoint: CodedCheckpoint) -> Path | None:
         return None
 
 
-def _widths(bits: Counter[int]) -> str:
+def _widths(bits: dict[int, int]) -> str:
     total = sum(bits.values())
     if len(bits) == 1:
         return f"{next(iter(bits))} bits"
-    return ", ".join(f"{width} bits {n / total:.0%}" for width, n in sorted(bits.items()))
+    return ", ".join(f"{width} bits {n / total:.0%}" for width, n in bits.items())
 
 
 def _count(weights: int) -> str:
