@@ -52,7 +52,7 @@ def draw(events: list[dict[str, Any]], title: str, out: Path) -> None:
 
 def rank(name: str) -> int:
     """Return the position of a thread: main, GPU start, workers, hashes, others."""
-    kinds = ("Main", "start", "lane", "hash")
+    kinds = ("Main", "start", "worker", "hash")
     return next((n for n, kind in enumerate(kinds) if name.startswith(kind)), len(kinds))
 
 

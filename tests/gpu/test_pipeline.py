@@ -1,4 +1,4 @@
-"""quantize on CUDA devices: the files of the CPU, whichever lanes code what, in little memory."""
+"""quantize on CUDA devices: the files of the CPU, whichever workers code what, in little memory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_large_tensors_in_slices_of_any_size_have_the_bytes_of_the_cpu(
     assert {what for what, *_ in timeline.spans} >= done
 
 
-def test_memory_of_the_device_is_a_slice_and_its_codes_a_lane(
+def test_memory_of_the_device_is_a_slice_and_its_codes_a_worker(
     large: Path, large_on_cpu: dict[str, str], tmp_path: Path
 ) -> None:
     torch.cuda.synchronize()

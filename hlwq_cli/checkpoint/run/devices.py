@@ -22,8 +22,8 @@ from ...sizes import format_size
 from .trace import Timeline
 
 logger = logging.getLogger("hlwq")
-MAX_GPU_LANES = 32
-"""A lane holds 90 MB of pinned memory at 5 bits and 110 MB of its device: 3 and 3.5 GB for 32 lanes."""
+MAX_GPU_WORKERS = 32
+"""A worker holds 90 MB of pinned memory at 5 bits and 110 MB of its device: 3 and 3.5 GB for 32 workers."""
 
 
 Turn = AbstractContextManager[object]
@@ -31,11 +31,11 @@ Turn = AbstractContextManager[object]
 
 @dataclass(frozen=True)
 class Device:
-    """A device and what its lanes share.
+    """A device and what its workers share.
 
     Attributes:
         place: where tensors lie for it.
-        lock: taken by a lane while it makes a stream, and while it has its turn where they take turns.
+        lock: taken by a worker while it makes a stream, and while it has its turn where they take turns.
     """
 
     place: torch.device
@@ -67,10 +67,10 @@ class Device:
             _warn_unpinned()
         return memory
 
-    def lane_stream(self) -> tuple[torch.cuda.Stream, Turn]:
-        """The stream on which a lane of a GPU copies and codes, and what it enters to give it a slice.
+    def worker_stream(self) -> tuple[torch.cuda.Stream, Turn]:
+        """The stream on which a worker of a GPU copies and codes, and what it enters to give it a slice.
 
-        Lanes have streams of their own and wait for nobody, since the kernel needs no memory but its results'. Where
+        Workers have streams of their own and wait for nobody, since the kernel needs no memory but its results'. Where
         plain torch codes they take turns on one stream, so that the temporaries of one slice serve the next.
         """
         with self.lock:
@@ -112,10 +112,10 @@ def _find(name: str) -> Device:
     return Device(torch.device("cuda", int(number or 0)))
 
 
-def lane_count(devices: Sequence[Device], threads: int | None) -> int:
+def worker_count(devices: Sequence[Device], threads: int | None) -> int:
     """Threads that code at once: as asked, else one a processor; at least one a device."""
     processors = os.cpu_count() or 1
-    default = min(max(processors, 4), MAX_GPU_LANES) if any(d.is_gpu for d in devices) else processors
+    default = min(max(processors, 4), MAX_GPU_WORKERS) if any(d.is_gpu for d in devices) else processors
     return max(threads or default, len(devices))
 
 
@@ -125,7 +125,7 @@ def warm_up(devices: Sequence[Device], scheme: Scheme, timeline: Timeline) -> li
     What fails here fails again, with a message, when the first slice is coded.
 
     Returns:
-        The threads that do it, to be joined before lanes begin, and before the program ends.
+        The threads that do it, to be joined before workers begin, and before the program ends.
     """
     threads = [
         threading.Thread(target=_warm_up, args=(device, scheme, timeline), name=f"start {device.place}")

@@ -1,4 +1,4 @@
-"""What a lane has beside its staged slice where a GPU codes: memory there, pinned memory for what returns, a stream.
+"""What a worker has beside its staged slice where a GPU codes: memory there, pinned memory for what returns, a stream.
 
 Every call of torch may hand Python's own lock to another thread, and take milliseconds to get it back where threads
 are many. So a slice takes five calls, on views made once for each shape: copy, encode, copy back, record, wait.
@@ -26,7 +26,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Form:
-    """Views of a lane's buffers for slices of one shape, type and scheme, and the call that encodes them."""
+    """Views of a worker's buffers for slices of one shape, type and scheme, and the call that encodes them."""
 
     staged: torch.Tensor
     remote: torch.Tensor
@@ -37,7 +37,7 @@ class _Form:
 
 
 class GpuBuffers:
-    """Memory of one lane on a GPU.
+    """Memory of one worker on a GPU.
 
     Args:
         device: the GPU.
@@ -46,7 +46,7 @@ class GpuBuffers:
     """
 
     def __init__(self, device: Device, staged: torch.Tensor, coded_bytes: int) -> None:
-        self.stream, self.turn = device.lane_stream()
+        self.stream, self.turn = device.worker_stream()
         self.staged = staged
         with torch.cuda.device(device.place):
             self.done = torch.cuda.Event(blocking=True)  # a thread that waits leaves its processor to others
@@ -80,7 +80,7 @@ class GpuBuffers:
 
 
 def encoded_bytes(piece: Slice) -> int:
-    """Room that a slice's `EncodedRows` take in a lane: all five tensors, each aligned."""
+    """Room that a slice's `EncodedRows` take in a worker: all five tensors, each aligned."""
     if isinstance(piece.job, KeptTensor):
         return 0
     shapes = _row_shapes((piece.length, piece.info.shape[-1]), piece.job.scheme)

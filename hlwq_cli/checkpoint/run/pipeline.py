@@ -1,7 +1,7 @@
-"""The pipeline: slices through lanes into shards, shards through hashing into records; a bounded number of each.
+"""The pipeline: slices through workers into shards, shards through hashing into records; a bounded number of each.
 
 Work goes through the source file by file, so that a file of the Hub is needed once and can be let go. Slices land in
-the order they were taken, whichever lane was quicker: costs add up in one order, and the first error is the first of
+the order they were taken, whichever worker was quicker: costs add up in one order, and the first error is the first of
 that order. Hashes of tensors follow what has landed, beside the coding of what follows, and with a shard's last slice
 its file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a file takes
 one writer at a time: so slices of several shards then take turns.
@@ -30,7 +30,7 @@ from .open_shard import Filling
 from .schedule import in_turns
 from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
 from .trace import Timeline
-from .worker import Lane
+from .worker import Worker
 
 GPU_SHARDS_AT_ONCE = 12
 _SWITCH_SECONDS = 0.0005
@@ -44,8 +44,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         source: of the weights.
         out: the folder to write, which is there.
         shards: to write.
-        devices: that code; lanes are dealt out to them in turn.
-        lanes: how many.
+        devices: that code; workers are dealt out to them in turn.
+        workers: how many.
         timeline: where to record.
         private: where to fetch files of the Hub to, each removed when it has been read; by default its cache.
     """
@@ -56,7 +56,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         out: Path,
         shards: Sequence[Shard],
         devices: Sequence[Device],
-        lanes: int,
+        workers: int,
         timeline: Timeline,
         private: Path | None = None,
     ) -> None:
@@ -64,7 +64,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self.source, self.out, self.timeline = source, out, timeline
         self._on_gpu = any(d.is_gpu for d in devices)
         weights = GPU_SLICE_WEIGHTS if self._on_gpu else SLICE_WEIGHTS
-        at_once = min(GPU_SHARDS_AT_ONCE, lanes) if self._on_gpu else 1
+        at_once = min(GPU_SHARDS_AT_ONCE, workers) if self._on_gpu else 1
         self.work = in_turns(source, [(shard, piece) for shard in shards for piece in slices(shard, weights)], at_once)
         self._waiting: dict[str, Counter[str]] = defaultdict(Counter)
         for shard, piece in self.work:
@@ -72,13 +72,13 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         self._in_file = Counter(piece.info.file for _, piece in self.work)
         largest = max((p.source_bytes for _, p in self.work), default=0)
         coded = max((encoded_bytes(p) for _, p in self.work), default=0)
-        self._lanes: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-        for n in range(lanes):
-            self._lanes.put(Lane(devices[n % len(devices)], source, largest, coded, timeline))
-        self._coding = ThreadPoolExecutor(lanes, "lane", initializer=torch.set_num_threads, initargs=(1,))
-        hashers = max(1, lanes // 2) if self._on_gpu else lanes
+        self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for n in range(workers):
+            self._workers.put(Worker(devices[n % len(devices)], source, largest, coded, timeline))
+        self._coding = ThreadPoolExecutor(workers, "worker", initializer=torch.set_num_threads, initargs=(1,))
+        hashers = max(1, workers // 2) if self._on_gpu else workers
         self._hashing = ThreadPoolExecutor(hashers, "hash")
-        self._bound = 2 * lanes
+        self._bound = 2 * workers
         self._flying: deque[tuple[Filling, Slice, Future[SquaredError]]] = deque()
         self._filling: dict[str, Filling] = {}
         self._closing: dict[Future[ShardRecord], Filling] = {}
@@ -121,11 +121,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         return filling
 
     def _code(self, piece: Slice, writer: ShardWriter) -> SquaredError:
-        lane = self._lanes.get_nowait()  # there are as many as threads
+        worker = self._workers.get_nowait()  # there are as many as threads
         try:
-            return lane.code(piece, writer)
+            return worker.code(piece, writer)
         finally:
-            self._lanes.put(lane)
+            self._workers.put(worker)
 
     def _land(self) -> Slice:
         filling, piece, future = self._flying.popleft()

@@ -22,7 +22,7 @@ from ..io.source import Source, open_source
 from ..plan.plan import Plan, make_plan
 from ..plan.planned import CodedTensor
 from ..plan.recipe import Recipe
-from .devices import Device, find_devices, join, lane_count, peak_bytes, warm_up
+from .devices import Device, find_devices, join, peak_bytes, warm_up, worker_count
 from .finalize import PRIVATE_SOURCE, complete
 from .journal import Journal
 from .output_folder import look_at_folder, make_folder
@@ -101,8 +101,8 @@ def quantize(
             plan = make_plan(source, recipe)
             check_unquantized(plan, max_unquantized)
             run = _Run(plan, Path(out), max_shard_bytes, base_model, progress)
-        join(starting)  # lanes that begin at once would take Python's lock from what starts their kernels
-        return run.start(overwrite, devices, lane_count(devices, threads), delete_source, timeline)
+        join(starting)  # workers that begin at once would take Python's lock from what starts their kernels
+        return run.start(overwrite, devices, worker_count(devices, threads), delete_source, timeline)
     finally:
         if source is not None:
             source.close()
@@ -142,7 +142,7 @@ class _Run:
         self.done_bytes = 0
 
     def start(
-        self, overwrite: bool, devices: tuple[Device, ...], lanes: int, delete_source: bool, timeline: Timeline
+        self, overwrite: bool, devices: tuple[Device, ...], workers: int, delete_source: bool, timeline: Timeline
     ) -> QuantizeResult:
         finished, replaced = look_at_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
@@ -155,7 +155,7 @@ class _Run:
         missing = [s for s in self.shards if s.file not in self.journal.shards]
         private = self.out / PRIVATE_SOURCE if delete_source else None
         with (
-            Pipeline(self.plan.source, self.out, missing, devices, lanes, timeline, private) as pipeline,
+            Pipeline(self.plan.source, self.out, missing, devices, workers, timeline, private) as pipeline,
             closing(pipeline.run()) as events,
         ):
             for event in events:

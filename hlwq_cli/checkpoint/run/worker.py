@@ -1,8 +1,9 @@
-"""Lanes: each is one thread's buffers, through which slices go from a source file to an output file.
+"""Workers take slices from a source file to an output file, each with the buffers of one thread.
 
-A lane reads into memory of its own, made once and, for a GPU, pinned; copies to the device, codes and copies back on
-a stream of its own; and writes. A lane does one slice at a time; the overlap of reading, copying, coding and writing is
-that of several lanes. Nothing is allocated a slice, so memory is bounded by the number of lanes.
+A worker reads a slice into its own memory, which is allocated once and pinned for a GPU. It copies the slice to the
+device, encodes it and copies the result back on its own stream; then it writes. A worker handles one slice at a time:
+reading, copying, encoding and writing overlap because there are several workers. Nothing is allocated per slice, so
+the number of workers bounds the memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .slices import CodedSlice, Slice
 from .trace import Timeline
 
 
-class Lane:
+class Worker:
     """Codes one slice at a time on one device.
 
     Args:

@@ -1,4 +1,4 @@
-"""Lanes, devices and shards in flight: whatever the arrangement, the bytes and the errors are the same."""
+"""Workers, devices and shards in flight: whatever the arrangement, the bytes and the errors are the same."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source, quant
 from hlwq_cli.checkpoint.io.source import Source
 from hlwq_cli.checkpoint.run import pipeline as pipeline_module
 from hlwq_cli.checkpoint.run import quantize as stream
-from hlwq_cli.checkpoint.run.devices import Device, find_devices, lane_count
+from hlwq_cli.checkpoint.run.devices import Device, find_devices, worker_count
 from hlwq_cli.checkpoint.run.schedule import Work
 from hlwq_cli.checkpoint.run.trace import Timeline
 from hlwq_cli.errors import NonFiniteError, UsageError
@@ -88,7 +88,7 @@ def test_experts_spread_over_all_files_are_coded_file_by_file(family: Family, co
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_first_bad_weight_of_the_source_is_named_whichever_lane_was_quicker(tmp_path: Path, threads: int) -> None:
+def test_first_bad_weight_of_the_source_is_named_whichever_worker_was_quicker(tmp_path: Path, threads: int) -> None:
     tensors = dense(6, 256)
     for layer, row in ((2, 200), (4, 0)):
         tensors[f"model.layers.{layer}.self_attn.q_proj.weight"][row, 7] = float("nan")
@@ -104,10 +104,10 @@ def test_device_that_cannot_be_meant_is_refused(wanted: str) -> None:
         find_devices(wanted)
 
 
-def test_every_device_has_a_lane() -> None:
+def test_every_device_has_a_worker() -> None:
     devices = find_devices("cpu,cpu,cpu")
-    assert lane_count(devices, 1) == 3
-    assert lane_count(devices, 5) == 5
+    assert worker_count(devices, 1) == 3
+    assert worker_count(devices, 5) == 5
 
 
 def test_timeline_holds_what_every_byte_went_through(family: Family, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_timeline_holds_what_every_byte_went_through(family: Family, tmp_path: P
     assert all(e["dur"] >= 0 and e["ts"] > 0 for e in events if e["ph"] == "X")
 
 
-def test_lanes_begin_when_kernels_are_ready(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_begin_when_kernels_are_ready(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else those threads would take Python's lock from the one that starts the kernels."""
     happened, go = [], threading.Event()
 
@@ -140,11 +140,11 @@ def test_lanes_begin_when_kernels_are_ready(family: Family, tmp_path: Path, monk
         return make_plan(*arguments)
 
     def taken(*arguments: Any, **settings: Any) -> pipeline_module.Pipeline:
-        happened.append("lanes")
+        happened.append("workers")
         return pipeline_module.Pipeline(*arguments, **settings)
 
     monkeypatch.setattr(stream, "warm_up", warm_up)
     monkeypatch.setattr(stream, "make_plan", planned)
     monkeypatch.setattr(stream, "Pipeline", taken)
     quantize(str(family("llama")), tmp_path / "out", load_recipe())
-    assert happened == ["plan", "kernels", "lanes"]
+    assert happened == ["plan", "kernels", "workers"]
