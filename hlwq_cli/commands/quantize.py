@@ -98,7 +98,7 @@ def quantize(
     from ..ui.show import show_quantized
 
     folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
-    with recorded() as timeline, progress_display(sink) as progress:
+    with recorded() as trace, progress_display(sink) as progress:
         result = run(
             model,
             folder,
@@ -112,7 +112,7 @@ def quantize(
             threads=threads,
             delete_source=delete_source,
             progress=progress,
-            timeline=timeline,
+            trace=trace,
         )
     show_quantized(sink, result)
 

@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--max-shard-size", default="2GB")
     parser.add_argument("--experts", type=int, default=200)
     parser.add_argument("--keep", type=Path, help="where to move the result")
-    parser.add_argument("--trace", type=Path, help="where to write the last run's timeline")
+    parser.add_argument("--trace", type=Path, help="where to write the last run's trace")
     args = parser.parse_args()
     if args.runs < 1:
         parser.error("--runs must be at least 1")

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.checkpoint.run import devices, pipeline
-from hlwq_cli.checkpoint.run import open_shard as filling
-from hlwq_cli.checkpoint.run.trace import Timeline
+from hlwq_cli.checkpoint.run import devices, open_shard, pipeline
+from hlwq_cli.checkpoint.run.trace import Trace
 from hlwq_cli.errors import NonFiniteError
 from hlwq_cli.host_memory import HostMemory
 from hlwq_kernels.encode import dispatch as encode
@@ -69,20 +68,20 @@ def test_large_tensors_in_slices_of_any_size_have_the_bytes_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pipeline, "GPU_SLICE_WEIGHTS", weights)
-    monkeypatch.setattr(filling, "STEP_BYTES", 5_000_000)
-    timeline = Timeline()
+    monkeypatch.setattr(open_shard, "STEP_BYTES", 5_000_000)
+    trace = Trace()
     quantize(
         str(large),
         tmp_path / "out",
         load_recipe(),
         device=device,
         max_shard_bytes=40_000_000,
-        timeline=timeline,
+        trace=trace,
         threads=12,
     )
     assert tree(tmp_path / "out") == large_on_cpu
     done = {"start GPU", "start kernels", "read", "code", "write", "hash tensor", "sync"}
-    assert {what for what, *_ in timeline.spans} >= done
+    assert {what for what, *_ in trace.spans} >= done
 
 
 def test_memory_of_the_device_is_a_slice_and_its_codes_a_worker(
@@ -92,7 +91,7 @@ def test_memory_of_the_device_is_a_slice_and_its_codes_a_worker(
     torch.cuda.empty_cache()
     held = torch.cuda.memory_reserved(CUDA)
     torch.cuda.reset_peak_memory_stats(CUDA)
-    timeline = Timeline()
+    trace = Trace()
     quantize(
         str(large),
         tmp_path / "out",
@@ -100,11 +99,11 @@ def test_memory_of_the_device_is_a_slice_and_its_codes_a_worker(
         device="cuda",
         max_shard_bytes=40_000_000,
         threads=4,
-        timeline=timeline,
+        trace=trace,
     )
     assert tree(tmp_path / "out") == large_on_cpu
     slice_bytes = 2 * pipeline.GPU_SLICE_WEIGHTS
-    assert slice_bytes < timeline.notes["peak_device_bytes"] - held < 4 * 2 * slice_bytes
+    assert slice_bytes < trace.notes["peak_device_bytes"] - held < 4 * 2 * slice_bytes
 
 
 def test_plain_torch_takes_turns_and_gives_the_same_bytes(

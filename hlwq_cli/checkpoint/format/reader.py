@@ -15,7 +15,7 @@ from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode
 from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from ..io.hub_repo import HubRepo, is_repo_id
-from ..io.open_files import SourceFiles
+from ..io.open_files import PrefetchedFiles
 from ..io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from ..io.weight_map import INDEX, collect_tensors, read_json, read_weight_map
 from ..plan.planned import stored_name
@@ -43,10 +43,10 @@ class CodedCheckpoint:
     tensors: dict[str, TensorInfo]
     codebooks: dict[int, torch.Tensor]
     repo: HubRepo | None = None
-    _files: SourceFiles = field(init=False, repr=False)
+    _files: PrefetchedFiles = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._files = SourceFiles(self.path, lambda _: None)
+        self._files = PrefetchedFiles(self.path, lambda _: None)
 
     def path(self, file: str) -> Path:
         """The local path of a file, fetched first where it must be."""

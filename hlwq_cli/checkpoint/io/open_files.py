@@ -9,14 +9,14 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from pathlib import Path
 
-AHEAD = 2
+PREFETCH_FILES = 2
 """Files held at a time in a run that goes through them in order: the one in use, and the next."""
 
 
-class SourceFiles:
+class PrefetchedFiles:
     """File descriptors by file name.
 
-    Without `begin` a file is located and opened by whoever asks first. After it a thread locates them in the order
+    Without `prefetch` a file is located and opened by whoever asks first. After it a thread locates them in the order
     given, never more than two before the earliest is let go, and whoever asks waits for it.
 
     Args:
@@ -28,7 +28,7 @@ class SourceFiles:
         self._locate, self._drop = locate, drop
         self._lock = threading.Lock()
         self._open: dict[str, Future[int]] = {}
-        self._room = threading.Semaphore(AHEAD)
+        self._room = threading.Semaphore(PREFETCH_FILES)
 
     def descriptor(self, file: str) -> int:
         """An open file's descriptor, to be read from and not to be closed."""
@@ -41,15 +41,15 @@ class SourceFiles:
             self._fill(file, future)
         return future.result()
 
-    def begin(self, order: Sequence[str]) -> None:
+    def prefetch(self, order: Sequence[str]) -> None:
         """Locate files ahead of their use, in this order; each must be let go in the end."""
         wanted = [(file, Future[int]()) for file in order if file not in self._open]
         self._open.update(wanted)
         for _ in range(len(order) - len(wanted)):
             self._room.acquire(blocking=False)
-        threading.Thread(target=self._go_ahead, args=(wanted,), daemon=True, name="fetch").start()
+        threading.Thread(target=self._prefetch, args=(wanted,), daemon=True, name="fetch").start()
 
-    def _go_ahead(self, wanted: list[tuple[str, Future[int]]]) -> None:
+    def _prefetch(self, wanted: list[tuple[str, Future[int]]]) -> None:
         for file, future in wanted:
             self._room.acquire()
             if future.cancelled() or not self._fill(file, future):
@@ -76,7 +76,7 @@ class SourceFiles:
             future.cancel()
         self._room.release()
 
-    def let_go(self, file: str) -> None:
+    def release(self, file: str) -> None:
         """Close a file that will not be read again."""
         os.close(self._open.pop(file).result())
         self._drop(file)

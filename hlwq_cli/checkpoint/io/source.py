@@ -16,7 +16,7 @@ import torch
 from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from .hub_repo import HubRepo, is_repo_id
-from .open_files import AHEAD, SourceFiles
+from .open_files import PREFETCH_FILES, PrefetchedFiles
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from .weight_map import INDEX, collect_tensors, read_json, read_weight_map, weight_files
 
@@ -50,11 +50,11 @@ class Source:
     companions: tuple[str, ...]
     root: Path
     repo: HubRepo | None = None
-    _files: SourceFiles = field(init=False, repr=False)
+    _files: PrefetchedFiles = field(init=False, repr=False)
     _private: Path | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._files = SourceFiles(self._locate, self._drop)
+        self._files = PrefetchedFiles(self._locate, self._drop)
 
     @property
     def tied(self) -> bool:
@@ -92,7 +92,7 @@ class Source:
         """Fill a buffer with a tensor's data from byte `start`."""
         read_into(self._files.descriptor(info.file), buffer, info.offset + start, info.file)
 
-    def begin(self, files: Sequence[str], private: Path | None = None) -> None:
+    def prefetch(self, files: Sequence[str], private: Path | None = None) -> None:
         """Get ready to read files one after the other, each to be let go at the end: those of a Hub repository are
         fetched one ahead.
 
@@ -105,18 +105,18 @@ class Source:
             return
         self._private = private
         if private is not None and private.is_dir():
-            for old in set(os.listdir(private)) - set(files[:AHEAD]):
+            for old in set(os.listdir(private)) - set(files[:PREFETCH_FILES]):
                 shutil.rmtree(private / old)
-        self._files.begin(files)
+        self._files.prefetch(files)
 
     def open_file(self, file: str) -> None:
         """Wait until a file can be read."""
         self._files.descriptor(file)
 
-    def let_go(self, file: str) -> None:
-        """Say that a file which `begin` was given will not be read again."""
+    def release(self, file: str) -> None:
+        """Say that a file which `prefetch` was given will not be read again."""
         if self.repo is not None:
-            self._files.let_go(file)
+            self._files.release(file)
 
     def stop(self) -> None:
         """Fetch no more files; threads that wait for one are told so by CancelledError."""

@@ -19,7 +19,7 @@ from ...codec import Scheme
 from ...errors import HlwqError, UsageError
 from ...host_memory import HostMemory
 from ...sizes import format_size
-from .trace import Timeline
+from .trace import Trace
 
 logger = logging.getLogger("hlwq")
 MAX_GPU_WORKERS = 32
@@ -119,7 +119,7 @@ def worker_count(devices: Sequence[Device], threads: int | None) -> int:
     return max(threads or default, len(devices))
 
 
-def warm_up(devices: Sequence[Device], scheme: Scheme, timeline: Timeline) -> list[threading.Thread]:
+def warm_up(devices: Sequence[Device], scheme: Scheme, trace: Trace) -> list[threading.Thread]:
     """Start GPUs and compile their kernels in the background, while the plan is made.
 
     What fails here fails again, with a message, when the first slice is coded.
@@ -128,7 +128,7 @@ def warm_up(devices: Sequence[Device], scheme: Scheme, timeline: Timeline) -> li
         The threads that do it, to be joined before workers begin, and before the program ends.
     """
     threads = [
-        threading.Thread(target=_warm_up, args=(device, scheme, timeline), name=f"start {device.place}")
+        threading.Thread(target=_warm_up, args=(device, scheme, trace), name=f"start {device.place}")
         for device in devices
         if device.is_gpu
     ]
@@ -137,11 +137,11 @@ def warm_up(devices: Sequence[Device], scheme: Scheme, timeline: Timeline) -> li
     return threads
 
 
-def _warm_up(device: Device, scheme: Scheme, timeline: Timeline) -> None:
+def _warm_up(device: Device, scheme: Scheme, trace: Trace) -> None:
     try:
-        with timeline.span("start GPU"):
+        with trace.span("start GPU"):
             torch.cuda.synchronize(device.place)
-        with timeline.span("start kernels"), torch.cuda.device(device.place):
+        with trace.span("start kernels"), torch.cuda.device(device.place):
             # Whatever lies there: to write zeros, a kernel of torch's would be loaded, which nothing else needs.
             anything = torch.empty(64, 1024, dtype=torch.bfloat16, device=device.place)
             encode_rows(anything, scheme.tables, scheme.block_size, scheme.scale, scheme.search)

@@ -21,7 +21,7 @@ PRIVATE_SOURCE = ".hlwq_source"
 """Folder within the output where `--delete-source` keeps what it has fetched and not yet read."""
 
 
-def complete(
+def finalize(
     plan: Plan, out: Path, shards: Sequence[Shard], records: Sequence[ShardRecord], fingerprint: dict[str, Any]
 ) -> Manifest:
     """Write all that is not weights, then the manifest, then forget the journal and what was fetched.

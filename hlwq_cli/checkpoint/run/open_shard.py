@@ -14,7 +14,7 @@ from blake3 import blake3
 from ...codec import SquaredError
 from ..format.shards import Shard, ShardWriter, outputs
 from .slices import Slice
-from .trace import Timeline
+from .trace import Trace
 
 STEP_BYTES = 64 * 2**20
 
@@ -29,11 +29,11 @@ class RunningHash:
     Args:
         writer: of the file.
         ranges: (first byte, length) of each.
-        timeline: where to record.
+        trace: where to record.
     """
 
-    def __init__(self, writer: ShardWriter, ranges: list[Range], timeline: Timeline) -> None:
-        self._writer, self._timeline = writer, timeline
+    def __init__(self, writer: ShardWriter, ranges: list[Range], trace: Trace) -> None:
+        self._writer, self._trace = writer, trace
         (self._next, self._left), *self._others = ranges
         self._hashed = 0
         self._digest = blake3()
@@ -59,7 +59,7 @@ class RunningHash:
         return pool.submit(self._finish, self._step, [(self._next, self._left), *self._others])
 
     def _add(self, ranges: list[Range]) -> None:
-        with self._timeline.span("hash tensor", sum(length for _, length in ranges)):
+        with self._trace.span("hash tensor", sum(length for _, length in ranges)):
             for start, length in ranges:
                 self._writer.hash_range(self._digest, start, length)
                 self._writer.begin_writeback(start, length)
@@ -71,14 +71,14 @@ class RunningHash:
         return self._digest.hexdigest()
 
 
-class Filling:
+class OpenShard:
     """A shard that is not finished.
 
     Args:
         shard: to fill.
         writer: of its file.
-        waiting: slices still to land, by job.
-        timeline: where to record.
+        pending: slices still to land, by job.
+        trace: where to record.
 
     Attributes:
         costs: of its jobs, so far.
@@ -86,31 +86,31 @@ class Filling:
         written: bytes of each job's first tensor that are written without a gap.
     """
 
-    def __init__(self, shard: Shard, writer: ShardWriter, waiting: Counter[str], timeline: Timeline) -> None:
-        self.shard, self.writer, self.waiting, self._timeline = shard, writer, waiting, timeline
+    def __init__(self, shard: Shard, writer: ShardWriter, pending: Counter[str], trace: Trace) -> None:
+        self.shard, self.writer, self.pending, self._trace = shard, writer, pending, trace
         self.costs: dict[str, SquaredError] = {}
         self.hashes: dict[str, Future[str]] = {}
         self._running: dict[str, RunningHash] = {}
         self.written: Counter[str] = Counter()
 
-    def land(self, piece: Slice, cost: SquaredError, pool: Executor) -> None:
+    def mark_written(self, piece: Slice, cost: SquaredError, pool: Executor) -> None:
         """Note a slice that is written, and let hashes follow in a pool."""
         name = piece.job.name
         self.costs[name] = self.costs.get(name, SquaredError()) + cost
         first, length = piece.written
         if first == self.written[name]:
             self.written[name] += length
-        self.waiting[name] -= 1
-        if not self.waiting[name]:
-            del self.waiting[name]
+        self.pending[name] -= 1
+        if not self.pending[name]:
+            del self.pending[name]
         self._hash(piece, pool)
 
     def _hash(self, piece: Slice, pool: Executor) -> None:
         name = piece.job.name
         if name not in self._running:
             places = [self.writer.places[tensor] for tensor, _, _ in outputs(piece.job)]
-            self._running[name] = RunningHash(self.writer, places, self._timeline)
-        if name in self.waiting:
+            self._running[name] = RunningHash(self.writer, places, self._trace)
+        if name in self.pending:
             self._running[name].follow(pool, self.written[name])
         else:
             self.hashes[name] = self._running.pop(name).finish(pool)

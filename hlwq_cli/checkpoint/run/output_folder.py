@@ -24,7 +24,7 @@ from .journal import journal_differences
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
-def look_at_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:
+def check_output_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:
     """Find out whether `out` can take the result; nothing is changed.
 
     Returns:

@@ -26,10 +26,10 @@ from ..io.source import Source
 from ..plan.planned import CodedTensor
 from .devices import Device
 from .gpu_buffers import encoded_bytes
-from .open_shard import Filling
-from .schedule import in_turns
+from .open_shard import OpenShard
+from .schedule import interleave_shards
 from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
-from .trace import Timeline
+from .trace import Trace
 from .worker import Worker
 
 GPU_SHARDS_AT_ONCE = 12
@@ -46,7 +46,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         shards: to write.
         devices: that code; workers are dealt out to them in turn.
         workers: how many.
-        timeline: where to record.
+        trace: where to record.
         private: where to fetch files of the Hub to, each removed when it has been read; by default its cache.
     """
 
@@ -57,47 +57,49 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         shards: Sequence[Shard],
         devices: Sequence[Device],
         workers: int,
-        timeline: Timeline,
+        trace: Trace,
         private: Path | None = None,
     ) -> None:
         self._private = private
-        self.source, self.out, self.timeline = source, out, timeline
+        self.source, self.out, self.trace = source, out, trace
         self._on_gpu = any(d.is_gpu for d in devices)
         weights = GPU_SLICE_WEIGHTS if self._on_gpu else SLICE_WEIGHTS
         at_once = min(GPU_SHARDS_AT_ONCE, workers) if self._on_gpu else 1
-        self.work = in_turns(source, [(shard, piece) for shard in shards for piece in slices(shard, weights)], at_once)
-        self._waiting: dict[str, Counter[str]] = defaultdict(Counter)
+        self.work = interleave_shards(
+            source, [(shard, piece) for shard in shards for piece in slices(shard, weights)], at_once
+        )
+        self._pending: dict[str, Counter[str]] = defaultdict(Counter)
         for shard, piece in self.work:
-            self._waiting[shard.file][piece.job.name] += 1
+            self._pending[shard.file][piece.job.name] += 1
         self._in_file = Counter(piece.info.file for _, piece in self.work)
         largest = max((p.source_bytes for _, p in self.work), default=0)
         coded = max((encoded_bytes(p) for _, p in self.work), default=0)
         self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         for n in range(workers):
-            self._workers.put(Worker(devices[n % len(devices)], source, largest, coded, timeline))
+            self._workers.put(Worker(devices[n % len(devices)], source, largest, coded, trace))
         self._coding = ThreadPoolExecutor(workers, "worker", initializer=torch.set_num_threads, initargs=(1,))
         hashers = max(1, workers // 2) if self._on_gpu else workers
         self._hashing = ThreadPoolExecutor(hashers, "hash")
         self._bound = 2 * workers
-        self._flying: deque[tuple[Filling, Slice, Future[SquaredError]]] = deque()
-        self._filling: dict[str, Filling] = {}
-        self._closing: dict[Future[ShardRecord], Filling] = {}
+        self._in_flight: deque[tuple[OpenShard, Slice, Future[SquaredError]]] = deque()
+        self._open_shards: dict[str, OpenShard] = {}
+        self._closing: dict[Future[ShardRecord], OpenShard] = {}
 
     def run(self) -> Generator[Slice | ShardRecord]:
         """Do the work; gives every slice when it has landed, and every shard when it is whole under its name."""
-        self.source.begin(list(self._in_file), self._private)
+        self.source.prefetch(list(self._in_file), self._private)
         for shard, piece in self.work:
-            filling = self._filling.get(shard.file) or self._open(shard)
-            self._flying.append((filling, piece, self._coding.submit(self._code, piece, filling.writer)))
-            if len(self._flying) > self._bound:
-                yield self._land()
-            yield from self._finished()
-        while self._flying:
-            yield self._land()
-            yield from self._finished()
+            open_shard = self._open_shards.get(shard.file) or self._open(shard)
+            self._in_flight.append((open_shard, piece, self._coding.submit(self._code, piece, open_shard.writer)))
+            if len(self._in_flight) > self._bound:
+                yield self._finish_slice()
+            yield from self._finished_shards()
+        while self._in_flight:
+            yield self._finish_slice()
+            yield from self._finished_shards()
         while self._closing:
             wait(self._closing, return_when=FIRST_COMPLETED)
-            yield from self._finished()
+            yield from self._finished_shards()
 
     def __enter__(self) -> Pipeline:
         self._switch_seconds = sys.getswitchinterval()
@@ -111,14 +113,14 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             self.source.stop()
         self._coding.shutdown(cancel_futures=True)
         self._hashing.shutdown(cancel_futures=True)
-        for filling in self._filling.values():
-            filling.writer.abandon()
+        for open_shard in self._open_shards.values():
+            open_shard.writer.abandon()
         sys.setswitchinterval(self._switch_seconds)
 
-    def _open(self, shard: Shard) -> Filling:
-        filling = Filling(shard, ShardWriter(self.out, shard), self._waiting[shard.file], self.timeline)
-        self._filling[shard.file] = filling
-        return filling
+    def _open(self, shard: Shard) -> OpenShard:
+        open_shard = OpenShard(shard, ShardWriter(self.out, shard), self._pending[shard.file], self.trace)
+        self._open_shards[shard.file] = open_shard
+        return open_shard
 
     def _code(self, piece: Slice, writer: ShardWriter) -> SquaredError:
         worker = self._workers.get_nowait()  # there are as many as threads
@@ -127,32 +129,32 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         finally:
             self._workers.put(worker)
 
-    def _land(self) -> Slice:
-        filling, piece, future = self._flying.popleft()
-        filling.land(piece, future.result(), self._hashing)
+    def _finish_slice(self) -> Slice:
+        open_shard, piece, future = self._in_flight.popleft()
+        open_shard.mark_written(piece, future.result(), self._hashing)
         self._in_file[piece.info.file] -= 1
         if not self._in_file[piece.info.file]:
-            self.source.let_go(piece.info.file)
-        if not filling.waiting:
-            self._closing[self._hashing.submit(self._close, filling)] = filling
+            self.source.release(piece.info.file)
+        if not open_shard.pending:
+            self._closing[self._hashing.submit(self._close, open_shard)] = open_shard
         return piece
 
-    def _close(self, filling: Filling) -> ShardRecord:
+    def _close(self, open_shard: OpenShard) -> ShardRecord:
         """Finish a shard. The hashes it waits for were handed to the same pool before it, so they are under way."""
-        hashes = {name: future.result() for name, future in filling.hashes.items()}
-        with self.timeline.span("sync", filling.writer.size):
-            filling.writer.finish()
+        hashes = {name: future.result() for name, future in open_shard.hashes.items()}
+        with self.trace.span("sync", open_shard.writer.size):
+            open_shard.writer.finish()
         coded, kept = [], []
-        for job in filling.shard.jobs:
+        for job in open_shard.shard.jobs:
             if isinstance(job, CodedTensor):
-                coded.append(coded_record(job, hashes[job.name], filling.costs[job.name].relative))
+                coded.append(coded_record(job, hashes[job.name], open_shard.costs[job.name].relative))
             else:
                 kept.append(kept_record(job, hashes[job.name]))
-        file = FileRecord(filling.shard.file, filling.writer.size, None)
+        file = FileRecord(open_shard.shard.file, open_shard.writer.size, None)
         return ShardRecord(file, tuple(coded), tuple(kept))
 
-    def _finished(self) -> Iterator[ShardRecord]:
+    def _finished_shards(self) -> Iterator[ShardRecord]:
         for future in [f for f in self._closing if f.done()]:
             record = future.result()
-            del self._filling[self._closing.pop(future).shard.file]
+            del self._open_shards[self._closing.pop(future).shard.file]
             yield record

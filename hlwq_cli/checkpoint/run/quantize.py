@@ -17,18 +17,18 @@ from ...sizes import format_size
 from ..format.manifest import Manifest, fingerprint
 from ..format.shards import DEFAULT_SHARD_BYTES, Shard, divide
 from ..io.hub_repo import is_repo_id
-from ..io.open_files import AHEAD
+from ..io.open_files import PREFETCH_FILES
 from ..io.source import Source, open_source
 from ..plan.plan import Plan, make_plan
 from ..plan.planned import CodedTensor
 from ..plan.recipe import Recipe
 from .devices import Device, find_devices, join, peak_bytes, warm_up, worker_count
-from .finalize import PRIVATE_SOURCE, complete
+from .finalize import PRIVATE_SOURCE, finalize
 from .journal import Journal
-from .output_folder import look_at_folder, make_folder
+from .output_folder import check_output_folder, make_folder
 from .pipeline import Pipeline
 from .slices import Slice
-from .trace import Timeline
+from .trace import Trace
 
 _SPARE_BYTES = 64 * 2**20
 
@@ -66,7 +66,7 @@ def quantize(
     threads: int | None = None,
     delete_source: bool = False,
     progress: ProgressCallback = ignore_progress,
-    timeline: Timeline | None = None,
+    trace: Trace | None = None,
 ) -> QuantizeResult:
     """Code a checkpoint.
 
@@ -84,25 +84,25 @@ def quantize(
         delete_source: of a Hub id, fetch beside the output and remove what has been read: at no time more than two
             of its files.
         progress: called after each slice and shard.
-        timeline: records what each thread does.
+        trace: records what each thread does.
 
     Raises:
         HlwqError: see hlwq_cli/errors.py. What was in `out` before is then still there, and finished shards of this
             run are kept for the next.
     """
-    timeline = timeline or Timeline(recording=False)
+    trace = trace or Trace(recording=False)
     devices = find_devices(device)
-    starting = warm_up(devices, recipe.scheme, timeline)
+    starting = warm_up(devices, recipe.scheme, trace)
     source = None
     try:
-        with timeline.span("plan"):
+        with trace.span("plan"):
             source = open_source(model, revision)
             check_origin(source, delete_source, base_model)
             plan = make_plan(source, recipe)
             check_unquantized(plan, max_unquantized)
-            run = _Run(plan, Path(out), max_shard_bytes, base_model, progress)
+            run = QuantizeRun(plan, Path(out), max_shard_bytes, base_model, progress)
         join(starting)  # workers that begin at once would take Python's lock from what starts their kernels
-        return run.start(overwrite, devices, worker_count(devices, threads), delete_source, timeline)
+        return run.run(overwrite, devices, worker_count(devices, threads), delete_source, trace)
     finally:
         if source is not None:
             source.close()
@@ -126,7 +126,9 @@ def check_unquantized(plan: Plan, limit: float | None) -> None:
         )
 
 
-class _Run:
+class QuantizeRun:
+    """A run into one output folder: its plan, shards, journal and fingerprint."""
+
     def __init__(
         self,
         plan: Plan,
@@ -141,10 +143,11 @@ class _Run:
         self.journal = Journal(out, self.fingerprint)
         self.done_bytes = 0
 
-    def start(
-        self, overwrite: bool, devices: tuple[Device, ...], workers: int, delete_source: bool, timeline: Timeline
+    def run(
+        self, overwrite: bool, devices: tuple[Device, ...], workers: int, delete_source: bool, trace: Trace
     ) -> QuantizeResult:
-        finished, replaced = look_at_folder(self.out, self.fingerprint, overwrite)
+        """Write what is missing in the folder, then finalize it; see `quantize` for the arguments and errors."""
+        finished, replaced = check_output_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
             return QuantizeResult(self.out, finished, self.plan.unquantized_share, already_complete=True)
         self._check_space(replaced, delete_source)
@@ -155,7 +158,7 @@ class _Run:
         missing = [s for s in self.shards if s.file not in self.journal.shards]
         private = self.out / PRIVATE_SOURCE if delete_source else None
         with (
-            Pipeline(self.plan.source, self.out, missing, devices, workers, timeline, private) as pipeline,
+            Pipeline(self.plan.source, self.out, missing, devices, workers, trace, private) as pipeline,
             closing(pipeline.run()) as events,
         ):
             for event in events:
@@ -165,10 +168,10 @@ class _Run:
                 else:
                     self.journal.add(event)
                     self._report(event.file.name, file_done=True)
-        timeline.notes["peak_device_bytes"] = peak_bytes(devices)
-        with timeline.span("complete"):
+        trace.notes["peak_device_bytes"] = peak_bytes(devices)
+        with trace.span("complete"):
             records = [self.journal.shards[s.file] for s in self.shards]
-            manifest = complete(self.plan, self.out, self.shards, records, self.fingerprint)
+            manifest = finalize(self.plan, self.out, self.shards, records, self.fingerprint)
         return QuantizeResult(self.out, manifest, self.plan.unquantized_share, resumed)
 
     def _check_space(self, replaced: list[str], with_source: bool) -> None:
@@ -176,7 +179,7 @@ class _Run:
         written = sum(p.stat().st_size for name in there if (p := self.out / name).is_file())
         folder = next(p for p in (self.out.absolute(), *self.out.absolute().parents) if p.exists())
         needed = self.plan.output_bytes - written + _SPARE_BYTES
-        needed += self.plan.source.largest_files(AHEAD) if with_source else 0
+        needed += self.plan.source.largest_files(PREFETCH_FILES) if with_source else 0
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OutOfSpaceError(

@@ -13,7 +13,7 @@ from .slices import Slice
 Work = list[tuple[Shard, Slice]]
 
 
-def in_turns(source: Source, work: Work, at_once: int) -> Work:
+def interleave_shards(source: Source, work: Work, at_once: int) -> Work:
     """Slices by the file they are read from, and of each file those of at most so many shards in turn.
 
     Shards are divided evenly, lest a last one have all writers to itself. For the same reason files that are all at
@@ -26,14 +26,14 @@ def in_turns(source: Source, work: Work, at_once: int) -> Work:
         by_file[file].setdefault(entry[0].file, []).append(entry)
     ordered: Work = []
     for shards in by_file.values():
-        queues = [_mixed(queue) if at_hand else queue for queue in shards.values()]
+        queues = [_interleave_tensors(queue) if at_hand else queue for queue in shards.values()]
         rounds = -(-len(queues) // at_once)
         for i in range(rounds):
-            ordered += _merged(queues[i * len(queues) // rounds : (i + 1) * len(queues) // rounds])
+            ordered += _interleave(queues[i * len(queues) // rounds : (i + 1) * len(queues) // rounds])
     return ordered
 
 
-def _mixed(work: Work) -> Work:
+def _interleave_tensors(work: Work) -> Work:
     """A shard's slices: the largest tensors first, as one thread hashes a tensor, and among them those of one slice.
 
     What small ones cost beside their bytes is so done while others move bytes.
@@ -41,10 +41,10 @@ def _mixed(work: Work) -> Work:
     slices_of = Counter(piece.job.name for _, piece in work)
     several = [entry for entry in work if slices_of[entry[1].job.name] > 1]
     single = [entry for entry in work if slices_of[entry[1].job.name] == 1]
-    return _merged([sorted(several, key=lambda entry: -job_bytes(entry[1].job)), single])
+    return _interleave([sorted(several, key=lambda entry: -job_bytes(entry[1].job)), single])
 
 
-def _merged(queues: Sequence[Work]) -> Work:
+def _interleave(queues: Sequence[Work]) -> Work:
     """Entries of several queues, each queue's in its order and evenly over the whole."""
     ranked = [((i + 0.5) / len(queue), entry) for queue in queues for i, entry in enumerate(queue)]
     return [entry for _, entry in sorted(ranked, key=itemgetter(0))]

@@ -16,7 +16,7 @@ from ...errors import NotFoundError
 
 
 @dataclass
-class Timeline:
+class Trace:
     """Spans of time by thread, in seconds of the clock `time.time`.
 
     Attributes:
@@ -64,8 +64,8 @@ class Timeline:
 
 
 @contextmanager
-def recorded() -> Iterator[Timeline]:
-    """A timeline that is saved to the file HLWQ_TRACE names, however the `with` ends; a dead one without it.
+def recorded() -> Iterator[Trace]:
+    """A trace that is saved to the file HLWQ_TRACE names, however the `with` ends; a dead one without it.
 
     Raises:
         NotFoundError: the file's folder is not there.
@@ -73,14 +73,14 @@ def recorded() -> Iterator[Timeline]:
     path = os.environ.get("HLWQ_TRACE")
     if path and not Path(path).parent.is_dir():
         raise NotFoundError(f"HLWQ_TRACE is {path}, and there is no such folder.", "Make it, or name another file.")
-    timeline = Timeline(recording=bool(path))
+    trace = Trace(recording=bool(path))
     if path and (started := _process_start()) is not None:
-        timeline.spans.append(("start Python", 0, threading.current_thread().name, started, time.time()))
+        trace.spans.append(("start Python", 0, threading.current_thread().name, started, time.time()))
     try:
-        yield timeline
+        yield trace
     finally:
         if path:
-            timeline.save(Path(path))
+            trace.save(Path(path))
 
 
 def _process_start() -> float | None:

@@ -24,7 +24,7 @@ from ..plan.planned import CodedTensor, KeptTensor
 from .devices import Device
 from .gpu_buffers import GpuBuffers
 from .slices import CodedSlice, Slice
-from .trace import Timeline
+from .trace import Trace
 
 
 class Worker:
@@ -35,11 +35,11 @@ class Worker:
         source: to read from.
         read_bytes: of the largest slice.
         coded_bytes: of the largest slice's `EncodedRows`, see `encoded_bytes`.
-        timeline: where to record.
+        trace: where to record.
     """
 
-    def __init__(self, device: Device, source: Source, read_bytes: int, coded_bytes: int, timeline: Timeline) -> None:
-        self.device, self.source, self.timeline = device, source, timeline
+    def __init__(self, device: Device, source: Source, read_bytes: int, coded_bytes: int, trace: Trace) -> None:
+        self.device, self.source, self.trace = device, source, trace
         self.read_bytes, self.coded_bytes = read_bytes, coded_bytes
 
     def code(self, piece: Slice, writer: ShardWriter) -> SquaredError:
@@ -50,20 +50,20 @@ class Worker:
         """
         data, job = self._read(piece), piece.job
         if isinstance(job, KeptTensor):
-            with self.timeline.span("write", piece.source_bytes):
+            with self.trace.span("write", piece.source_bytes):
                 writer.write(job.info.name, piece.start, data)
             return SquaredError()
-        with self.timeline.span("code", piece.source_bytes):
+        with self.trace.span("code", piece.source_bytes):
             coded = self._encode(piece, job)
         cost = coding_cost(coded.error, coded.energy, coded.weight, piece.info.name, piece.start, piece.info.shape[:-1])
-        with self.timeline.span("write", sum(part.nbytes for part in coded.written)):
+        with self.trace.span("write", sum(part.nbytes for part in coded.written)):
             for (name, _, _), part in zip(job.outputs, coded.written, strict=True):
                 writer.write(name, piece.row_in_job * (part.nbytes // piece.length), part)
         return cost
 
     @cached_property
     def _memory(self) -> HostMemory:
-        with self.timeline.span("allocate"):
+        with self.trace.span("allocate"):
             return self.device.host_memory(self.read_bytes)
 
     @property
@@ -81,7 +81,7 @@ class Worker:
     def _read(self, piece: Slice) -> memoryview:
         data = self._staged_bytes[: piece.source_bytes]
         self.source.open_file(piece.info.file)
-        with self.timeline.span("read", piece.source_bytes):
+        with self.trace.span("read", piece.source_bytes):
             self.source.read_into(piece.info, piece.first_byte, data)
         return data
 

@@ -14,11 +14,10 @@ from blake3 import blake3
 from hlwq_cli.checkpoint import KeptTensor, Recipe, load_recipe, quantize
 from hlwq_cli.checkpoint.format.shards import Shard, ShardWriter
 from hlwq_cli.checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header
-from hlwq_cli.checkpoint.run import open_shard as filling
-from hlwq_cli.checkpoint.run import pipeline
-from hlwq_cli.checkpoint.run.open_shard import Filling, RunningHash
+from hlwq_cli.checkpoint.run import open_shard, pipeline
+from hlwq_cli.checkpoint.run.open_shard import OpenShard, RunningHash
 from hlwq_cli.checkpoint.run.slices import slices
-from hlwq_cli.checkpoint.run.trace import Timeline
+from hlwq_cli.checkpoint.run.trace import Trace
 from hlwq_cli.codec import SquaredError
 from hlwq_cli.errors import ConflictError, CorruptError
 from tests.support.builders import LLAMA, dense, save_tensors
@@ -79,13 +78,13 @@ def test_hashes_that_follow_are_those_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
     step: int,
 ) -> None:
-    monkeypatch.setattr(filling, "STEP_BYTES", step)
-    timeline = Timeline()
+    monkeypatch.setattr(open_shard, "STEP_BYTES", step)
+    trace = Trace()
     source = str(family(family_name))
     monkeypatch.setattr(pipeline, "SLICE_WEIGHTS", 5000)
-    made = quantize(source, tmp_path / "out", load_recipe(), max_shard_bytes=150_000, threads=2, timeline=timeline)
+    made = quantize(source, tmp_path / "out", load_recipe(), max_shard_bytes=150_000, threads=2, trace=trace)
     assert tree(tmp_path / "out") == tree(coded(family_name))
-    steps = [n for what, n, *_ in timeline.spans if what == "hash tensor"]
+    steps = [n for what, n, *_ in trace.spans if what == "hash tensor"]
     assert sum(steps) == made.manifest.coded_bytes + made.manifest.kept_bytes  # each byte once
     if step == 1:
         assert len(steps) > len(made.manifest.coded) + len(made.manifest.kept)
@@ -100,18 +99,18 @@ class Filled:
 
     def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
         self.shard = Shard("s.safetensors", tuple(bytes_job(name, 4000) for name in "abc"))
-        self.pool, self.timeline = pool, Timeline()
+        self.pool, self.trace = pool, Trace()
         self.pieces = list(slices(self.shard, 500))
-        waiting = Counter(p.job.name for p in self.pieces)
-        self.filling = Filling(self.shard, ShardWriter(folder, self.shard), waiting, self.timeline)
-        self.start = self.filling.writer.places["a"][0]
+        pending = Counter(p.job.name for p in self.pieces)
+        self.open_shard = OpenShard(self.shard, ShardWriter(folder, self.shard), pending, self.trace)
+        self.start = self.open_shard.writer.places["a"][0]
 
-    def land(self, number: int) -> int:
+    def mark_written(self, number: int) -> int:
         """Land a slice; returns how much of its tensor is written without a gap."""
         piece = self.pieces[number]
-        self.filling.writer.write(piece.job.name, piece.start, bytearray([number]) * piece.length)
-        self.filling.land(piece, SquaredError(), self.pool)
-        return self.filling.written[piece.job.name]
+        self.open_shard.writer.write(piece.job.name, piece.start, bytearray([number]) * piece.length)
+        self.open_shard.mark_written(piece, SquaredError(), self.pool)
+        return self.open_shard.written[piece.job.name]
 
 
 @pytest.fixture
@@ -122,27 +121,27 @@ def filled(tmp_path: Path) -> Filled:
 def test_a_tensor_is_hashed_as_far_as_its_slices_have_landed_without_a_gap(
     filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filling, "STEP_BYTES", 1)
-    assert [filled.land(n) for n in (4, 5, 7, 0, 1, 6, 3)] == [1000, 2000, 2000, 1000, 2000, 3000, 2000]
-    assert [filled.land(n) for n in (11, 10, 9)] == [0, 0, 0]
+    monkeypatch.setattr(open_shard, "STEP_BYTES", 1)
+    assert [filled.mark_written(n) for n in (4, 5, 7, 0, 1, 6, 3)] == [1000, 2000, 2000, 1000, 2000, 3000, 2000]
+    assert [filled.mark_written(n) for n in (11, 10, 9)] == [0, 0, 0]
     filled.pool.shutdown()
-    assert sum(n for _, n, *_ in filled.timeline.spans) <= 4000 + 2000
+    assert sum(n for _, n, *_ in filled.trace.spans) <= 4000 + 2000
 
 
 def test_hashes_of_slices_out_of_order_are_right(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "STEP_BYTES", 500)
+    monkeypatch.setattr(open_shard, "STEP_BYTES", 500)
     for number in (0, 1, 4, 2, 3, 5, 8, 7, 6, 11, 10, 9):
-        filled.land(number)
-    found = {name: future.result() for name, future in filled.filling.hashes.items()}
-    filled.filling.writer.finish()
-    data = filled.filling.writer.path.read_bytes()
+        filled.mark_written(number)
+    found = {name: future.result() for name, future in filled.open_shard.hashes.items()}
+    filled.open_shard.writer.finish()
+    data = filled.open_shard.writer.path.read_bytes()
     parts = [data[filled.start + i * 4000 :][:4000] for i in range(3)]
     assert parts[1] == b"".join(bytes([n]) * 1000 for n in (4, 5, 6, 7))
     assert found == {name: blake3(part).hexdigest() for name, part in zip("abc", parts, strict=True)}
 
 
 def test_every_byte_that_is_hashed_is_given_to_the_disk_once(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "STEP_BYTES", 500)
+    monkeypatch.setattr(open_shard, "STEP_BYTES", 500)
     given, advise = [], os.posix_fadvise
 
     def noted(file: int, start: int, length: int, advice: int) -> None:
@@ -152,7 +151,7 @@ def test_every_byte_that_is_hashed_is_given_to_the_disk_once(filled: Filled, mon
 
     monkeypatch.setattr(os, "posix_fadvise", noted)
     for number in (0, 1, 4, 2, 3, 5, 8, 7, 6, 11, 10, 9):
-        filled.land(number)
+        filled.mark_written(number)
     filled.pool.shutdown()
     assert len(given) > 3
     assert sorted(byte for start, length in given for byte in range(start, start + length)) == list(
@@ -172,15 +171,15 @@ def test_a_system_that_takes_no_advice_is_given_none(
     else:
         monkeypatch.setattr(os, "posix_fadvise", refused)
     for number in range(12):
-        filled.land(number)
-    assert {name: len(future.result()) for name, future in filled.filling.hashes.items()} == dict.fromkeys("abc", 64)
+        filled.mark_written(number)
+    assert {name: len(future.result()) for name, future in filled.open_shard.hashes.items()} == dict.fromkeys("abc", 64)
 
 
 def test_a_step_that_fails_fails_the_hash(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filling, "STEP_BYTES", 500)
-    writer = filled.filling.writer
+    monkeypatch.setattr(open_shard, "STEP_BYTES", 500)
+    writer = filled.open_shard.writer
     for ask in ("follow", "finish"):
-        running = RunningHash(writer, [(writer.size, 1000), (0, 10)], filled.timeline)
+        running = RunningHash(writer, [(writer.size, 1000), (0, 10)], filled.trace)
         running.follow(filled.pool, writer.size + 600)
         filled.pool.submit(lambda: None).result()
         with pytest.raises(CorruptError, match="cut short"):

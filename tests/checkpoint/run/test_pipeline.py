@@ -17,7 +17,7 @@ from hlwq_cli.checkpoint.run import pipeline as pipeline_module
 from hlwq_cli.checkpoint.run import quantize as stream
 from hlwq_cli.checkpoint.run.devices import Device, find_devices, worker_count
 from hlwq_cli.checkpoint.run.schedule import Work
-from hlwq_cli.checkpoint.run.trace import Timeline
+from hlwq_cli.checkpoint.run.trace import Trace
 from hlwq_cli.errors import NonFiniteError, UsageError
 from tests.support.builders import LLAMA, dense, save_shards, save_tensors
 from tests.support.files import tree
@@ -47,16 +47,16 @@ def test_shards_that_take_turns_have_the_same_bytes_and_turns(
     family: Family, coded: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     taken: list[str] = []
-    usual = pipeline_module.in_turns
+    usual = pipeline_module.interleave_shards
 
-    def in_turns(source: Source, work: Work, _: int) -> Work:
+    def interleave_shards(source: Source, work: Work, _: int) -> Work:
         ordered = usual(source, work, at_once)
         assert sorted(map(id, (piece for _, piece in ordered))) == sorted(map(id, (piece for _, piece in work)))
         taken.extend(shard.file for shard, _ in ordered)
         return ordered
 
     monkeypatch.setattr(pipeline_module, "SLICE_WEIGHTS", 5000)
-    monkeypatch.setattr(pipeline_module, "in_turns", in_turns)
+    monkeypatch.setattr(pipeline_module, "interleave_shards", interleave_shards)
     quantize(str(family("qwen3_moe")), tmp_path / "out", load_recipe(), max_shard_bytes=150_000)
     assert tree(tmp_path / "out") == tree(coded("qwen3_moe"))
     assert sum(a != b for a, b in pairwise(taken)) > len(set(taken))  # in turn, not one after the other
@@ -67,7 +67,7 @@ def test_threads_take_turns_quicker_while_gpus_code_and_as_before_afterwards(fam
     before, during = sys.getswitchinterval(), []
     for place in ("cpu", "cuda"):
         device = Device(torch.device(place))
-        with pipeline_module.Pipeline(source, tmp_path, [], [device], 2, Timeline(recording=False)):
+        with pipeline_module.Pipeline(source, tmp_path, [], [device], 2, Trace(recording=False)):
             during.append(sys.getswitchinterval())
         assert sys.getswitchinterval() == before
     source.close()
@@ -110,13 +110,13 @@ def test_every_device_has_a_worker() -> None:
     assert worker_count(devices, 5) == 5
 
 
-def test_timeline_holds_what_every_byte_went_through(family: Family, tmp_path: Path) -> None:
-    timeline = Timeline()
-    result = quantize(str(family("llama")), tmp_path / "out", load_recipe(), timeline=timeline)
-    moved = {what: sum(n for w, n, *_ in timeline.spans if w == what) for what in ("read", "write", "hash tensor")}
+def test_trace_holds_what_every_byte_went_through(family: Family, tmp_path: Path) -> None:
+    trace = Trace()
+    result = quantize(str(family("llama")), tmp_path / "out", load_recipe(), trace=trace)
+    moved = {what: sum(n for w, n, *_ in trace.spans if w == what) for what in ("read", "write", "hash tensor")}
     stored = result.manifest.coded_bytes + result.manifest.kept_bytes
     assert moved == {"read": result.manifest.source_bytes, "write": stored, "hash tensor": stored}
-    timeline.save(tmp_path / "trace.json")
+    trace.save(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert all(e["dur"] >= 0 and e["ts"] > 0 for e in events if e["ph"] == "X")
 

@@ -11,7 +11,7 @@ from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source
 from hlwq_cli.checkpoint.format.shards import divide, job_bytes
 from hlwq_cli.checkpoint.io.hub_repo import HubRepo
 from hlwq_cli.checkpoint.io.source import Source
-from hlwq_cli.checkpoint.run.schedule import Work, in_turns
+from hlwq_cli.checkpoint.run.schedule import Work, interleave_shards
 from hlwq_cli.checkpoint.run.slices import slices
 from tests.support.builders import LLAMA, dense, save_shards, save_tensors
 
@@ -28,7 +28,7 @@ def opened(path: Path, max_bytes: int, everything: bool = True) -> tuple[Source,
 @pytest.mark.parametrize(("at_once", "groups"), [(1, 10), (4, 3), (9, 2), (10, 1), (12, 1)])
 def test_shards_that_take_turns_are_divided_evenly(tmp_path: Path, at_once: int, groups: int) -> None:
     source, work = opened(save_tensors(tmp_path / "m", dense(10), LLAMA), 1, everything=False)
-    ordered = [shard.file for shard, _ in in_turns(source, work, at_once)]
+    ordered = [shard.file for shard, _ in interleave_shards(source, work, at_once)]
     together = [len({*ordered[first : first + at_once]}) for first in (0, len(ordered) - at_once)]
     assert len({*ordered}) == 10
     assert len(ordered) == 10 * 6
@@ -42,7 +42,7 @@ def test_shards_of_all_files_at_hand_take_turns(tmp_path: Path) -> None:
     files = {"a.safetensors": names[:-2], "b.safetensors": names[-2:]}
     model = save_shards(tmp_path / "m", {f: {n: tensors[n] for n in some} for f, some in files.items()}, LLAMA)
     source, work = opened(model, 1, everything=False)
-    ordered = in_turns(source, work, 100)
+    ordered = interleave_shards(source, work, 100)
     assert len({piece.info.file for _, piece in ordered}) == 2
     assert len({shard.file for shard, _ in ordered[:10]}) == 10
 
@@ -54,7 +54,7 @@ def test_files_of_the_hub_are_needed_once_and_in_their_order(tmp_path: Path) -> 
     files = {f"{n}.safetensors": {name: tensors[name] for name in names[n * 8 :][:8]} for n in range(3)}
     source, work = opened(save_shards(tmp_path / "m", files, LLAMA), 20_000)
     source.repo = cast(HubRepo, object())
-    read = [piece.info.file for _, piece in in_turns(source, work, 12)]
+    read = [piece.info.file for _, piece in interleave_shards(source, work, 12)]
     assert [file for file, _ in groupby(read)] == list(files)
     assert len(read) == len(work)
 
@@ -62,7 +62,7 @@ def test_files_of_the_hub_are_needed_once_and_in_their_order(tmp_path: Path) -> 
 def test_shards_of_many_slices_and_of_few_end_together(tmp_path: Path) -> None:
     """Else the last slices would all be of one shard, which takes one writer at a time."""
     source, work = opened(save_tensors(tmp_path / "m", dense(3), LLAMA), 30_000)
-    ordered = [shard.file for shard, _ in in_turns(source, work, 100)]
+    ordered = [shard.file for shard, _ in interleave_shards(source, work, 100)]
     counts = Counter(ordered)
     assert max(counts.values()) > 2 * min(counts.values())
     last = {file: max(n for n, f in enumerate(ordered) if f == file) for file in counts}
@@ -72,8 +72,8 @@ def test_shards_of_many_slices_and_of_few_end_together(tmp_path: Path) -> None:
 def test_of_a_shard_the_largest_tensors_come_first_and_those_of_one_slice_lie_among_them(tmp_path: Path) -> None:
     """Else one thread would hash the largest when nothing else is left, or threads would wait for the smallest."""
     source, work = opened(save_tensors(tmp_path / "m", dense(3), LLAMA), 10**9)
-    assert in_turns(source, work, 1) == work
-    pieces = [piece for _, piece in in_turns(source, work, 12)]
+    assert interleave_shards(source, work, 1) == work
+    pieces = [piece for _, piece in interleave_shards(source, work, 12)]
     jobs = {piece.job.name: [p for _, p in work if p.job is piece.job] for piece in pieces}
     assert all([p for p in pieces if p.job.name == name] == parts for name, parts in jobs.items())
     several = [len(jobs[p.job.name]) > 1 for p in pieces]
