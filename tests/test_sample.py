@@ -70,8 +70,8 @@ def test_its_shape_has_the_real_models_traps(plan: Plan) -> None:
 def test_its_routers_stay_exact_and_its_experts_are_coded(plan: Plan) -> None:
     layers, experts = 5, 8
     matrices: Counter[str] = Counter()
-    for job in plan.coded:
-        matrices[job.role] += job.matrices
+    for tensor in plan.coded:
+        matrices[tensor.role] += tensor.matrices
     assert matrices["expert"] == 2 * layers * experts
     assert sum(k.role == "router" and k.info.name.endswith("proj.weight") for k in plan.kept) == layers
 

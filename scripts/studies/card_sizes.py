@@ -40,7 +40,8 @@ def coded_model(config: dict[str, Any], plan: Plan) -> Any:
     settings = transformers.AutoConfig.for_model(**config)
     with torch.device("meta"):
         model = getattr(transformers, config["architectures"][0])(settings).to(torch.bfloat16)
-    stored = {n: tuple(s) for job in plan.coded for n, _, s in job.outputs if n.rpartition(".")[2].startswith("codes")}
+    written = [(n, tuple(s)) for planned in plan.coded for n, _, s in planned.stored_tensors]
+    stored = {n: s for n, s in written if n.rpartition(".")[2].startswith("codes")}
     replace_modules(
         model, module_names(model, stored), HLWQConfig(**quantization_config(plan)).quant_format, offloaded=True
     )

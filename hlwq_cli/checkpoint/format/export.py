@@ -79,12 +79,12 @@ class _Export:
         for shard in shards:
             writer = ShardWriter(self.out, shard)
             try:
-                for job in shard.jobs:
-                    assert isinstance(job, KeptTensor)
-                    for start, data in self._data(job.info):
-                        writer.write(job.info.name, start, data)
+                for planned in shard.planned:
+                    assert isinstance(planned, KeptTensor)
+                    for start, data in self._data(planned.info):
+                        writer.write(planned.info.name, start, data)
                         self.done += data.nbytes
-                        self.progress(Progress(job.info.name, self.done, total))
+                        self.progress(Progress(planned.info.name, self.done, total))
                 writer.finish()
             except BaseException:
                 writer.abandon()

@@ -82,18 +82,25 @@ class ShardRecord:
     kept: tuple[KeptRecord, ...]
 
 
-def coded_record(job: CodedTensor, blake3: str, nmse: float) -> TensorRecord:
+def coded_record(planned: CodedTensor, blake3: str, nmse: float) -> TensorRecord:
     """The record of a coded tensor."""
-    sources = tuple(p.name for p in job.parts)
+    sources = tuple(p.name for p in planned.parts)
     return TensorRecord(
-        job.name, job.role, job.shape, job.scheme.bits, job.nbytes, blake3, float(f"{nmse:.4e}"), sources
+        planned.name,
+        planned.role,
+        planned.shape,
+        planned.scheme.bits,
+        planned.nbytes,
+        blake3,
+        float(f"{nmse:.4e}"),
+        sources,
     )
 
 
-def kept_record(job: KeptTensor, blake3: str) -> KeptRecord:
+def kept_record(planned: KeptTensor, blake3: str) -> KeptRecord:
     """The record of a kept tensor."""
-    info = job.info
-    return KeptRecord(info.name, job.role, info.dtype, info.shape, info.nbytes, blake3, job.reason)
+    info = planned.info
+    return KeptRecord(info.name, planned.role, info.dtype, info.shape, info.nbytes, blake3, planned.reason)
 
 
 def _is_count(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,9 +15,9 @@ import torch
 from blake3 import blake3
 
 from ...errors import CorruptError, NotAllowedError, OutOfSpaceError
-from ..io.safetensors_file import DTYPES, build_header
+from ..io.safetensors_file import build_header
 from ..io.weight_map import INDEX
-from ..plan.planned import CodedTensor, KeptTensor
+from ..plan.planned import PlannedTensor, StoredTensor, stored_bytes
 
 FORMAT_VERSION = 1
 LAYOUT = 2
@@ -27,37 +26,28 @@ DEFAULT_SHARD_BYTES = 2_000_000_000
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
 _WIDEST = 8
 
-OutputTensor = tuple[str, torch.dtype, tuple[int, ...]]
-
 
 @dataclass(frozen=True)
 class Shard:
     """One output file and what goes into it."""
 
     file: str
-    jobs: tuple[CodedTensor | KeptTensor, ...]
+    planned: tuple[PlannedTensor, ...]
 
     @property
-    def tensors(self) -> list[OutputTensor]:
-        """Its tensors as they lie in the file: job after job.
+    def stored_tensors(self) -> list[StoredTensor]:
+        """Return the stored tensors in the order of the file: those of one planned tensor after those of the one before.
 
-        What could leave the next tensor unaligned comes last, wider types first.
+        Tensors that could leave the next one unaligned come last, those of wider types first.
         """
-        last = [t for job in self.jobs if not lies_in_order(job) for t in outputs(job)]
-        in_order = [t for job in self.jobs if lies_in_order(job) for t in outputs(job)]
+        last = [t for planned in self.planned if not lies_in_order(planned) for t in planned.stored_tensors]
+        in_order = [t for planned in self.planned if lies_in_order(planned) for t in planned.stored_tensors]
         return in_order + sorted(last, key=lambda t: -t[1].itemsize)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(job_bytes(job) for job in self.jobs)
-
-
-def outputs(job: CodedTensor | KeptTensor) -> tuple[OutputTensor, ...]:
-    """(name, dtype, shape) of what a job writes."""
-    if isinstance(job, CodedTensor):
-        return job.outputs
-    return ((job.info.name, DTYPES[job.info.dtype], job.info.shape),)
+        return sum(planned.nbytes for planned in self.planned)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -65,36 +55,26 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def output_bytes(output: OutputTensor) -> int:
-    """Bytes of a tensor that a job writes."""
-    return math.prod(output[2]) * output[1].itemsize
+def lies_in_order(planned: PlannedTensor) -> bool:
+    """Return whether all stored tensors of a planned one are multiples of the widest type, which keeps all aligned."""
+    return all(stored_bytes(t) % _WIDEST == 0 for t in planned.stored_tensors)
 
 
-def lies_in_order(job: CodedTensor | KeptTensor) -> bool:
-    """Whether a job's tensors lie one after the other among a shard's first: all are multiples of the widest type."""
-    return all(output_bytes(t) % _WIDEST == 0 for t in outputs(job))
-
-
-def shard_header(tensors: list[OutputTensor]) -> bytes:
+def shard_header(tensors: list[StoredTensor]) -> bytes:
     """The first bytes of a shard that holds these tensors one after the other; there is but one way to write them."""
     return build_header(tensors, _METADATA)
 
 
-def job_bytes(job: CodedTensor | KeptTensor) -> int:
-    """Bytes that a job writes."""
-    return job.nbytes if isinstance(job, CodedTensor) else job.info.nbytes
-
-
-def divide(jobs: Iterable[CodedTensor | KeptTensor], max_bytes: int) -> tuple[Shard, ...]:
-    """Spread jobs, in order, over files of at most `max_bytes` (a larger job has a file of its own)."""
-    groups: list[list[CodedTensor | KeptTensor]] = [[]]
+def divide(planned_tensors: Iterable[PlannedTensor], max_bytes: int) -> tuple[Shard, ...]:
+    """Spread planned tensors, in order, over files of at most `max_bytes`; a larger one has a file of its own."""
+    groups: list[list[PlannedTensor]] = [[]]
     size = 0
-    for job in jobs:
-        n = job_bytes(job)
+    for planned in planned_tensors:
+        n = planned.nbytes
         if groups[-1] and size + n > max_bytes:
             groups.append([])
             size = 0
-        groups[-1].append(job)
+        groups[-1].append(planned)
         size += n
     if len(groups) == 1:
         return (Shard("model.safetensors", tuple(groups[0])),)
@@ -127,12 +107,12 @@ class ShardWriter:
     def __init__(self, folder: Path, shard: Shard) -> None:
         self.path = folder / shard.file
         self.partial = folder / f".{shard.file}.partial"
-        header = shard_header(shard.tensors)
+        header = shard_header(shard.stored_tensors)
         self.places: dict[str, tuple[int, int]] = {}
         at = len(header)
-        for output in shard.tensors:
-            self.places[output[0]] = (at, output_bytes(output))
-            at += output_bytes(output)
+        for output in shard.stored_tensors:
+            self.places[output[0]] = (at, stored_bytes(output))
+            at += stored_bytes(output)
         self.size = at
         with disk_errors(self.path):
             self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
@@ -232,7 +212,7 @@ def write_index(folder: Path, shards: Sequence[Shard]) -> None:
     """Write the index that says which shard holds which tensor; a single shard needs none."""
     if len(shards) == 1:
         return
-    weight_map = {name: shard.file for shard in shards for name, _, _ in shard.tensors}
+    weight_map = {name: shard.file for shard in shards for name, _, _ in shard.stored_tensors}
     index = {"metadata": {"total_size": sum(s.nbytes for s in shards)}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / INDEX, index)
 

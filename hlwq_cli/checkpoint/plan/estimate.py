@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..run.slices import SLICE_WEIGHTS
 from .plan import Plan
-from .planned import CodedTensor, KeptTensor
+from .planned import CodedTensor, KeptTensor, PlannedTensor
 
 _IMPORTS_BYTES = 450_000_000
 _WORKER_BYTES = SLICE_WEIGHTS * 24
@@ -56,12 +56,12 @@ def estimate(plan: Plan, threads: int | None = None) -> Estimate:
     """The cost of a plan run on `threads` threads, by default one a processor."""
     workers = threads or os.cpu_count() or 1
     roles: dict[str, dict[str, int]] = defaultdict(lambda: {"coded": 0, "kept": 0, "bytes": 0})
-    for job in plan.jobs:
-        counts = roles[job.role]
-        counts["coded"] += job.matrices if isinstance(job, CodedTensor) else 0
-        counts["kept"] += isinstance(job, KeptTensor)
-        counts["bytes"] += job.nbytes if isinstance(job, CodedTensor) else job.info.nbytes
-    lines = [_line(job) for job in plan.jobs]
+    for planned in plan.tensors:
+        counts = roles[planned.role]
+        counts["coded"] += planned.matrices if isinstance(planned, CodedTensor) else 0
+        counts["kept"] += isinstance(planned, KeptTensor)
+        counts["bytes"] += planned.nbytes
+    lines = [_line(planned) for planned in plan.tensors]
     lines += [PlanLine(d.info.name, d.role, d.info.shape, f"dropped: {d.reason}", 0) for d in plan.dropped]
     return Estimate(
         rule=plan.rule,
@@ -76,8 +76,9 @@ def estimate(plan: Plan, threads: int | None = None) -> Estimate:
     )
 
 
-def _line(job: CodedTensor | KeptTensor) -> PlanLine:
-    if isinstance(job, KeptTensor):
-        return PlanLine(job.info.name, job.role, job.info.shape, f"{job.info.dtype}: {job.reason}", job.info.nbytes)
-    stack = f", {len(job.parts)} matrices stacked" if len(job.parts) > 1 else ""
-    return PlanLine(job.name, job.role, job.shape, f"{job.scheme.bits} bits{stack}", job.nbytes)
+def _line(planned: PlannedTensor) -> PlanLine:
+    if isinstance(planned, KeptTensor):
+        info = planned.info
+        return PlanLine(info.name, planned.role, info.shape, f"{info.dtype}: {planned.reason}", info.nbytes)
+    stack = f", {len(planned.parts)} matrices stacked" if len(planned.parts) > 1 else ""
+    return PlanLine(planned.name, planned.role, planned.shape, f"{planned.scheme.bits} bits{stack}", planned.nbytes)

@@ -12,7 +12,7 @@ from ..io.safetensors_file import TensorInfo
 from ..io.source import Source
 from .architecture import Architecture, general_architecture, load_architecture
 from .expert_stacks import find_stacks
-from .planned import CodedTensor, KeptTensor
+from .planned import CodedTensor, KeptTensor, PlannedTensor
 from .recipe import Recipe
 
 _FLOATS = ("BF16", "F16", "F32")
@@ -27,25 +27,25 @@ class Plan:
         source: of the weights.
         recipe: that decided.
         rule: how roles were found, for people.
-        jobs: coded and kept tensors, in the order of the source's files.
+        tensors: coded and kept tensors, in the order of the source's files.
         dropped: tensors that are not written, and why.
     """
 
     source: Source
     recipe: Recipe
     rule: str
-    jobs: tuple[CodedTensor | KeptTensor, ...]
+    tensors: tuple[PlannedTensor, ...]
     dropped: tuple[KeptTensor, ...]
 
     @property
     def coded(self) -> tuple[CodedTensor, ...]:
         """The tensors to code."""
-        return tuple(j for j in self.jobs if isinstance(j, CodedTensor))
+        return tuple(j for j in self.tensors if isinstance(j, CodedTensor))
 
     @property
     def kept(self) -> tuple[KeptTensor, ...]:
         """The tensors to copy."""
-        return tuple(j for j in self.jobs if isinstance(j, KeptTensor))
+        return tuple(j for j in self.tensors if isinstance(j, KeptTensor))
 
     @property
     def coded_bytes(self) -> int:
@@ -82,7 +82,7 @@ class Plan:
         """A hash of every decision, to tell two plans apart."""
         lines = [
             f"{j.name} {j.scheme} {[p.name for p in j.parts]}" if isinstance(j, CodedTensor) else j.info.name
-            for j in self.jobs
+            for j in self.tensors
         ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -99,7 +99,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     stacked = find_stacks(source, architecture)
     dropped, alone = _tied_head(source), _only_head(source, architecture)
     gone = {k.info.name for k in dropped}
-    jobs: list[CodedTensor | KeptTensor] = []
+    tensors: list[PlannedTensor] = []
     done: set[str] = set()
     for name, info in source.tensors.items():
         if name in gone or name in done:
@@ -107,12 +107,12 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         stack = stacked.get(name)
         if stack is not None:
             done.update(p.name for p in stack[1])
-            jobs.extend(_decide_stack(*stack, architecture, recipe))
+            tensors.extend(_decide_stack(*stack, architecture, recipe))
         elif name == alone:
-            jobs.append(KeptTensor(info, "head", "the tied embeddings are stored under its name"))
+            tensors.append(KeptTensor(info, "head", "the tied embeddings are stored under its name"))
         else:
-            jobs.append(_decide(info, architecture, recipe))
-    return Plan(source, recipe, architecture.description, tuple(jobs), dropped)
+            tensors.append(_decide(info, architecture, recipe))
+    return Plan(source, recipe, architecture.description, tuple(tensors), dropped)
 
 
 def _unknown_architecture(source: Source) -> Architecture:
@@ -131,7 +131,7 @@ def _check_patterns(source: Source, recipe: Recipe) -> None:
             )
 
 
-def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> CodedTensor | KeptTensor:
+def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> PlannedTensor:
     rule = architecture.role(info)
     if rule.keep:
         return KeptTensor(info, rule.role, rule.keep)
@@ -151,7 +151,7 @@ def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> Cod
 
 def _decide_stack(
     name: str, parts: tuple[TensorInfo, ...], shape: tuple[int, ...], architecture: Architecture, recipe: Recipe
-) -> list[CodedTensor | KeptTensor]:
+) -> list[PlannedTensor]:
     """A stack is coded whole or not at all."""
     role = architecture.role(parts[0]).role
     widths = {recipe.width(p.name, role) for p in parts}

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from ...codec import Scheme
-from ..io.safetensors_file import TensorInfo
+from ..io.safetensors_file import DTYPES, TensorInfo
+
+StoredTensor = tuple[str, torch.dtype, tuple[int, ...]]
+"""Name, dtype and shape of a tensor in a shard."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class CodedTensor:
         return self.shape[0] if len(self.shape) == 3 else 1
 
     @property
-    def outputs(self) -> tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]:
-        """(name, dtype, shape) of the tensors it becomes: codes, scales and, with `log8`, base."""
+    def stored_tensors(self) -> tuple[StoredTensor, ...]:
+        """The tensors that are written: codes, scales and, with `log8`, base."""
         padded = self.scheme.padded(self.shape[-1])
         lead = self.shape[:-1]
         codes = (stored_name(self.name, "codes", len(self.shape)), torch.uint8, (*lead, padded * self.scheme.bits // 8))
@@ -77,8 +80,31 @@ class KeptTensor:
 
     @property
     def name(self) -> str:
-        """Of its tensor."""
+        """Name of the tensor."""
         return self.info.name
+
+    @property
+    def stored_tensors(self) -> tuple[StoredTensor, ...]:
+        """The one tensor that is written."""
+        return ((self.info.name, DTYPES[self.info.dtype], self.info.shape),)
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.info.nbytes
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source tensor."""
+        return self.info.nbytes
+
+
+PlannedTensor = CodedTensor | KeptTensor
+
+
+def stored_bytes(stored: StoredTensor) -> int:
+    """Return the bytes of a stored tensor."""
+    return math.prod(stored[2]) * stored[1].itemsize
 
 
 def stored_name(name: str, kind: str, dimensions: int) -> str:

@@ -81,9 +81,9 @@ class GpuBuffers:
 
 def encoded_bytes(piece: Slice) -> int:
     """Room that a slice's `EncodedRows` take in a worker: all five tensors, each aligned."""
-    if isinstance(piece.job, KeptTensor):
+    if isinstance(piece.planned, KeptTensor):
         return 0
-    shapes = _row_shapes((piece.length, piece.info.shape[-1]), piece.job.scheme)
+    shapes = _row_shapes((piece.length, piece.info.shape[-1]), piece.planned.scheme)
     return sum(_aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in shapes)
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future
 from blake3 import blake3
 
 from ...codec import SquaredError
-from ..format.shards import Shard, ShardWriter, outputs
+from ..format.shards import Shard, ShardWriter
 from .slices import Slice
 from .trace import Trace
 
@@ -77,13 +77,13 @@ class OpenShard:
     Args:
         shard: to fill.
         writer: of its file.
-        pending: slices still to land, by job.
+        pending: numbers of slices that are not written yet, by name of the planned tensor.
         trace: where to record.
 
     Attributes:
-        costs: of its jobs, so far.
-        hashes: of jobs that are whole.
-        written: bytes of each job's first tensor that are written without a gap.
+        costs: squared error of each planned tensor, so far.
+        hashes: of planned tensors that are written whole.
+        written: bytes of each planned tensor's first stored tensor that are written without a gap.
     """
 
     def __init__(self, shard: Shard, writer: ShardWriter, pending: Counter[str], trace: Trace) -> None:
@@ -95,7 +95,7 @@ class OpenShard:
 
     def mark_written(self, piece: Slice, cost: SquaredError, pool: Executor) -> None:
         """Note a slice that is written, and let hashes follow in a pool."""
-        name = piece.job.name
+        name = piece.planned.name
         self.costs[name] = self.costs.get(name, SquaredError()) + cost
         first, length = piece.written
         if first == self.written[name]:
@@ -106,9 +106,9 @@ class OpenShard:
         self._hash(piece, pool)
 
     def _hash(self, piece: Slice, pool: Executor) -> None:
-        name = piece.job.name
+        name = piece.planned.name
         if name not in self._running:
-            places = [self.writer.places[tensor] for tensor, _, _ in outputs(piece.job)]
+            places = [self.writer.places[tensor] for tensor, _, _ in piece.planned.stored_tensors]
             self._running[name] = RunningHash(self.writer, places, self._trace)
         if name in self.pending:
             self._running[name].follow(pool, self.written[name])

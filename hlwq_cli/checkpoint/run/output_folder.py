@@ -18,7 +18,7 @@ from ..format.shards import FORMAT_VERSION, disk_errors, write_file
 from ..io.source import Source
 from ..io.weight_map import INDEX
 from ..plan.plan import Plan
-from ..plan.planned import CodedTensor, KeptTensor
+from ..plan.planned import KeptTensor, PlannedTensor
 from .journal import journal_differences
 
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -149,8 +149,10 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
 def _kept_modules(plan: Plan) -> set[str]:
     """Modules that could be linear layers and are kept: named exactly, so that no loader's default list steps in."""
 
-    def is_matrix(job: CodedTensor | KeptTensor) -> bool:
-        return isinstance(job, KeptTensor) and len(job.info.shape) == 2 and job.info.name.endswith(".weight")
+    def is_matrix(planned: PlannedTensor) -> bool:
+        return (
+            isinstance(planned, KeptTensor) and len(planned.info.shape) == 2 and planned.info.name.endswith(".weight")
+        )
 
     kept = {j.info.name.removesuffix(".weight") for j in plan.kept if is_matrix(j) and j.role != "embedding"}
     experts = {j.info.name.rpartition(".")[0] for j in plan.kept if j.role == "expert" and len(j.info.shape) == 3}

@@ -70,7 +70,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         )
         self._pending: dict[str, Counter[str]] = defaultdict(Counter)
         for shard, piece in self.work:
-            self._pending[shard.file][piece.job.name] += 1
+            self._pending[shard.file][piece.planned.name] += 1
         self._in_file = Counter(piece.info.file for _, piece in self.work)
         largest = max((p.source_bytes for _, p in self.work), default=0)
         coded = max((encoded_bytes(p) for _, p in self.work), default=0)
@@ -145,11 +145,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         with self.trace.span("sync", open_shard.writer.size):
             open_shard.writer.finish()
         coded, kept = [], []
-        for job in open_shard.shard.jobs:
-            if isinstance(job, CodedTensor):
-                coded.append(coded_record(job, hashes[job.name], open_shard.costs[job.name].relative))
+        for planned in open_shard.shard.planned:
+            if isinstance(planned, CodedTensor):
+                coded.append(coded_record(planned, hashes[planned.name], open_shard.costs[planned.name].relative))
             else:
-                kept.append(kept_record(job, hashes[job.name]))
+                kept.append(kept_record(planned, hashes[planned.name]))
         file = FileRecord(open_shard.shard.file, open_shard.writer.size, None)
         return ShardRecord(file, tuple(coded), tuple(kept))
 

@@ -20,7 +20,6 @@ from ..io.hub_repo import is_repo_id
 from ..io.open_files import PREFETCH_FILES
 from ..io.source import Source, open_source
 from ..plan.plan import Plan, make_plan
-from ..plan.planned import CodedTensor
 from ..plan.recipe import Recipe
 from .devices import Device, find_devices, join, peak_bytes, warm_up, worker_count
 from .finalize import PRIVATE_SOURCE, finalize
@@ -138,7 +137,7 @@ class QuantizeRun:
         progress: ProgressCallback,
     ) -> None:
         self.plan, self.out, self.progress = plan, out, progress
-        self.shards = divide(plan.jobs, max_shard_bytes)
+        self.shards = divide(plan.tensors, max_shard_bytes)
         self.fingerprint = fingerprint(plan, max_shard_bytes, base_model)
         self.journal = Journal(out, self.fingerprint)
         self.done_bytes = 0
@@ -164,7 +163,7 @@ class QuantizeRun:
             for event in events:
                 if isinstance(event, Slice):
                     self.done_bytes += event.source_bytes
-                    self._report(event.job.name)
+                    self._report(event.planned.name)
                 else:
                     self.journal.add(event)
                     self._report(event.file.name, file_done=True)
@@ -194,4 +193,4 @@ class QuantizeRun:
 
 
 def _source_bytes(shard: Shard) -> int:
-    return sum(j.source_bytes if isinstance(j, CodedTensor) else j.info.nbytes for j in shard.jobs)
+    return sum(planned.source_bytes for planned in shard.planned)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 
-from ..format.shards import Shard, job_bytes
+from ..format.shards import Shard
 from ..io.source import Source
 from .slices import Slice
 
@@ -38,10 +38,10 @@ def _interleave_tensors(work: Work) -> Work:
 
     What small ones cost beside their bytes is so done while others move bytes.
     """
-    slices_of = Counter(piece.job.name for _, piece in work)
-    several = [entry for entry in work if slices_of[entry[1].job.name] > 1]
-    single = [entry for entry in work if slices_of[entry[1].job.name] == 1]
-    return _interleave([sorted(several, key=lambda entry: -job_bytes(entry[1].job)), single])
+    slices_of = Counter(piece.planned.name for _, piece in work)
+    several = [entry for entry in work if slices_of[entry[1].planned.name] > 1]
+    single = [entry for entry in work if slices_of[entry[1].planned.name] == 1]
+    return _interleave([sorted(several, key=lambda entry: -entry[1].planned.nbytes), single])
 
 
 def _interleave(queues: Sequence[Work]) -> Work:

@@ -9,9 +9,9 @@ import torch
 
 from hlwq_kernels import EncodedRows
 
-from ..format.shards import Shard, bytes_of, output_bytes
+from ..format.shards import Shard, bytes_of
 from ..io.safetensors_file import TensorInfo
-from ..plan.planned import CodedTensor, KeptTensor
+from ..plan.planned import KeptTensor, PlannedTensor, stored_bytes
 
 SLICE_WEIGHTS = 1_048_576
 """Weights read, coded and written at a time by a processor: 4 MiB in float32."""
@@ -24,11 +24,11 @@ GPU_SLICE_WEIGHTS = 33_554_432
 class Slice:
     """Rows of one source tensor and where they go; for a kept tensor, a range of its bytes."""
 
-    job: CodedTensor | KeptTensor
+    planned: PlannedTensor
     info: TensorInfo
     start: int
     length: int
-    row_in_job: int = 0
+    first_row: int = 0
 
     @property
     def source_bytes(self) -> int:
@@ -42,15 +42,15 @@ class Slice:
 
     @property
     def written(self) -> tuple[int, int]:
-        """Where in its job's first tensor it begins, and how many bytes of that it fills."""
-        if isinstance(self.job, KeptTensor):
+        """First byte and number of bytes that it fills in the planned tensor's first stored tensor."""
+        if isinstance(self.planned, KeptTensor):
             return self.start, self.length
-        row = output_bytes(self.job.outputs[0]) // self.job.rows
-        return self.row_in_job * row, self.length * row
+        row = stored_bytes(self.planned.stored_tensors[0]) // self.planned.rows
+        return self.first_row * row, self.length * row
 
     @property
     def _unit(self) -> int:
-        return 1 if isinstance(self.job, KeptTensor) else self.info.nbytes // max(self.info.rows, 1)
+        return 1 if isinstance(self.planned, KeptTensor) else self.info.nbytes // max(self.info.rows, 1)
 
 
 @dataclass(frozen=True)
@@ -77,17 +77,17 @@ class CodedSlice:
 
 
 def slices(shard: Shard, weights: int = SLICE_WEIGHTS) -> Iterator[Slice]:
-    """A shard's work in pieces of at most `weights`, or one row; at least one a job, none across source tensors."""
-    for job in shard.jobs:
-        if isinstance(job, KeptTensor):
+    """A shard's work in pieces of at most `weights`, or one row; at least one for each planned tensor, none across source tensors."""
+    for planned in shard.planned:
+        if isinstance(planned, KeptTensor):
             step = 2 * weights
-            for start in range(0, max(job.info.nbytes, 1), step):
-                yield Slice(job, job.info, start, min(step, job.info.nbytes - start))
+            for start in range(0, max(planned.info.nbytes, 1), step):
+                yield Slice(planned, planned.info, start, min(step, planned.info.nbytes - start))
             continue
         row = 0
-        for part in job.parts:
+        for part in planned.parts:
             step = max(1, weights // part.shape[-1])
             for start in range(0, part.rows, step):
                 n = min(step, part.rows - start)
-                yield Slice(job, part, start, n, row)
+                yield Slice(planned, part, start, n, row)
                 row += n

@@ -48,17 +48,17 @@ class Worker:
         Raises:
             HlwqError: it cannot be read, coded or written.
         """
-        data, job = self._read(piece), piece.job
-        if isinstance(job, KeptTensor):
+        data, planned = self._read(piece), piece.planned
+        if isinstance(planned, KeptTensor):
             with self.trace.span("write", piece.source_bytes):
-                writer.write(job.info.name, piece.start, data)
+                writer.write(planned.info.name, piece.start, data)
             return SquaredError()
         with self.trace.span("code", piece.source_bytes):
-            coded = self._encode(piece, job)
+            coded = self._encode(piece, planned)
         cost = coding_cost(coded.error, coded.energy, coded.weight, piece.info.name, piece.start, piece.info.shape[:-1])
         with self.trace.span("write", sum(part.nbytes for part in coded.written)):
-            for (name, _, _), part in zip(job.outputs, coded.written, strict=True):
-                writer.write(name, piece.row_in_job * (part.nbytes // piece.length), part)
+            for (name, _, _), part in zip(planned.stored_tensors, coded.written, strict=True):
+                writer.write(name, piece.first_row * (part.nbytes // piece.length), part)
         return cost
 
     @cached_property
@@ -85,8 +85,8 @@ class Worker:
             self.source.read_into(piece.info, piece.first_byte, data)
         return data
 
-    def _encode(self, piece: Slice, job: CodedTensor) -> CodedSlice:
-        shape, dtype, scheme = (piece.length, piece.info.shape[-1]), DTYPES[piece.info.dtype], job.scheme
+    def _encode(self, piece: Slice, planned: CodedTensor) -> CodedSlice:
+        shape, dtype, scheme = (piece.length, piece.info.shape[-1]), DTYPES[piece.info.dtype], planned.scheme
         if not self.device.is_gpu:
             weight = self._staged[: piece.source_bytes].view(dtype).view(shape)
             rows = encode_rows(weight, scheme.tables, scheme.block_size, scheme.scale, scheme.search)

@@ -1,4 +1,4 @@
-"""How tensors lie in a shard: job after job and aligned, whatever their types and shapes; hashes follow as it fills."""
+"""How tensors lie in a shard: planned tensors in order and aligned, whatever their types and shapes; hashes follow as it fills."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_every_tensor_is_aligned_to_its_type(tmp_path: Path, recipe: Recipe) -> 
     assert opens_with_safetensors(tmp_path / "out")
 
 
-def test_jobs_lie_in_order_and_what_could_unalign_them_at_the_end(tmp_path: Path) -> None:
+def test_planned_tensors_lie_in_order_and_what_could_unalign_them_at_the_end(tmp_path: Path) -> None:
     source = save_tensors(tmp_path / "m", dense(2, 192) | ODD, LLAMA)
     quantize(str(source), tmp_path / "out", load_recipe())
     found = sorted(read_header(tmp_path / "out" / "model.safetensors", "file")[0].values(), key=lambda t: t.offset)
@@ -65,8 +65,8 @@ def written(source: TensorInfo) -> list[str]:
 
 
 def names_of_odd(found: list[TensorInfo]) -> set[str]:
-    jobs = {t.name.removesuffix(".base").removesuffix(".scales").removesuffix(".codes") for t in found if t.nbytes % 8}
-    return {n for job in jobs for n in (job, *written(TensorInfo(job, "", (), "", 0, 0)))}
+    names = {t.name.removesuffix(".base").removesuffix(".scales").removesuffix(".codes") for t in found if t.nbytes % 8}
+    return {n for name in names for n in (name, *written(TensorInfo(name, "", (), "", 0, 0)))}
 
 
 @pytest.mark.parametrize("step", [1, 20_000])
@@ -90,7 +90,7 @@ def test_hashes_that_follow_are_those_of_the_whole(
         assert len(steps) > len(made.manifest.coded) + len(made.manifest.kept)
 
 
-def bytes_job(name: str, length: int) -> KeptTensor:
+def kept_bytes(name: str, length: int) -> KeptTensor:
     return KeptTensor(TensorInfo(name, "U8", (length,), "file", 0, length), "other", "")
 
 
@@ -98,19 +98,19 @@ class Filled:
     """Three tensors of 4,000 bytes in one shard, written in slices of 1,000 in any order."""
 
     def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
-        self.shard = Shard("s.safetensors", tuple(bytes_job(name, 4000) for name in "abc"))
+        self.shard = Shard("s.safetensors", tuple(kept_bytes(name, 4000) for name in "abc"))
         self.pool, self.trace = pool, Trace()
         self.pieces = list(slices(self.shard, 500))
-        pending = Counter(p.job.name for p in self.pieces)
+        pending = Counter(p.planned.name for p in self.pieces)
         self.open_shard = OpenShard(self.shard, ShardWriter(folder, self.shard), pending, self.trace)
         self.start = self.open_shard.writer.places["a"][0]
 
     def mark_written(self, number: int) -> int:
         """Land a slice; returns how much of its tensor is written without a gap."""
         piece = self.pieces[number]
-        self.open_shard.writer.write(piece.job.name, piece.start, bytearray([number]) * piece.length)
+        self.open_shard.writer.write(piece.planned.name, piece.start, bytearray([number]) * piece.length)
         self.open_shard.mark_written(piece, SquaredError(), self.pool)
-        return self.open_shard.written[piece.job.name]
+        return self.open_shard.written[piece.planned.name]
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_a_run_begun_with_another_layout_is_not_continued(tmp_path: Path) -> Non
 
 
 def test_a_shard_that_is_closed_is_not_hashed_as_zeros(tmp_path: Path) -> None:
-    shard = Shard("s.safetensors", (bytes_job("a", 64),))
+    shard = Shard("s.safetensors", (kept_bytes("a", 64),))
     writer = ShardWriter(tmp_path, shard)
     writer.abandon()
     with pytest.raises(AssertionError, match="closed"):

@@ -21,8 +21,8 @@ def plan_of(folder: Path) -> Plan:
 
 def matrices(plan: Plan) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for job in plan.coded:
-        counts[job.role] += job.matrices
+    for tensor in plan.coded:
+        counts[tensor.role] += tensor.matrices
     return dict(counts)
 
 
@@ -93,14 +93,14 @@ def test_plan_knows_the_bytes_it_will_write(family: Family, coded: Family, famil
 
 
 def test_widths_that_no_block_divides_are_padded_to_whole_blocks(family: Family) -> None:
-    jobs = {c.name: c for c in plan_of(family("gemma4")).coded}
-    down = jobs["model.vision_tower.encoder.layers.0.mlp.down_proj.linear"]
+    coded_tensors = {c.name: c for c in plan_of(family("gemma4")).coded}
+    down = coded_tensors["model.vision_tower.encoder.layers.0.mlp.down_proj.linear"]
     assert isinstance(down, CodedTensor)
     assert down.shape == (128, 208)
-    assert [shape for _, _, shape in down.outputs] == [(128, 256 * 5 // 8), (128, 4), (128,)]
+    assert [shape for _, _, shape in down.stored_tensors] == [(128, 256 * 5 // 8), (128, 4), (128,)]
 
 
 def test_expert_widths_of_an_odd_number_of_blocks_need_no_padding(family: Family) -> None:
-    jobs = {c.name: c for c in plan_of(family("gemma4")).coded}
-    down = jobs["model.language_model.layers.0.experts.down_proj"]
-    assert [shape for _, _, shape in down.outputs] == [(4, 128, 192 * 5 // 8), (4, 128, 3), (4, 128)]
+    coded_tensors = {c.name: c for c in plan_of(family("gemma4")).coded}
+    down = coded_tensors["model.language_model.layers.0.experts.down_proj"]
+    assert [shape for _, _, shape in down.stored_tensors] == [(4, 128, 192 * 5 // 8), (4, 128, 3), (4, 128)]

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source
-from hlwq_cli.checkpoint.format.shards import divide, job_bytes
+from hlwq_cli.checkpoint.format.shards import divide
 from hlwq_cli.checkpoint.io.hub_repo import HubRepo
 from hlwq_cli.checkpoint.io.source import Source
 from hlwq_cli.checkpoint.run.schedule import Work, interleave_shards
@@ -19,8 +19,8 @@ from tests.support.builders import LLAMA, dense, save_shards, save_tensors
 def opened(path: Path, max_bytes: int, everything: bool = True) -> tuple[Source, Work]:
     """A source and its work, each shard's in order; without what is kept where not `everything`."""
     source = open_source(str(path))
-    jobs: Any = [j for j in make_plan(source, load_recipe()).jobs if everything or isinstance(j, CodedTensor)]
-    work = [(shard, piece) for shard in divide(jobs, max_bytes) for piece in slices(shard, 3000)]
+    planned: Any = [t for t in make_plan(source, load_recipe()).tensors if everything or isinstance(t, CodedTensor)]
+    work = [(shard, piece) for shard in divide(planned, max_bytes) for piece in slices(shard, 3000)]
     source.close()
     return source, work
 
@@ -74,10 +74,10 @@ def test_of_a_shard_the_largest_tensors_come_first_and_those_of_one_slice_lie_am
     source, work = opened(save_tensors(tmp_path / "m", dense(3), LLAMA), 10**9)
     assert interleave_shards(source, work, 1) == work
     pieces = [piece for _, piece in interleave_shards(source, work, 12)]
-    jobs = {piece.job.name: [p for _, p in work if p.job is piece.job] for piece in pieces}
-    assert all([p for p in pieces if p.job.name == name] == parts for name, parts in jobs.items())
-    several = [len(jobs[p.job.name]) > 1 for p in pieces]
-    sizes = [job_bytes(p.job) for p, many in zip(pieces, several, strict=True) if many]
+    by_tensor = {piece.planned.name: [p for _, p in work if p.planned is piece.planned] for piece in pieces}
+    assert all([p for p in pieces if p.planned.name == name] == parts for name, parts in by_tensor.items())
+    several = [len(by_tensor[p.planned.name]) > 1 for p in pieces]
+    sizes = [p.planned.nbytes for p, many in zip(pieces, several, strict=True) if many]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) > 1
     singles = [n for n, many in enumerate(several) if not many]
