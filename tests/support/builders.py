@@ -20,7 +20,7 @@ TEXT: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 128,
 }  # fmt: skip
 
-COMPANIONS = {
+SIDECAR_FILES = {
     "tokenizer.json": b'{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}}}',
     "tokenizer_config.json": b'{"model_max_length": 128}\n',
     "special_tokens_map.json": b"{}",
@@ -136,13 +136,13 @@ def save_family(name: str, folder: Path) -> Path:
         if tensor.is_floating_point():
             tensor.copy_(torch.randn(tensor.shape) * 0.05 + (1.0 if tensor.ndim == 1 else 0.0))
     model.save_pretrained(folder, max_shard_size=shard)
-    add_companions(folder)
+    add_sidecar_files(folder)
     return folder
 
 
-def add_companions(folder: Path) -> None:
+def add_sidecar_files(folder: Path) -> None:
     """Put files that are no weights beside the weights."""
-    for name, data in {**COMPANIONS, **NOT_BROUGHT, "README.md": CARD.encode()}.items():
+    for name, data in {**SIDECAR_FILES, **NOT_BROUGHT, "README.md": CARD.encode()}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 

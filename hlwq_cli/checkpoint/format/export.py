@@ -89,7 +89,7 @@ class _Export:
             except BaseException:
                 writer.abandon()
                 raise
-        self._write_companions(shards)
+        self._write_sidecar_files(shards)
         return ExportResult(self.out, total, len(tensors))
 
     def _tensors(self) -> list[TensorInfo]:
@@ -128,7 +128,7 @@ class _Export:
             rows = self.checkpoint.decode_rows(record, first + row, n).to(DTYPES[info.dtype])
             yield row * row_bytes, bytes_of(rows)
 
-    def _write_companions(self, shards: tuple[Shard, ...]) -> None:
+    def _write_sidecar_files(self, shards: tuple[Shard, ...]) -> None:
         write_index(self.out, shards)
         write_json(
             self.out / "config.json", {k: v for k, v in self.checkpoint.config.items() if k != "quantization_config"}

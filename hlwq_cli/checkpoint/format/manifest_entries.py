@@ -86,14 +86,14 @@ def coded_record(planned: CodedTensor, blake3: str, nmse: float) -> TensorRecord
     """The record of a coded tensor."""
     sources = tuple(p.name for p in planned.parts)
     return TensorRecord(
-        planned.name,
-        planned.role,
-        planned.shape,
-        planned.scheme.bits,
-        planned.nbytes,
-        blake3,
-        float(f"{nmse:.4e}"),
-        sources,
+        name=planned.name,
+        role=planned.role,
+        shape=planned.shape,
+        bits=planned.scheme.bits,
+        bytes=planned.nbytes,
+        blake3=blake3,
+        nmse=float(f"{nmse:.4e}"),
+        sources=sources,
     )
 
 

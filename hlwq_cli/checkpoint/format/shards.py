@@ -36,7 +36,7 @@ class Shard:
 
     @property
     def stored_tensors(self) -> list[StoredTensor]:
-        """Return the stored tensors in the order of the file: those of one planned tensor after those of the one before.
+        """The stored tensors in the order of the file, which is that of the planned tensors.
 
         Tensors that could leave the next one unaligned come last, those of wider types first.
         """
@@ -108,10 +108,10 @@ class ShardWriter:
         self.path = folder / shard.file
         self.partial = folder / f".{shard.file}.partial"
         header = shard_header(shard.stored_tensors)
-        self.places: dict[str, tuple[int, int]] = {}
+        self.byte_ranges: dict[str, tuple[int, int]] = {}
         at = len(header)
         for output in shard.stored_tensors:
-            self.places[output[0]] = (at, stored_bytes(output))
+            self.byte_ranges[output[0]] = (at, stored_bytes(output))
             at += stored_bytes(output)
         self.size = at
         with disk_errors(self.path):
@@ -126,7 +126,7 @@ class ShardWriter:
     def write(self, name: str, start: int, data: bytes | bytearray | memoryview) -> None:
         """Write part of a tensor's data, `start` bytes into it."""
         with disk_errors(self.path):
-            self._write(data, self.places[name][0] + start)
+            self._write(data, self.byte_ranges[name][0] + start)
 
     def _write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         view = memoryview(data)

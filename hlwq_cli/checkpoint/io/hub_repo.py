@@ -30,7 +30,7 @@ def is_transport_error(error: Exception) -> bool:
 
 
 @contextmanager
-def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
+def hub_errors(repo: str, action: str = "read") -> Iterator[None]:
     """Turn what huggingface_hub raises into errors that say what to do. No token ever reaches a message."""
     from huggingface_hub import errors
 
@@ -62,7 +62,7 @@ def hub_errors(repo: str, deed: str = "read") -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "an error"
         if status in (401, 403):
             raise NotAllowedError(
-                f"The Hub does not let you {deed} {repo}.", "Run `hf auth login` with a token that may."
+                f"The Hub does not let you {action} {repo}.", "Run `hf auth login` with a token that may."
             ) from error
         raise HlwqError(f"The Hub answered {status} for {repo}.", _when(error)) from error
     except (errors.OfflineModeIsEnabled, ConnectionError, OSError) as error:

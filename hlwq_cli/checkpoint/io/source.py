@@ -38,7 +38,7 @@ class Source:
         revision: the commit, for a Hub repository.
         config: its config.json.
         tensors: every tensor, in the order of files and offsets.
-        companions: names of all files that are no weights, relative to the root.
+        sidecar_files: names of all files that are no weights, relative to the root.
         root: the folder that files are read from.
         repo: the Hub repository that fills `root`, or None.
     """
@@ -47,7 +47,7 @@ class Source:
     revision: str | None
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
-    companions: tuple[str, ...]
+    sidecar_files: tuple[str, ...]
     root: Path
     repo: HubRepo | None = None
     _files: PrefetchedFiles = field(init=False, repr=False)
@@ -148,7 +148,7 @@ class Source:
         for info in self.tensors.values():
             n = min(_SAMPLE, info.nbytes)
             hashes[info.file].update(self.read_bytes(info, 0, n) + self.read_bytes(info, info.nbytes - n, n))
-        others = {n: hashlib.sha256((self.root / n).read_bytes()) for n in self.companions}
+        others = {n: hashlib.sha256((self.root / n).read_bytes()) for n in self.sidecar_files}
         return {
             "files": {f: [(self.root / f).stat().st_size, h.hexdigest()[:16]] for f, h in hashes.items()},
             "others": {n: h.hexdigest()[:16] for n, h in others.items()},
@@ -200,7 +200,7 @@ def _open_folder(model: str, root: Path) -> Source:
     made = {p.parent for p in root.rglob("*") if p.name in _MADE_HERE}
     found = (p for p in root.rglob("*") if p.is_file() and not made & set(p.parents))
     files = sorted(str(p.relative_to(root)) for p in found)
-    return Source(model, None, config, tensors, _companions(files), root)
+    return Source(model, None, config, tensors, _sidecar_files(files), root)
 
 
 def _open_repo(model: str, revision: str | None) -> Source:
@@ -210,11 +210,11 @@ def _open_repo(model: str, revision: str | None) -> Source:
     weight_map = read_weight_map(repo.fetch(INDEX)) if INDEX in repo.files else None
     headers = {f: repo.header(f) for f in weight_files(names, weight_map, model)}
     return Source(
-        model, repo.commit, config, collect_tensors(headers, weight_map), _companions(repo.files), repo.root, repo
+        model, repo.commit, config, collect_tensors(headers, weight_map), _sidecar_files(repo.files), repo.root, repo
     )
 
 
-def _companions(files: list[str]) -> tuple[str, ...]:
+def _sidecar_files(files: list[str]) -> tuple[str, ...]:
     """Files to bring along: all but weights, hidden ones, caches and the model card, which is written anew."""
     return tuple(
         f

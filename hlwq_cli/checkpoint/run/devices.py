@@ -34,18 +34,18 @@ class Device:
     """A device and what its workers share.
 
     Attributes:
-        place: where tensors lie for it.
+        torch_device: the device in torch.
         lock: taken by a worker while it makes a stream, and while it has its turn where they take turns.
     """
 
-    place: torch.device
+    torch_device: torch.device
     lock: threading.Lock = field(default_factory=threading.Lock)
     _shared: list[torch.cuda.Stream] = field(default_factory=list, repr=False)
 
     @property
     def is_gpu(self) -> bool:
         """Whether work on it must be copied there and back."""
-        return self.place.type == "cuda"
+        return self.torch_device.type == "cuda"
 
     def host_memory(self, nbytes: int) -> HostMemory:
         """Memory of the host, at least a byte, pinned for a GPU where the system allows it.
@@ -54,11 +54,13 @@ class Device:
             HlwqError: there is too little, or the GPU cannot be used.
         """
         try:
-            with torch.cuda.device(self.place) if self.is_gpu else nullcontext():
+            with torch.cuda.device(self.torch_device) if self.is_gpu else nullcontext():
                 memory = HostMemory(max(nbytes, 1), pin=self.is_gpu)
         except RuntimeError as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise HlwqError(f"{self.place} cannot be used: {reason}.", "Free it, or use --device cpu.") from error
+            raise HlwqError(
+                f"{self.torch_device} cannot be used: {reason}.", "Free it, or use --device cpu."
+            ) from error
         except OSError as error:
             raise HlwqError(
                 f"The host has no {format_size(nbytes)} for a thread's buffer.", "Lower --threads."
@@ -74,10 +76,10 @@ class Device:
         plain torch codes they take turns on one stream, so that the temporaries of one slice serve the next.
         """
         with self.lock:
-            if runs_nvrtc(self.place):
-                return torch.cuda.Stream(self.place), nullcontext()
+            if runs_nvrtc(self.torch_device):
+                return torch.cuda.Stream(self.torch_device), nullcontext()
             if not self._shared:
-                self._shared.append(torch.cuda.Stream(self.place))
+                self._shared.append(torch.cuda.Stream(self.torch_device))
             return self._shared[0], self.lock
 
 
@@ -128,7 +130,7 @@ def warm_up(devices: Sequence[Device], scheme: Scheme, trace: Trace) -> list[thr
         The threads that do it, to be joined before workers begin, and before the program ends.
     """
     threads = [
-        threading.Thread(target=_warm_up, args=(device, scheme, trace), name=f"start {device.place}")
+        threading.Thread(target=_warm_up, args=(device, scheme, trace), name=f"start {device.torch_device}")
         for device in devices
         if device.is_gpu
     ]
@@ -140,10 +142,10 @@ def warm_up(devices: Sequence[Device], scheme: Scheme, trace: Trace) -> list[thr
 def _warm_up(device: Device, scheme: Scheme, trace: Trace) -> None:
     try:
         with trace.span("start GPU"):
-            torch.cuda.synchronize(device.place)
-        with trace.span("start kernels"), torch.cuda.device(device.place):
+            torch.cuda.synchronize(device.torch_device)
+        with trace.span("start kernels"), torch.cuda.device(device.torch_device):
             # Whatever lies there: to write zeros, a kernel of torch's would be loaded, which nothing else needs.
-            anything = torch.empty(64, 1024, dtype=torch.bfloat16, device=device.place)
+            anything = torch.empty(64, 1024, dtype=torch.bfloat16, device=device.torch_device)
             encode_rows(anything, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
     except Exception:  # reported by the run itself
         return
@@ -157,4 +159,4 @@ def join(threads: Iterable[threading.Thread]) -> None:
 
 def peak_bytes(devices: Sequence[Device]) -> int:
     """The most memory that torch has held on any one of them."""
-    return max((torch.cuda.max_memory_reserved(d.place) for d in devices if d.is_gpu), default=0)
+    return max((torch.cuda.max_memory_reserved(d.torch_device) for d in devices if d.is_gpu), default=0)

@@ -15,7 +15,7 @@ from ..format.shards import Shard, write_file, write_index, write_json
 from ..format.verify import file_record
 from ..io.weight_map import INDEX
 from ..plan.plan import Plan
-from .output_folder import copy_companions, quantization_config
+from .output_folder import copy_sidecar_files, quantization_config
 
 PRIVATE_SOURCE = ".hlwq_source"
 """Folder within the output where `--delete-source` keeps what it has fetched and not yet read."""
@@ -34,13 +34,13 @@ def finalize(
         fingerprint: of the run.
     """
     write_index(out, shards)
-    companions = copy_companions(plan.source, out)
+    sidecar_files = copy_sidecar_files(plan.source, out)
     config = dict(plan.source.config)
     config["quantization_config"] = quantization_config(plan)
     write_json(out / "config.json", config)
     manifest = _manifest(plan, fingerprint, records, ())
     write_file(out / "README.md", model_card(out, config, manifest).encode())
-    names = [*companions, "README.md", "config.json"]
+    names = [*sidecar_files, "README.md", "config.json"]
     names += [INDEX] if len(shards) > 1 else []
     others = tuple(file_record(out, n) for n in sorted(names))
     manifest = _manifest(plan, fingerprint, records, others)

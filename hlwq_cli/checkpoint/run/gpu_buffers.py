@@ -48,11 +48,11 @@ class GpuBuffers:
     def __init__(self, device: Device, staged: torch.Tensor, coded_bytes: int) -> None:
         self.stream, self.turn = device.worker_stream()
         self.staged = staged
-        with torch.cuda.device(device.place):
+        with torch.cuda.device(device.torch_device):
             self.done = torch.cuda.Event(blocking=True)  # a thread that waits leaves its processor to others
         with torch.cuda.stream(self.stream):
-            self.remote = torch.empty(len(staged), dtype=torch.uint8, device=device.place)
-            self.coded = torch.empty(coded_bytes, dtype=torch.uint8, device=device.place)
+            self.remote = torch.empty(len(staged), dtype=torch.uint8, device=device.torch_device)
+            self.coded = torch.empty(coded_bytes, dtype=torch.uint8, device=device.torch_device)
         self._memory = device.host_memory(coded_bytes)  # pinned for as long as it is there
         self.returned = self._memory.bytes
         self._forms: dict[tuple[Shape, torch.dtype, Scheme], _Form] = {}

@@ -108,8 +108,8 @@ class OpenShard:
     def _hash(self, piece: Slice, pool: Executor) -> None:
         name = piece.planned.name
         if name not in self._running:
-            places = [self.writer.places[tensor] for tensor, _, _ in piece.planned.stored_tensors]
-            self._running[name] = RunningHash(self.writer, places, self._trace)
+            byte_ranges = [self.writer.byte_ranges[tensor] for tensor, _, _ in piece.planned.stored_tensors]
+            self._running[name] = RunningHash(self.writer, byte_ranges, self._trace)
         if name in self.pending:
             self._running[name].follow(pool, self.written[name])
         else:

@@ -109,12 +109,12 @@ def _remove(out: Path, names: list[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def copy_companions(source: Source, out: Path) -> list[str]:
+def copy_sidecar_files(source: Source, out: Path) -> list[str]:
     """Bring every file along that is no weight, and return the names written.
 
     config.json and the model card are written anew by others; the source's card comes along as README.source.md.
     """
-    names = {n: n for n in source.companions if n != "config.json"}
+    names = {n: n for n in source.sidecar_files if n != "config.json"}
     if "README.md" in names:
         names["README.source.md"] = names.pop("README.md")
     for name, origin in names.items():

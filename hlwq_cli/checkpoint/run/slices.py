@@ -77,7 +77,10 @@ class CodedSlice:
 
 
 def slices(shard: Shard, weights: int = SLICE_WEIGHTS) -> Iterator[Slice]:
-    """A shard's work in pieces of at most `weights`, or one row; at least one for each planned tensor, none across source tensors."""
+    """Cut the work of a shard into slices of at most `weights` weights, or of one row.
+
+    Each planned tensor has at least one slice, and no slice crosses source tensors.
+    """
     for planned in shard.planned:
         if isinstance(planned, KeptTensor):
             step = 2 * weights

@@ -95,5 +95,5 @@ class Worker:
             return self._gpu.encode(shape, dtype, scheme)
         except torch.OutOfMemoryError as error:
             raise HlwqError(
-                f"{self.device.place} has too little free memory.", "Lower --threads, or use --device cpu."
+                f"{self.device.torch_device} has too little free memory.", "Lower --threads, or use --device cpu."
             ) from error

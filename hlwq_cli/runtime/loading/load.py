@@ -184,7 +184,7 @@ def _device(device: str) -> str:
     found = find_devices(device)
     if len(found) > 1:
         raise UsageError(f"A model is loaded onto one device, not {device}.", f"Or use {', '.join(_MAPS)}.")
-    return "cpu" if found[0].place.type == "cpu" else f"cuda:{found[0].place.index}"
+    return "cpu" if found[0].torch_device.type == "cpu" else f"cuda:{found[0].torch_device.index}"
 
 
 def _dtype(dtype: str) -> Any:

@@ -1,4 +1,4 @@
-"""How tensors lie in a shard: planned tensors in order and aligned, whatever their types and shapes; hashes follow as it fills."""
+"""Tensors lie in a shard in their planned order and aligned, whatever their types; hashes follow what is written."""
 
 import json
 import os
@@ -103,7 +103,7 @@ class Filled:
         self.pieces = list(slices(self.shard, 500))
         pending = Counter(p.planned.name for p in self.pieces)
         self.open_shard = OpenShard(self.shard, ShardWriter(folder, self.shard), pending, self.trace)
-        self.start = self.open_shard.writer.places["a"][0]
+        self.start = self.open_shard.writer.byte_ranges["a"][0]
 
     def mark_written(self, number: int) -> int:
         """Land a slice; returns how much of its tensor is written without a gap."""

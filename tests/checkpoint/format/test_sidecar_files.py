@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import export, load_recipe, quantize
-from tests.support.builders import CARD, COMPANIONS, NOT_BROUGHT, add_companions, tiny_llama
+from tests.support.builders import CARD, NOT_BROUGHT, SIDECAR_FILES, add_sidecar_files, tiny_llama
 
 Family = Callable[[str], Path]
 
 
-@pytest.mark.parametrize("name", [*COMPANIONS, "generation_config.json"])
+@pytest.mark.parametrize("name", [*SIDECAR_FILES, "generation_config.json"])
 def test_companion_comes_along_byte_for_byte(family: Family, coded: Family, tmp_path: Path, name: str) -> None:
     export(coded("qwen3"), tmp_path / "plain")
     source = (family("qwen3") / name).read_bytes()
@@ -54,7 +54,7 @@ def test_export_leaves_no_trace_of_the_coding(coded: Family, tmp_path: Path) -> 
 
 def test_an_earlier_result_inside_the_source_folder_is_no_companion(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "m")
-    add_companions(model)
+    add_sidecar_files(model)
     quantize(str(model), model / "q5", load_recipe(bits=5))
     quantize(str(model), model / "q4", load_recipe(bits=4))
     assert not (model / "q4" / "q5").exists()

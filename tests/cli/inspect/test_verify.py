@@ -17,7 +17,7 @@ from hlwq_cli.checkpoint.format.verify import bytes_to_verify, with_all_hashes
 from hlwq_cli.errors import CorruptError
 from hlwq_cli.progress import Progress
 from tests.cli.run_command import CommandResult, hlwq
-from tests.support.builders import COMPANIONS, LLAMA, dense, save_tensors
+from tests.support.builders import LLAMA, SIDECAR_FILES, dense, save_tensors
 from tests.support.files import edit_header, read_json
 
 MANIFEST, INDEX = "hlwq_manifest.json", "model.safetensors.index.json"
@@ -162,7 +162,7 @@ def test_padding_of_a_header_is_spaces(tiny: Path, copied: Callable[[Path], Path
     assert problem == "model.safetensors is not what the manifest states: its header differs"
 
 
-@pytest.mark.parametrize("name", ["config.json", INDEX, "README.md", *COMPANIONS])
+@pytest.mark.parametrize("name", ["config.json", INDEX, "README.md", *SIDECAR_FILES])
 def test_changed_small_file_is_found(folder: Path, name: str) -> None:
     (folder / name).write_bytes((folder / name).read_bytes() + b" ")
     (problem,) = problems(hlwq("inspect", folder, "--verify", "--json"))

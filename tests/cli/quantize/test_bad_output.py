@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.run_command import assert_refused, hlwq
-from tests.support.builders import LLAMA, add_companions, dense, save_tensors, tiny_llama
+from tests.support.builders import LLAMA, add_sidecar_files, dense, save_tensors, tiny_llama
 from tests.support.files import tree
 
 JOURNAL = ".hlwq_run.jsonl"
@@ -180,7 +180,7 @@ def test_overwrite_replaces_a_result_whose_manifest_cannot_be_read(model: Path, 
 
 
 def test_overwrite_of_an_unfinished_run_leaves_nothing_of_it(model: Path, tmp_path: Path) -> None:
-    add_companions(model)
+    add_sidecar_files(model)
     out = tmp_path / "out"
     assert hlwq("quantize", model, out, "--max-shard-size", "20KB").code == 0
     unfinish(out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.run_command import environment, hlwq, hlwq_process
-from tests.support.builders import COMPANIONS, LLAMA, add_companions, dense, save_tensors, tiny_llama
+from tests.support.builders import LLAMA, SIDECAR_FILES, add_sidecar_files, dense, save_tensors, tiny_llama
 from tests.support.files import read_json, read_tensors, relative_error, tree
 from tests.support.hub_server import HubServer
 
@@ -37,10 +37,10 @@ def test_model_of_the_hub_gives_the_tensors_of_its_folder(
     assert manifest["source"] == {"id": "tests/gemma4", "revision": repo.commit("main")}
 
 
-def test_companions_of_the_hub_come_along(hub: HubServer, family: Family, tmp_path: Path) -> None:
+def test_sidecar_files_of_the_hub_are_copied(hub: HubServer, family: Family, tmp_path: Path) -> None:
     hub.publish("tests/companions", family("qwen3"))
     assert hlwq("quantize", "tests/companions", tmp_path / "out").code == 0
-    assert {n: (tmp_path / "out" / n).read_bytes() for n in COMPANIONS} == COMPANIONS
+    assert {n: (tmp_path / "out" / n).read_bytes() for n in SIDECAR_FILES} == SIDECAR_FILES
 
 
 def test_card_names_the_hub_model_as_base(hub: HubServer, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_result_on_the_hub_is_exported(hub: HubServer, family: Family, coded: Fa
     source, back = read_tensors(family("qwen3")), read_tensors(tmp_path / "plain")
     assert {n: t.shape for n, t in back.items()} == {n: t.shape for n, t in source.items()}
     assert all(relative_error(back[n].values, source[n].values) < 1.8e-3 for n in source)
-    assert {n: (tmp_path / "plain" / n).read_bytes() for n in COMPANIONS} == COMPANIONS
+    assert {n: (tmp_path / "plain" / n).read_bytes() for n in SIDECAR_FILES} == SIDECAR_FILES
 
 
 def test_revision_counts_when_two_results_are_compared(hub: HubServer, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_revision_counts_when_two_results_are_compared(hub: HubServer, tmp_path:
 
 def test_gated_model_is_read_with_a_token_that_never_shows(hub: HubServer, tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "m")
-    add_companions(model)
+    add_sidecar_files(model)
     hub.publish("tests/gated-and-open", model, gated=True)
     hub.tokens.add(TOKEN)
     env = environment(HF_TOKEN=TOKEN, HLWQ_DEBUG="1", HF_HOME=str(tmp_path / "home"), HF_HUB_CACHE="")

@@ -16,7 +16,7 @@ import torch
 from hlwq_cli.checkpoint import Progress, load_recipe, quantize
 from hlwq_cli.errors import HlwqError
 from tests.cli.run_command import COMMAND, assert_refused, environment, hlwq, hlwq_process
-from tests.support.builders import LLAMA, add_companions, save_shards
+from tests.support.builders import LLAMA, add_sidecar_files, save_shards
 from tests.support.files import tree
 from tests.support.hub_server import HubServer
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, file in enumerate(FILES)
     }
     folder = save_shards(tmp_path_factory.mktemp("streamed") / "model", shards, LLAMA)
-    add_companions(folder)
+    add_sidecar_files(folder)
     return folder
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.cli.run_command import COMMAND, assert_refused, environment, hlwq, hlwq_process
-from tests.support.builders import LLAMA, add_companions, save_tensors
+from tests.support.builders import LLAMA, add_sidecar_files, save_tensors
 from tests.support.files import tree
 
 KILLS = 20
@@ -29,7 +29,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(40)
     }
     folder = save_tensors(tmp_path_factory.mktemp("kill") / "model", tensors, LLAMA)
-    add_companions(folder)
+    add_sidecar_files(folder)
     return folder
 
 
