@@ -9,6 +9,9 @@
 // Macros, beside those: COLUMNS; LANE, columns a thread, AHEAD, rows on their way, and BATCH; TEAMS; THREADS; CTAS a multiprocessor;
 // SHARE, experts a token; EXPERTS and NAME as in linear/gemv.cu.
 
+#include "common/dequant.cuh"
+#include "common/hadamard.cuh"
+
 constexpr int RUNS = LANE / 8, PER_EXPERT = COLUMNS / LANE, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
 constexpr int WARPS = THREADS / 32;
 

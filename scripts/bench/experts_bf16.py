@@ -14,9 +14,9 @@ from hlwq_kernels.common.cuda_kernel import CudaKernel, Launch, Macros
 from hlwq_kernels.decode_step.step import UNUSED
 from hlwq_kernels.linear.gemv import Shape, lay_out
 
-SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", str(Path(__file__).with_suffix(".cu")))
+SOURCE = str(Path(__file__).with_suffix(".cu"))
 _NAMES = {1: "each_in_bf16", 2: "sum_in_bf16"}
-_KERNELS = {kind: CudaKernel(*SOURCES, name=name) for kind, name in _NAMES.items()}
+_KERNELS = {kind: CudaKernel(SOURCE, name=name) for kind, name in _NAMES.items()}
 _BF16, _FLOAT32 = 1, 0
 
 

@@ -29,9 +29,7 @@ def test_two_launches_give_the_layer(lane: int, ahead: int, batch: int) -> None:
         _, rows, columns = weights.shape
         layout = peer.Layout(lane, ahead, batch, 64, 128)
         shape = lay_out(rows, columns // lane * (3 if kind == 2 else 1), 1, 2, layout.threads, layout.resident)
-        built = library(
-            peer.SOURCES, (*peer.macros(kind, layout, shape, columns, 3), ("__shared__", "static")), _LAUNCH
-        )
+        built = library(peer.SOURCE, (*peer.macros(kind, layout, shape, columns, 3), ("__shared__", "static")), _LAUNCH)
         grid = (2, 3) if kind == 1 else (3, 1)
         built.launch(shape.threads, addresses([x, weights, rows, topk_ids, topk_weights, y, *grid]))
 

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import torch
 
-import hlwq_kernels
 from hlwq_kernels import CodeTables, EncodedRows
-from hlwq_kernels.common.cuda_kernel import Macros
+from hlwq_kernels.common.cuda_kernel import Macros, source_text
 from hlwq_kernels.encode import ScaleKind
-from hlwq_kernels.encode.cuda_config import SOURCES, EncodeKernelConfig, kernel_table, searched_values
+from hlwq_kernels.encode.cuda_config import SOURCE, EncodeKernelConfig, kernel_table, searched_values
 from hlwq_kernels.encode.cuda_gpu import arrangement, empty, kernel_arguments, whole_blocks
 
-_FOLDER = Path(hlwq_kernels.__file__).parent
 _LAUNCH = """
 static i64 a[12];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
@@ -33,18 +31,17 @@ _built = tempfile.TemporaryDirectory(prefix="hlwq-cuda-on-cpu-")
 
 
 @lru_cache(maxsize=None)
-def library(sources: tuple[str, ...], macros: Macros, launch: str) -> ctypes.CDLL:
-    """Sources specialized by macros, with a function `launch` that runs a kernel of theirs."""
-    parts = [Path(__file__).with_suffix(".h").read_text()]
-    parts += [(_FOLDER / source).read_text() for source in sources if source != "common/ptx.cuh"]
-    at = Path(_built.name) / f"{abs(hash((sources, macros, launch)))}.so"
+def library(source: str, macros: Macros, launch: str) -> ctypes.CDLL:
+    """Return a source specialized by macros, with a function `launch` that runs a kernel of it."""
+    text = source_text(source, {"common/ptx.cuh": Path(__file__).with_suffix(".h")})
+    at = Path(_built.name) / f"{abs(hash((source, macros, launch)))}.so"
     defined = [f"-D{name}={value}" for name, value in macros]
     options = [
         "-x", "c++", "-std=c++17", "-nostdinc++", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared",
         "-fPIC",
     ]  # fmt: skip
     command = ["g++", *options, *defined, "-o", str(at), "-"]
-    subprocess.run(command, input="\n".join([*parts, launch]), text=True, check=True)
+    subprocess.run(command, input=f"{text}\n{launch}", text=True, check=True)
     return ctypes.CDLL(str(at))
 
 
@@ -61,7 +58,7 @@ def encode_rows_emulated(
     table, cells = torch.from_numpy(kernel_table(tables, config)), len(searched_values(tables))
     assert config.shared_bytes(threads, cells) <= 16 * 2**16, "see `arena`"
     arguments = kernel_arguments(whole, held, table, cells, out)
-    library(SOURCES, config.macros, _LAUNCH).launch(2, threads, addresses(arguments))
+    library(SOURCE, config.macros, _LAUNCH).launch(2, threads, addresses(arguments))
     codes, scales, base, error, energy = out
     return EncodedRows(codes, scales, base if log8 else None, error, energy)
 

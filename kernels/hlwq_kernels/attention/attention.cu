@@ -14,6 +14,9 @@
 // V_COPIES; ONE_TABLE, whether keys and values have the same; K_DIM and V_DIM, values of a head; K_STORED and V_STORED,
 // as stored; GROUP, query heads a key/value head; MASKED; CAPPED; CTAS a multiprocessor; SHARED, its bytes.
 
+#include "attention/codes.cuh"
+#include "attention/exact.cuh"
+
 // query (sequences, heads * GROUP, K_DIM); codes (sequences * heads, capacity, bytes), scales likewise; centroids float32;
 // steps float32 (256,); exact tokens: heads `k_stride` and `v_stride` values apart, token e in place e, or with a ring in
 // place (coded + e) % ring; mask u8 (sequences, mask_stride) or null; lengths null, or the numbers of coded and exact

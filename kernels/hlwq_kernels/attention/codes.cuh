@@ -1,5 +1,7 @@
 // A stretch of coded tokens, and what the warps of a CTA found of it: see attention/attention.cu.
 
+#include "attention/worker.cuh"
+
 // A stretch of coded tokens; leaves what each warp found in shared memory, sums of 8 queries at a time.
 __device__ __forceinline__ void read_codes(
     u8* shared, const Cache& c, int begin, int end, int rows, float* sums, float* highests, float* weights_out,

@@ -2,6 +2,9 @@
 //
 // Macros, beside those of common/hadamard.cuh (N is the values'): V_DIM and V_STORED, of a head; WARPS.
 
+#include "common/dequant.cuh"
+#include "common/hadamard.cuh"
+
 constexpr float LOWEST = -1e30f;
 
 // sums (rows, parts, V_STORED), highests and weights (rows, parts), of which the first exact_parts are not rotated; out

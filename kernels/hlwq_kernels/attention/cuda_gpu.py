@@ -13,16 +13,12 @@ from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_mult
 from .kv_states import QuantizedKV
 from .kv_tables import padded_dim, rotation_block
 
-SOURCES = (
-    "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_slices.cuh",
-    "attention/shape.cuh", "attention/worker.cuh", "attention/codes.cuh", "attention/exact.cuh",
-    "attention/attention.cu",
-)  # fmt: skip
-MERGE_SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/combine.cu")
+SOURCE = "attention/attention.cu"
+MERGE_SOURCE = "attention/combine.cu"
 MERGE_WARPS = 4
 
-_ATTEND = CudaKernel(*SOURCES, name="attend")
-_MERGE = CudaKernel(*MERGE_SOURCES, name="merge")
+_ATTEND = CudaKernel(SOURCE, name="attend")
+_MERGE = CudaKernel(MERGE_SOURCE, name="merge")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LARGEST_DIM = 512
 _WARPS = 8

@@ -1,5 +1,7 @@
 // The exact tokens, plainly: see attention/attention.cu.
 
+#include "attention/shape.cuh"
+
 // Up to EXACT of the exact tokens, plainly.
 __device__ __forceinline__ void read_exact(
     float* shared, const Cache& c, int begin, int count, int rows, float* sums, float* highests, float* weights_out,

@@ -6,6 +6,9 @@
 // Macros, beside those of common/dequant.cuh (BITS, INPUT, THREADS) and common/hadamard.cuh: DIM, values of a head; STORED, as stored;
 // LOWEST_STEP and HIGHEST_STEP, the steps from the scale that the root mean square names to those tried.
 
+#include "common/dequant.cuh"
+#include "common/hadamard.cuh"
+
 constexpr int HELD = STORED / 32, WARPS = THREADS / 32, CODES = 1 << BITS, BEYOND = 255;
 
 __device__ __forceinline__ float energy(const float* z) {

@@ -16,10 +16,10 @@ from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
 from ..linear.linear import rotate_activation
 from .kv_tables import NAN_SCALE, SEARCH, THRESHOLDS, UNIT_SCALE, KVTables, padded_dim, rotation_block
 
-SOURCES = ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "attention/kv_encode.cu")
+SOURCE = "attention/kv_encode.cu"
 THREADS = 128
 
-_KERNEL = CudaKernel(*SOURCES, name="encode_tokens", fma=False)
+_KERNEL = CudaKernel(SOURCE, name="encode_tokens", fma=False)
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MAX_CUDA_DIM = 512
 """The largest head that the kernel holds in registers."""

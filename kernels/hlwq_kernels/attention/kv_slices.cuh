@@ -2,6 +2,8 @@
 // Joined behind common/dequant.cuh. Tables here begin at multiples of their size, so that the bits of an index need only be added
 // to those of `copy`, which are a table's beginning and the lane's copy.
 
+#include "common/dequant.cuh"
+
 // A plane's part of a slice. A part of a word comes to its lower end: see codes/planes.py for what lies where in a word.
 template <int WIDTH, int CODES>
 __device__ __forceinline__ void load_plane(u32* out, const u8* at, int shift) {

@@ -1,5 +1,7 @@
 // What the parts of attention/attention.cu agree on: how a CTA is laid out, where in shared memory what lies, what a cache is.
 
+#include "common/dequant.cuh"
+
 constexpr int TILES = GROUP <= 8 ? 1 : 2, ROWS = 8 * TILES;  // queries a CTA takes
 constexpr int LANE = K_STORED % 128 == 64 ? 16 : 32, CHUNK = 4 * LANE, CHUNKS = (K_STORED + CHUNK - 1) / CHUNK;
 constexpr int SLICE = V_STORED <= 64 ? 8 : 16, PART = 8 * SLICE, TEAM = (V_STORED + PART - 1) / PART;

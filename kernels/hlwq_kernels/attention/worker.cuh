@@ -1,5 +1,9 @@
 // A warp's share of the work on coded tokens, from tile to tile: see attention/attention.cu.
 
+#include "common/hadamard.cuh"
+#include "attention/kv_slices.cuh"
+#include "attention/shape.cuh"
+
 // The queries, rotated, each divided by its largest value, where `multiply` wants them: of lane l in quad (t, c, x), the
 // values from c * CHUNK + l % 4 * LANE + 8 x on of query 8 t + l / 4.
 __device__ __forceinline__ void rotate_queries(u16* queries, float* sizes, const void* query, int rows) {

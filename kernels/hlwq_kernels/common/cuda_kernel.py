@@ -1,15 +1,17 @@
 """Kernels in CUDA C++, compiled when first used: NVRTC, which comes with torch, needs no compiler on the machine.
 
-What is compiled is kept in a cache on disk, named by source, options and compiler: only the first process waits.
-Sources include no header, since none need lie on the machine.
+Compiled kernels are kept in a cache on disk, keyed by source text, options and compiler: only the first process waits.
+A source may include headers of this package, `#include "common/ptx.cuh"`; they are put in its place in Python, because
+NVRTC sees one text. It can include nothing else: CUDA's own headers need not be installed on the machine.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +22,7 @@ import torch
 
 logger = logging.getLogger("hlwq")
 _FOLDER = Path(__file__).parents[1]
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 _OLDEST_CUDA_CORE = 1
 _OLDEST_CAPABILITY = (7, 5)
 _FREE_SHARED = 48 * 1024
@@ -71,12 +74,39 @@ def cuda_core() -> Any:
         return core
 
 
-def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool = True) -> Any:
+def source_text(source: str, replaced: Mapping[str, Path] | None = None) -> str:
+    """Return the text of a CUDA source with the headers that it includes, each of them once.
+
+    Args:
+        source: path of a `.cu` file from kernels/hlwq_kernels, or an absolute path.
+        replaced: files to read instead of headers, by the headers' paths from kernels/hlwq_kernels.
+
+    Raises:
+        FileNotFoundError: an included file does not exist.
+        ValueError: a file includes itself, directly or through others.
+    """
+    done: set[str] = set()
+
+    def expand(file: str, stack: tuple[str, ...]) -> str:
+        if file in stack:
+            raise ValueError(f"circular #include in CUDA sources: {' -> '.join((*stack, file))}")
+        if file in done:
+            return ""
+        done.add(file)
+        path = (replaced or {}).get(file, _FOLDER / file)
+        if stack and not path.is_file():
+            raise FileNotFoundError(f'{stack[-1]}: #include "{file}": no such file')
+        return _INCLUDE.sub(lambda found: expand(found[1], (*stack, file)), path.read_text())
+
+    return expand(source, ())
+
+
+def compile_kernel(source: str, name: str, macros: Macros, arch: str, fma: bool = True) -> Any:
     """Compile a kernel; works without a GPU.
 
     Args:
-        sources: files beside this one, joined in this order.
-        name: of an `extern "C"` kernel in them.
+        source: see `source_text`.
+        name: of an `extern "C"` kernel in it.
         macros: to be defined, in order.
         arch: `sm_90` and the like.
         fma: whether multiplications and additions may be fused, which rounds once instead of twice.
@@ -87,19 +117,18 @@ def compile_kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: st
     core = cuda_core()
     from cuda.core.utils import FileStreamProgramCache
 
-    code = "\n".join((_FOLDER / source).read_text() for source in sources)
     defined = [(key, str(value)) for key, value in macros]
     options = core.ProgramOptions(name=name, std="c++17", arch=arch, fma=fma, define_macro=defined)
-    return core.Program(code, "c++", options).compile("cubin", cache=FileStreamProgramCache())
+    return core.Program(source_text(source), "c++", options).compile("cubin", cache=FileStreamProgramCache())
 
 
-_compiled: dict[tuple[tuple[str, ...], str, Macros, str, bool], Any] = {}
+_compiled: dict[tuple[str, str, Macros, str, bool], Any] = {}
 _compiling = threading.Lock()
 
 
-def _kernel(sources: tuple[str, ...], name: str, macros: Macros, arch: str, fma: bool) -> Any:
+def _kernel(source: str, name: str, macros: Macros, arch: str, fma: bool) -> Any:
     """A compiled kernel; of threads that ask for it at once, one compiles and the others wait."""
-    key = (sources, name, macros, arch, fma)
+    key = (source, name, macros, arch, fma)
     if key not in _compiled:
         with _compiling:
             if key not in _compiled:
@@ -213,13 +242,13 @@ class CudaKernel:
     """A kernel of one source, specialized by macros, launched on torch's current stream.
 
     Args:
-        sources: see `compile_kernel`.
+        source: see `source_text`.
         name: likewise.
         fma: likewise.
     """
 
-    def __init__(self, *sources: str, name: str, fma: bool = True) -> None:
-        self.sources, self.name, self.fma = sources, name, fma
+    def __init__(self, source: str, name: str, fma: bool = True) -> None:
+        self.source, self.name, self.fma = source, name, fma
 
     def launch(
         self,
@@ -256,7 +285,7 @@ class CudaKernel:
             overlap: start while the kernel before still runs, where the GPU can; this one then waits for it itself.
         """
         with _current(device):
-            kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
+            kernel = _kernel(self.source, self.name, macros, _arch(device), self.fma)
             if shared > _FREE_SHARED:
                 _allow_shared(kernel, device)
             config = _config(grid, block, shared, overlap and torch.cuda.get_device_capability(device) >= (9, 0))
@@ -266,7 +295,7 @@ class CudaKernel:
     def resident(self, device: torch.device, macros: Macros, block: int, shared: int = 0) -> int:
         """How many blocks of `block` threads and `shared` bytes a device runs at once."""
         with _current(device):
-            kernel = _kernel(self.sources, self.name, macros, _arch(device), self.fma)
+            kernel = _kernel(self.source, self.name, macros, _arch(device), self.fma)
             return _resident(kernel, device, block, shared)
 
 

@@ -6,6 +6,8 @@
 // Macros: BITS; ALIGN, what the bytes of a row are a multiple of, 4, 8 or 16; COPIES of the table; INPUT and OUTPUT, the
 // types of activations and results, 0 float32, 1 bfloat16, 2 float16; THREADS of a CTA.
 
+#include "common/ptx.cuh"
+
 constexpr int LANE_CODES = 32;
 
 // Of codes of B bits.

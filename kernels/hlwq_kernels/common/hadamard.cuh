@@ -1,7 +1,9 @@
 // A block of activations, rotated by a warp: lane l holds values l, l + 32, ... of it.
 //
 // Macros: N, the block size; GATE, 0 none, 1 silu, 2 gelu by tanh: then a row is gates and values, (2, columns), and
-// gate(a) * b is what is rotated. Joined behind common/dequant.cuh or types of its own; INPUT as there.
+// gate(a) * b is what is rotated. INPUT as in common/dequant.cuh.
+
+#include "common/dequant.cuh"
 
 constexpr int VALUES = N / 32;
 constexpr float ROOT = N == 32    ? 0.17677669529663687f

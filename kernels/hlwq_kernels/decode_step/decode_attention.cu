@@ -5,6 +5,8 @@
 //
 // Macros: SIZE of a head, a multiple of 64, at most 512; GROUP, query heads of a CTA; THREADS.
 
+#include "common/dequant.cuh"
+
 constexpr int WARPS = THREADS / 32, EACH = SIZE / 32, AHEAD = SIZE >= 512 ? 2 : 4;
 constexpr int WIDE = EACH < 8 ? EACH : 8;  // values that are loaded at once: lane l holds values l * WIDE + ..., then SIZE / 2 further
 constexpr float LOWEST = -1e30f;

@@ -5,6 +5,9 @@
 //
 // Macros: COLUMNS, a multiple of 8; THREADS, COLUMNS / 8 in whole warps; INPUT and OUTPUT alike.
 
+#include "common/dequant.cuh"
+#include "common/rounded.cuh"
+
 constexpr int WARPS = THREADS / 32;
 
 struct Eight {

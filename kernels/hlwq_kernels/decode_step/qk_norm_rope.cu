@@ -5,6 +5,9 @@
 //
 // Macros: SIZE of a head, a multiple of 64; QUERIES, KEYS, heads of each kind; THREADS, 32.
 
+#include "common/dequant.cuh"
+#include "common/rounded.cuh"
+
 constexpr int EACH = SIZE / 32;
 
 // queries (rows, QUERIES, SIZE), keys and values (rows, KEYS, SIZE), with so many elements from row to row; norms' weights

@@ -17,20 +17,12 @@ from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 UNUSED: Macros = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1))
 """Macros of common/dequant.cuh, for kernels that join it for its types."""
-_BETWEEN = CudaKernel(
-    "common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "decode_step/norms.cu", name="norms_between"
-)
-_AFTER = CudaKernel(
-    "common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "decode_step/norms.cu", name="norms_after"
-)
-_HEADS = CudaKernel(
-    "common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "decode_step/qk_norm_rope.cu", name="turn_heads"
-)
-_ROUTE = CudaKernel(
-    "common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "moe/router.cu", name="choose_experts"
-)
-_ATTEND = CudaKernel("common/ptx.cuh", "common/dequant.cuh", "decode_step/decode_attention.cu", name="attend_dense")
-_JOIN = CudaKernel("common/ptx.cuh", "common/dequant.cuh", "decode_step/decode_attention.cu", name="join_parts")
+_BETWEEN = CudaKernel("decode_step/norms.cu", name="norms_between")
+_AFTER = CudaKernel("decode_step/norms.cu", name="norms_after")
+_HEADS = CudaKernel("decode_step/qk_norm_rope.cu", name="turn_heads")
+_ROUTE = CudaKernel("moe/router.cu", name="choose_experts")
+_ATTEND = CudaKernel("decode_step/decode_attention.cu", name="attend_dense")
+_JOIN = CudaKernel("decode_step/decode_attention.cu", name="join_parts")
 _THREADS = 128
 _SLOTS_A_ROUND = 32
 _MOST_PARTS = 64

@@ -23,7 +23,7 @@ from ..codes import (
 )
 from ..common.cuda_kernel import Macros
 
-SOURCES = ("common/ptx.cuh", "encode/encode_block.cuh", "encode/encode.cu")
+SOURCE = "encode/encode.cu"
 INPUTS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 QUAD = 16
 """Bytes of the largest load."""

@@ -11,10 +11,10 @@ import torch
 from ..codes import CodeTables
 from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
 from ..common.custom_op import op_where_traced
-from .cuda_config import INPUTS, QUAD, SOURCES, EncodeKernelConfig, kernel_table, searched_values
+from .cuda_config import INPUTS, QUAD, SOURCE, EncodeKernelConfig, kernel_table, searched_values
 from .types import EncodedRows, ScaleKind
 
-_KERNEL = CudaKernel(*SOURCES, name="encode", fma=False)
+_KERNEL = CudaKernel(SOURCE, name="encode", fma=False)
 _LARGE_SMEM_BYTES = 210 * 1024
 
 

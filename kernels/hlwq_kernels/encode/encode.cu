@@ -9,6 +9,9 @@
 // numbers it is multiplied with are scaled. Every row is first taken for such a one, and done again if it is not. So z
 // below means the rotated block, and times `unscale`, a power of two, the definition's.
 
+#include "common/ptx.cuh"
+#include "encode/encode_block.cuh"
+
 #define BF16 0
 #define HALF 1
 #define FLOAT 2

@@ -3,6 +3,8 @@
 //
 // Macros: N, BITS, SPAN, PAIR_COPIES, VALUE_COPIES (see encode/cuda_gpu.py).
 
+#include "common/ptx.cuh"
+
 #define WORDS (N * BITS / 32)
 #define PER_UNIT ((float)(2 << BITS))    // cells of the search in a unit
 #define COARSE ((float)(1 << (BITS - 1)))  // cells of the coding in a unit

@@ -9,6 +9,8 @@
 // Macros, beside those of common/dequant.cuh: N, the block size; LOG8, whether scales are steps below a row's base, else fp16
 // norms; SPLIT; TILES.
 
+#include "common/dequant.cuh"
+
 constexpr int WARPS = 8, ROWS = 16, CHUNK = 128;
 constexpr float ROOT = N == 32 ? 0.17677669529663687f : N == 64 ? 0.125f : N == 128 ? 0.08838834764831845f : 0.0625f;
 

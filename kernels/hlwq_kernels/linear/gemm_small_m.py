@@ -12,10 +12,8 @@ FEW = 16
 """Rows of activations that `multiply_few` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for
 17 as this for 16, and about as long for 32 as this twice (docs/benchmarks.md)."""
 
-_FEW = CudaKernel("common/ptx.cuh", "common/dequant.cuh", "linear/gemm_small_m.cu", name="multiply_few")
-_ROTATE = CudaKernel(
-    "common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/rotate.cu", name="rotate_rows"
-)
+_FEW = CudaKernel("linear/gemm_small_m.cu", name="multiply_few")
+_ROTATE = CudaKernel("linear/rotate.cu", name="rotate_rows")
 _WARPS, _ROWS, _CHUNK = 8, 16, 128
 
 

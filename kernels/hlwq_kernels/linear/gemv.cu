@@ -10,6 +10,9 @@
 // goes to each of SHARE experts, 2 the token's SHARE rows of x go to their experts and the results are summed; NAME, by which
 // a profile tells the three apart.
 
+#include "common/dequant.cuh"
+#include "common/hadamard.cuh"
+
 constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
 constexpr int ROW_BYTES = COLUMNS / 8 * BITS, BLOCKS = COLUMNS / N, SCALE_BYTES = BLOCKS * (LOG8 ? 1 : 2);
 constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AHEAD = 2, BATCH = 4, WARPS = THREADS / 32;

@@ -21,10 +21,7 @@ from ..codes import (
 from ..common.cuda_kernel import CudaKernel, Macros
 
 _NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
-_KERNELS = [
-    CudaKernel("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/gemv.cu", name=name)
-    for name in _NAMES
-]
+_KERNELS = [CudaKernel("linear/gemv.cu", name=name) for name in _NAMES]
 _GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
 _SLICE = 32
 _BATCH = 4

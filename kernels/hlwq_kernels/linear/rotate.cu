@@ -1,5 +1,8 @@
 // Rows of activations, rotated block by block and rounded to fp16 under a power of two of their own. A CTA takes a row.
 
+#include "common/dequant.cuh"
+#include "common/hadamard.cuh"
+
 extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u16* out, float* units) {
   let_the_next_kernel_start();
   __shared__ float largest_of[32];

@@ -3,6 +3,8 @@
 //
 // Macros: THREADS.
 
+#include "common/dequant.cuh"
+
 // rows (pairs, columns), columns a multiple of 8; place int64 (tokens, k), the row of each pair, negative where it has none;
 // routed float32 (tokens, k); y (tokens, columns).
 extern "C" __global__ __launch_bounds__(THREADS) void weigh_rows(

@@ -7,7 +7,7 @@ import torch
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
 from ..decode_step.step import UNUSED
 
-_WEIGH = CudaKernel("common/ptx.cuh", "common/dequant.cuh", "moe/combine.cu", name="weigh_rows")
+_WEIGH = CudaKernel("moe/combine.cu", name="weigh_rows")
 _TYPES = {torch.bfloat16: 1, torch.float16: 2}
 _THREADS = 352
 

@@ -3,6 +3,9 @@
 //
 // Joined behind common/dequant.cuh and common/rounded.cuh. Macros: EXPERTS, at most 1024; CHOSEN, k; THREADS.
 
+#include "common/dequant.cuh"
+#include "common/rounded.cuh"
+
 constexpr int WARPS = THREADS / 32;
 
 // x (tokens, columns), weight (EXPERTS, columns), scale (EXPERTS,), columns a multiple of 8; logits (tokens, EXPERTS) float32

@@ -3,7 +3,7 @@
 // Macros: EXPERTS and SLOTS of a layer, for `plan`; THREADS; SHIFT and UNIT of a score, see offload/slots.py, whose torch twin gives
 // the same slots, copies and counts.
 
-typedef long long i64;
+#include "common/ptx.cuh"
 
 // One CTA. chosen (pairs,), numbers that are no expert's included; of the layer slot_of (EXPERTS,), expert_in (SLOTS,),
 // both -1 for none, and scores (EXPERTS,). A layer's slots begin at `first` of all slots, those for all layers' overflow at

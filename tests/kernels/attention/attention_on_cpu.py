@@ -9,9 +9,9 @@ import torch
 
 from hlwq_kernels.attention import AttentionParams
 from hlwq_kernels.attention.cuda_gpu import (
-    MERGE_SOURCES,
+    MERGE_SOURCE,
     MERGE_WARPS,
-    SOURCES,
+    SOURCE,
     AttentionKernelConfig,
     attend_arguments,
     merge_shared_bytes,
@@ -76,8 +76,8 @@ def attend_emulated(case: Case, params: AttentionParams, splits: int = 2, large_
     floats = (ctypes.c_float * 2)(*arguments[-2:])
     addresses = _addresses((*arguments[:-2], sums, highests, weights))
     grid = (parts, batch * heads, -(-config.group // config.rows))
-    library(SOURCES, config.macros, _ATTEND).launch(*grid, 32 * config.warps, addresses, floats)
+    library(SOURCE, config.macros, _ATTEND).launch(*grid, 32 * config.warps, addresses, floats)
     assert merge_shared_bytes(config, parts) <= _ARENA
     merged = _addresses((sums, highests, weights, exact, parts, out))
-    library(MERGE_SOURCES, config.merge_macros, _MERGE).launch(rows, 32 * MERGE_WARPS, merged)
+    library(MERGE_SOURCE, config.merge_macros, _MERGE).launch(rows, 32 * MERGE_WARPS, merged)
     return out[:, :, None]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hlwq_kernels.attention import AttentionParams, QuantizedKV
-from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCES, SOURCES, AttentionKernelConfig
+from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCE, SOURCE, AttentionKernelConfig
 from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.attention.attention_on_cpu import attend_emulated
 from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case
@@ -131,8 +131,8 @@ def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) ->
         (4, 3), (dim, dim), group, torch.bfloat16, one_table=False, large_smem=arch != "sm_75"
     )
     assert config.shared_bytes <= (64 if arch == "sm_75" else 160) * 1024
-    assert compile_kernel(SOURCES, "attend", config.macros, arch).code
-    assert compile_kernel(MERGE_SOURCES, "merge", config.merge_macros, arch).code
+    assert compile_kernel(SOURCE, "attend", config.macros, arch).code
+    assert compile_kernel(MERGE_SOURCE, "merge", config.merge_macros, arch).code
 
 
 @pytest.mark.parametrize(
@@ -143,5 +143,5 @@ def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) ->
 def test_hardly_a_register_is_spilled_on_the_device_it_was_tuned_for(layout: tuple[int, int], bits: int) -> None:
     group, dim = layout
     config = AttentionKernelConfig((bits, bits), (dim, dim), group, torch.bfloat16)
-    spilled = local_bytes(bytes(compile_kernel(SOURCES, "attend", config.macros, "sm_90").code))
+    spilled = local_bytes(bytes(compile_kernel(SOURCE, "attend", config.macros, "sm_90").code))
     assert spilled <= 64

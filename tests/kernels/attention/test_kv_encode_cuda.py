@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hlwq_kernels.attention import encode_kv_reference, padded_dim
-from hlwq_kernels.attention.kv_encode import SOURCES, THREADS, kv_encode_macros
+from hlwq_kernels.attention.kv_encode import SOURCE, THREADS, kv_encode_macros
 from hlwq_kernels.common.cuda_kernel import compile_kernel
 from tests.kernels.attention.kv_cases import tables
 from tests.kernels.encode.test_cuda_config import local_bytes
@@ -34,7 +34,7 @@ def encoded(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     scales = torch.full(x.shape[:-1], 0xA5, dtype=torch.uint8)
     tensors = (t.boundaries, t.centroids, t.scales, codes, scales)
     addresses = [x.data_ptr(), scales.numel(), *(a.data_ptr() for a in tensors)]
-    launcher = library(SOURCES, kv_encode_macros(bits, dim, x.dtype), _LAUNCH)
+    launcher = library(SOURCE, kv_encode_macros(bits, dim, x.dtype), _LAUNCH)
     launcher.launch(2, THREADS, (ctypes.c_longlong * len(addresses))(*addresses))
     return codes, scales
 
@@ -55,11 +55,11 @@ def test_hostile_tokens_have_the_bytes_of_the_reference(bits: int, dim: int) -> 
 @pytest.mark.parametrize(("bits", "dim"), [(4, 128), (8, 512), (3, 80)])
 def test_it_spills_nothing_on_the_device_it_was_tuned_for(bits: int, dim: int) -> None:
     macros = kv_encode_macros(bits, dim, torch.bfloat16)
-    spilled = local_bytes(bytes(compile_kernel(SOURCES, "encode_tokens", macros, "sm_90", fma=False).code))
+    spilled = local_bytes(bytes(compile_kernel(SOURCE, "encode_tokens", macros, "sm_90", fma=False).code))
     assert spilled == 0
 
 
 def test_it_compiles_for_older_generations() -> None:
     for arch in ("sm_75", "sm_80"):
         macros = kv_encode_macros(4, 128, torch.bfloat16)
-        assert compile_kernel(SOURCES, "encode_tokens", macros, arch, fma=False).code
+        assert compile_kernel(SOURCE, "encode_tokens", macros, arch, fma=False).code

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from hlwq_kernels.common.cuda_kernel import compile_kernel, missing_packages
+from hlwq_kernels.common.cuda_kernel import compile_kernel, missing_packages, source_text
 from tests.kernels.weights import BITS
 
 COPIES = {2: 32, 3: 32, 4: 32, 5: 8, 6: 2, 7: 32, 8: 32}
@@ -22,17 +23,13 @@ def lookup(bits: int, threads: int) -> list[tuple[str, str | int]]:
 )
 def test_products_compile(bits: int, arch: str) -> None:
     few = (*lookup(bits, 256), ("N", 64), ("LOG8", 1), ("SPLIT", 4), ("TILES", 2))
-    assert compile_kernel(
-        ("common/ptx.cuh", "common/dequant.cuh", "linear/gemm_small_m.cu"), "multiply_few", few, arch
-    ).code
+    assert compile_kernel("linear/gemm_small_m.cu", "multiply_few", few, arch).code
     for experts, gate, log8, name in (
         (0, 0, 1, "multiply_one"), (1, 0, 1, "multiply_each"), (2, 2, 0, "multiply_and_sum"),
     ):  # fmt: skip
         one = (*lookup(bits, 352), ("N", 64), ("LOG8", log8), ("COLUMNS", 704), ("TEAMS", 2), ("CTAS", 2),
                ("EXPERTS", experts), ("SHARE", 8), ("GATE", gate), ("NAME", name))  # fmt: skip
-        assert compile_kernel(
-            ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/gemv.cu"), name, one, arch
-        ).code
+        assert compile_kernel("linear/gemv.cu", name, one, arch).code
 
 
 @pytest.mark.parametrize("n", [32, 64, 128, 256])
@@ -40,7 +37,7 @@ def test_rotation_compiles(n: int) -> None:
     for gate in (0, 1, 2):
         macros = (*lookup(5, 32), ("N", n), ("GATE", gate))
         assert compile_kernel(
-            ("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/rotate.cu"),
+            "linear/rotate.cu",
             "rotate_rows",
             macros,
             "sm_90",
@@ -57,39 +54,31 @@ def test_what_a_step_does_between_products_compiles(arch: str, kind: int) -> Non
     types = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind))
     for name in ("norms_between", "norms_after"):
         macros = (*types, ("THREADS", 352), ("COLUMNS", 2816))
-        assert compile_kernel(
-            ("common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "decode_step/norms.cu"), name, macros, arch
-        ).code
+        assert compile_kernel("decode_step/norms.cu", name, macros, arch).code
     heads = (*types, ("THREADS", 32), ("SIZE", 512), ("QUERIES", 16), ("KEYS", 2))
     assert compile_kernel(
-        ("common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "decode_step/qk_norm_rope.cu"),
+        "decode_step/qk_norm_rope.cu",
         "turn_heads",
         heads,
         arch,
     ).code
     routes = (*types, ("THREADS", 128), ("EXPERTS", 128), ("CHOSEN", 8))
-    assert compile_kernel(
-        ("common/ptx.cuh", "common/dequant.cuh", "common/rounded.cuh", "moe/router.cu"), "choose_experts", routes, arch
-    ).code
+    assert compile_kernel("moe/router.cu", "choose_experts", routes, arch).code
     if kind:
         attends = (*types, ("THREADS", 128), ("SIZE", 256), ("GROUP", 2))
         for name in ("attend_dense", "join_parts"):
-            assert compile_kernel(
-                ("common/ptx.cuh", "common/dequant.cuh", "decode_step/decode_attention.cu"), name, attends, arch
-            ).code
+            assert compile_kernel("decode_step/decode_attention.cu", name, attends, arch).code
         weighs = (*types, ("THREADS", 352))
-        assert compile_kernel(
-            ("common/ptx.cuh", "common/dequant.cuh", "moe/combine.cu"), "weigh_rows", weighs, arch
-        ).code
+        assert compile_kernel("moe/combine.cu", "weigh_rows", weighs, arch).code
 
 
 AT_ONCE = """
 import threading, time
-from hlwq_kernels import nvrtc
+from hlwq_kernels.common import cuda_kernel
 found = []
 def ask(delay):
     time.sleep(delay)
-    found.append(nvrtc.cuda_core().LaunchConfig(grid=1, block=32) is not None)
+    found.append(cuda_kernel.cuda_core().LaunchConfig(grid=1, block=32) is not None)
 threads = [threading.Thread(target=ask, args=(d / 50,)) for d in range(8)]
 for t in threads: t.start()
 for t in threads: t.join()
@@ -101,3 +90,28 @@ def test_threads_may_ask_for_the_first_kernel_at_once() -> None:
     """cuda.core, imported by several threads at once, is half made to all but one of them."""
     ran = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_header_is_included_once_and_a_replaced_one_is_read_elsewhere(tmp_path: Path) -> None:
+    for name, text in {
+        "a.cu": 'first\n#include "b.cuh"\n#include "c.cuh"\nlast',
+        "b.cuh": '#include "c.cuh"\nb',
+        "c.cuh": "c",
+    }.items():
+        (tmp_path / name).write_text(text)
+    at = {f"{name}.cuh": tmp_path / f"{name}.cuh" for name in "bc"}
+    assert source_text(str(tmp_path / "a.cu"), at).split() == ["first", "c", "b", "last"]
+    (tmp_path / "other").write_text("other")
+    at["c.cuh"] = tmp_path / "other"
+    assert source_text(str(tmp_path / "a.cu"), at).split() == ["first", "other", "b", "last"]
+
+
+def test_an_unknown_or_circular_include_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.cu").write_text('#include "common/nothing.cuh"')
+    with pytest.raises(FileNotFoundError, match=r'a\.cu: #include "common/nothing\.cuh"'):
+        source_text(str(tmp_path / "a.cu"))
+    (tmp_path / "b.cuh").write_text('#include "c.cuh"')
+    (tmp_path / "c.cuh").write_text('#include "b.cuh"')
+    (tmp_path / "a.cu").write_text('#include "b.cuh"')
+    with pytest.raises(ValueError, match=r"b\.cuh -> c\.cuh -> b\.cuh"):
+        source_text(str(tmp_path / "a.cu"), {name: tmp_path / name for name in ("b.cuh", "c.cuh")})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hlwq_kernels.common.cuda_kernel import compile_kernel
-from hlwq_kernels.encode.cuda_config import SOURCES, EncodeKernelConfig
+from hlwq_kernels.encode.cuda_config import SOURCE, EncodeKernelConfig
 
 _FRAME_SIZE = 0x11  # of a .nv.info attribute: bytes of local memory a thread
 
@@ -37,7 +37,7 @@ def local_bytes(cubin: bytes) -> int:
 
 
 def compiled(config: EncodeKernelConfig, arch: str) -> bytes:
-    return bytes(compile_kernel(SOURCES, "encode", config.macros, arch, fma=False).code)
+    return bytes(compile_kernel(SOURCE, "encode", config.macros, arch, fma=False).code)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

@@ -60,7 +60,7 @@ def product(
     grid = (shape.grid, k, tokens) if kind == 1 else (shape.grid, tokens, 1)
     strides = [t.nbytes // EXPERTS if t is not None else 0 for t in (codes, scales, base)]
     given = [x, columns, codes, scales, 0 if base is None else base, centroids, steps, 0, rows, chosen, routed, EXPERTS]
-    built = library(("common/ptx.cuh", "common/dequant.cuh", "common/hadamard.cuh", "linear/gemv.cu"), macros, _LAUNCH)
+    built = library("linear/gemv.cu", macros, _LAUNCH)
     built.launch(ctypes.c_uint(shape.threads), addresses([*given, *strides, y, *grid]))
     assert (y[-1] == UNTOUCHED).all()
     expected = (each * routed.double()[..., None]).sum(1) if kind == 2 else each.flatten(0, 1)

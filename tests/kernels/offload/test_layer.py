@@ -54,7 +54,7 @@ def launched(source: str) -> Callable[..., None]:
     """A kernel's launch, on the CPU."""
 
     def launch(device: Any, macros: Any, grid: tuple[int, ...], block: int, *arguments: Any) -> None:
-        library(("offload/slots.cu",), (*macros, *SHARED), source).launch(min(grid[0], 3), block, addresses(arguments))
+        library("offload/slots.cu", (*macros, *SHARED), source).launch(min(grid[0], 3), block, addresses(arguments))
 
     return launch
 

@@ -65,7 +65,7 @@ def choices(steps: int, tokens: int, k: int, experts: int) -> torch.Tensor:
     ("experts", "slots", "tokens", "k"), [(8, 1, 1, 2), (8, 3, 2, 2), (9, 9, 40, 2), (300, 37, 1, 8), (60, 20, 3, 8)]
 )
 def test_the_device_decides_as_the_host_does(experts: int, slots: int, tokens: int, k: int) -> None:
-    kernel = library(("offload/slots.cu",), (*slot_macros(experts, slots), *SHARED), PLAN)
+    kernel = library("offload/slots.cu", (*slot_macros(experts, slots), *SHARED), PLAN)
     expected, own = empty_table(experts, slots), empty_table(experts, slots)
     counted, counted_own = counters(), counters()
     places = torch.empty(tokens, k, dtype=torch.int64)
@@ -90,7 +90,7 @@ def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) 
     into = torch.full((7, 16 * words), 9, dtype=torch.uint8)
     copies, count = torch.tensor([[4, 1], [0, 6], [2, 0], [1, 2]], dtype=torch.int32), torch.tensor([3]).int()
     counted = counters()
-    kernel = library(("offload/slots.cu",), (*slot_macros(1, 1, threads), *SHARED), source)
+    kernel = library("offload/slots.cu", (*slot_macros(1, 1, threads), *SHARED), source)
     kernel.launch(3, threads, addresses([records, into, copies, count, words, counted]))
     for expert, slot in copies[:3].tolist():
         assert torch.equal(into[slot], records[expert])
@@ -101,13 +101,13 @@ def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_both_kernels_compile(arch: str) -> None:
     for name in ("plan", "plan_ahead", "fetch", "fetch_ahead"):
-        assert compile_kernel(("offload/slots.cu",), name, slot_macros(128, 36), arch).code
+        assert compile_kernel("offload/slots.cu", name, slot_macros(128, 36), arch).code
 
 
 @pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 3), (7, 1), (7, 2), (20, 1)])
 def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, most: int) -> None:
     """More guesses than slots, repeated ones and numbers that are no expert's included; then a step plans as ever."""
-    ahead = library(("offload/slots.cu",), (*slot_macros(20, slots), *SHARED), PLAN_AHEAD)
+    ahead = library("offload/slots.cu", (*slot_macros(20, slots), *SHARED), PLAN_AHEAD)
     table, rules = empty_table(20, slots), SlotRules(20, slots)
     copies, count = torch.empty(most, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     brought = 0
