@@ -10,7 +10,7 @@ from .gemv import multiply_one, takes_one
 
 FEW = 16
 """Rows of activations that `multiply_few` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for
-17 as this for 16, and about as long for 32 as this twice (docs/benchmarks.md)."""
+17 as this for 16, and about as long for 32 as this twice (docs/benchmarks/gpu.md)."""
 
 _FEW = CudaKernel("linear/gemm_small_m.cu", name="multiply_few")
 _ROTATE = CudaKernel("linear/rotate.cu", name="rotate_rows")
