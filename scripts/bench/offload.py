@@ -25,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -50,15 +50,14 @@ ROUTINGS = ("own", "uniform", "sticky")
 Figures = dict[str, Any]
 
 
-def limit_prefetch(experts: int) -> None:
-    """Limit the experts prefetched per layer, in models loaded from now on."""
-    from hlwq_kernels.offload import layer as offloaded
+def limit_prefetch(groups: Iterable[Any], experts: int) -> None:
+    """Limit the experts prefetched per layer, of a model that has not run yet."""
+    from hlwq_kernels.offload import OffloadedLayer
 
-    if not hasattr(offloaded, "AHEAD"):
-        raise SystemExit("hlwq_kernels.offload.layer has no AHEAD to limit prefetching with")
-    setattr(offloaded, "AHEAD", experts)  # noqa: B010 - mypy: AHEAD is imported there, not exported
+    for slots in groups:
+        slots.prefetch_list = slots.prefetch_list.empty(experts, slots.device)
     if not experts:
-        setattr(offloaded.OffloadedLayer, "prefetch", lambda *args: None)  # noqa: B010
+        setattr(OffloadedLayer, "prefetch", lambda *args: None)  # noqa: B010
 
 
 def seconds_of(work: Callable[[], Any], runs: int, device: torch.device) -> list[float]:
@@ -84,7 +83,6 @@ class Case:
         from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, expert_cache_of, experts_per_token
         from hlwq_cli.runtime.offload.memory import host_memory_free
 
-        limit_prefetch(args.ahead)
         self.args, self.expert_traffic, self.new_generation = args, expert_traffic, Generation
         self.host_memory_free, self.free_before = host_memory_free, host_memory_free()
         start = time.perf_counter()
@@ -96,6 +94,7 @@ class Case:
         self.model = load_model(args.folder, device=args.device, execution="coded", expert_budget=budget)
         self.device: torch.device = self.model.device
         self.cache = expert_cache_of(self.model)
+        limit_prefetch(() if self.cache is None else self.cache.groups, args.ahead)
         self.layers = [m for m in self.model.modules() if isinstance(m, HLWQExperts)]
         self.top_k = experts_per_token(self.model.config)
         record("load_seconds", time.perf_counter() - start)

@@ -21,7 +21,7 @@ import torch
 
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.runtime.loading.load import load_model, load_processor
-from hlwq_kernels.offload.slots import SHIFT, UNIT
+from hlwq_kernels.offload import SHIFT, UNIT
 from scripts.studies.eviction import Routing, synthetic
 
 COPY, LAYERS = 3.81e6 / 50e9, 30

@@ -15,10 +15,8 @@ from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
-from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts
-from hlwq_kernels.offload.expert_layout import RecordLayout, view
-from hlwq_kernels.offload.layer import OffloadedLayer, Slots
-from hlwq_kernels.offload.slots import AHEAD
+from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts
+from hlwq_kernels.offload import MAX_PREFETCHED_EXPERTS, ExpertSlots, OffloadedLayer, RecordLayout, SlotCounts, view
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_experts import gate, stacked
 from tests.gpu.test_matmul import activations
@@ -51,7 +49,7 @@ def layers(
     assert records.pinned is not None
     assert reads_pinned_memory(CUDA)
     parts = [[(t.shape[1:], t.dtype) for t in weight[:3] if t is not None] for weight in resident]
-    shared = Slots(2, EXPERTS, slots, scratch, RecordLayout.of(*parts), CUDA, itself)
+    shared = ExpertSlots(SlotCounts(2, EXPERTS, slots, scratch), RecordLayout.of(*parts), CUDA, itself)
     tables = resident[0].centroids, resident[1].centroids
     return [OffloadedLayer(shared, number, records, tables, 64) for number in range(2)]
 
@@ -70,11 +68,11 @@ def test_a_layer_gives_what_a_resident_one_gives(
     x = activations(count, HIDDEN, torch.bfloat16) / 100
     both = layers(resident, slots, k, itself)
     for seed in range(3):
-        routed, chosen = torch.rand(count, k, device=CUDA), choice(count, k, seed)
+        topk_weights, topk_ids = torch.rand(count, k, device=CUDA), choice(count, k, seed)
         for name in (None, "gelu_pytorch_tanh"):
-            expected = coded_experts(x, chosen, routed, *resident, gate, name)
+            expected = coded_experts(x, topk_ids, topk_weights, *resident, gate, name)
             for layer in both:
-                assert torch.equal(layer.run(x, chosen, routed, gate, name), expected)
+                assert torch.equal(layer.run(x, topk_ids, topk_weights, gate, name), expected)
 
 
 def test_the_device_fetches_by_the_rules(resident: tuple[QuantizedWeight, QuantizedWeight]) -> None:
@@ -83,9 +81,9 @@ def test_the_device_fetches_by_the_rules(resident: tuple[QuantizedWeight, Quanti
     wanted = 0
     for seed in range(50):
         for layer, rule in ((first, rules[0]), (second, rules[1])):
-            chosen = choice(2, 4, seed)
-            layer.run(activations(2, HIDDEN, torch.bfloat16), chosen, torch.rand(2, 4, device=CUDA), gate, None)
-            experts = set(chosen.flatten().tolist()) - {EXPERTS}
+            topk_ids = choice(2, 4, seed)
+            layer.run(activations(2, HIDDEN, torch.bfloat16), topk_ids, torch.rand(2, 4, device=CUDA), gate, None)
+            experts = set(topk_ids.flatten().tolist()) - {EXPERTS}
             wanted += len(experts)
             rule.step(experts)
     fetched = rules[0].fetched + rules[1].fetched
@@ -100,23 +98,23 @@ def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
     """Ten tokens through two layers at once, so that a copy that came too early or late would meet a reader."""
     first, second = layers(resident, slots, 4)
     rules, tokens_at_once = (SlotRules(EXPERTS, slots), SlotRules(EXPERTS, slots)), 10
-    x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
-    chosen = torch.zeros(tokens_at_once, 3, 1, 4, dtype=torch.int64, device=CUDA)
+    x, topk_weights = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
+    topk_ids = torch.zeros(tokens_at_once, 3, 1, 4, dtype=torch.int64, device=CUDA)
 
     def step() -> torch.Tensor:
         sums = []
-        for of_first, guess, of_second in chosen:
-            sums.append(first.run(x, of_first, routed, gate, "gelu_pytorch_tanh"))
+        for of_first, guess, of_second in topk_ids:
+            sums.append(first.run(x, of_first, topk_weights, gate, "gelu_pytorch_tanh"))
             second.prefetch(lambda given, guess=guess: guess, x, first)
-            sums.append(second.run(x, of_second, routed, gate, "gelu_pytorch_tanh"))
+            sums.append(second.run(x, of_second, topk_weights, gate, "gelu_pytorch_tanh"))
         return torch.cat(sums)
 
     def follow() -> tuple[int, int]:
         """Experts that were missing, and those fetched ahead."""
         before, ahead = rules[0].fetched + rules[1].fetched, 0
-        for of_first, guess, of_second in chosen.tolist():
+        for of_first, guess, of_second in topk_ids.tolist():
             rules[0].step(set(of_first[0]) - {EXPERTS})
-            ahead += len(rules[1].ahead(guess[0], AHEAD))
+            ahead += len(rules[1].ahead(guess[0], MAX_PREFETCHED_EXPERTS))
             rules[1].step(set(of_second[0]) - {EXPERTS})
         return rules[0].fetched + rules[1].fetched - before, ahead
 
@@ -131,13 +129,16 @@ def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
             found = step()
     record = first.slots.layout.bytes
     for seed in range(10):
-        chosen.copy_(choice(tokens_at_once * 3, 4, seed).view_as(chosen))
+        topk_ids.copy_(choice(tokens_at_once * 3, 4, seed).view_as(topk_ids))
         before = first.slots.counters.clone()
         if captured:
             graph.replay()
         else:
             found = step()
-        sums = (coded_experts(x, c, routed, *resident, gate, "gelu_pytorch_tanh") for c in chosen[:, ::2].flatten(0, 1))
+        sums = (
+            coded_experts(x, c, topk_weights, *resident, gate, "gelu_pytorch_tanh")
+            for c in topk_ids[:, ::2].flatten(0, 1)
+        )
         assert torch.equal(found, torch.cat(list(sums)))
         missing, ahead = follow()
         fetched = (first.slots.counters - before).tolist()
@@ -146,35 +147,35 @@ def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
 
 def test_a_graph_fetches_whatever_is_chosen(resident: tuple[QuantizedWeight, QuantizedWeight]) -> None:
     layer, _ = layers(resident, 3, 4)
-    x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
-    chosen = torch.tensor([[0, 1, 2, 3]], device=CUDA)
+    x, topk_weights = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
+    topk_ids = torch.tensor([[0, 1, 2, 3]], device=CUDA)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        layer.run(x, chosen, routed, gate, "gelu_pytorch_tanh")
+        layer.run(x, topk_ids, topk_weights, gate, "gelu_pytorch_tanh")
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        y = layer.run(x, chosen, routed, gate, "gelu_pytorch_tanh")
+        y = layer.run(x, topk_ids, topk_weights, gate, "gelu_pytorch_tanh")
     for seed in range(20):
-        chosen.copy_(choice(1, 4, seed))
+        topk_ids.copy_(choice(1, 4, seed))
         graph.replay()
-        assert torch.equal(y, coded_experts(x, chosen, routed, *resident, gate, "gelu_pytorch_tanh"))
+        assert torch.equal(y, coded_experts(x, topk_ids, topk_weights, *resident, gate, "gelu_pytorch_tanh"))
 
 
 def test_threads_with_streams_of_their_own_get_their_own_answers(
     resident: tuple[QuantizedWeight, QuantizedWeight],
 ) -> None:
     layer, _ = layers(resident, 2, 4)
-    x, routed = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
+    x, topk_weights = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
     choices = [choice(1, 4, seed) for seed in range(40)]
-    expected = [coded_experts(x, chosen, routed, *resident, gate, None) for chosen in choices]
+    expected = [coded_experts(x, topk_ids, topk_weights, *resident, gate, None) for topk_ids in choices]
     wrong: list[int] = []
 
     def ask(seeds: range) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             for seed in seeds:
-                if not torch.equal(layer.run(x, choices[seed], routed, gate, None), expected[seed]):
+                if not torch.equal(layer.run(x, choices[seed], topk_weights, gate, None), expected[seed]):
                     wrong.append(seed)
 
     torch.cuda.synchronize()

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from hlwq_kernels.codes import QuantizedWeight
-from hlwq_kernels.moe.experts import coded_experts
-from hlwq_kernels.offload.expert_layout import RecordLayout
-from hlwq_kernels.offload.layer import OffloadedLayer
+from hlwq_kernels.moe import coded_experts
+from hlwq_kernels.offload import OffloadedLayer, RecordLayout
 
 from .format import CodedModule, QuantFormat
 

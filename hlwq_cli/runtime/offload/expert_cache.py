@@ -11,8 +11,7 @@ from typing import Any, Literal
 import torch
 
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
-from hlwq_kernels.offload.expert_layout import RecordLayout
-from hlwq_kernels.offload.layer import OffloadedLayer, Slots
+from hlwq_kernels.offload import ExpertSlots, OffloadedLayer, RecordLayout, SlotCounts
 
 from ...errors import UnsupportedError, UsageError
 from ...sizes import format_size, parse_size
@@ -107,13 +106,13 @@ class ExpertCache:
     outside_bytes: int
     tier: Tier
     estimate: MemoryEstimate | None
-    groups: tuple[Slots, ...]
+    groups: tuple[ExpertSlots, ...]
 
     def traffic(self) -> Traffic:
         """All until now; waits for the GPU."""
         counters = zip(*(g.counters.tolist() for g in self.groups), strict=True)
         wanted, missing, fetched, ahead = (sum(n) for n in counters)
-        return Traffic(wanted, missing, fetched, sum(g.streamed for g in self.groups), ahead)
+        return Traffic(wanted, missing, fetched, sum(g.buffers.bytes_streamed for g in self.groups), ahead)
 
     def line(self) -> str:
         """What is where, in one sentence."""
@@ -164,7 +163,8 @@ def offload_experts(model: Any, budget: ExpertBudget) -> None:
     for layout, paths in layouts.items():
         itself = reads_pinned_memory(device) and all(records[p].pinned is not None for p in paths)
         count = modules[paths[0]].expert_count
-        groups.append(Slots(len(paths), count, min(slots, count), min(chosen, count), layout, device, itself))
+        counts = SlotCounts(len(paths), count, min(slots, count), min(chosen, count))
+        groups.append(ExpertSlots(counts, layout, device, itself))
         for number, path in enumerate(paths):
             module, quant_format = modules[path], modules[path].quant_format
             tables = _centroids(quant_format, module, device)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hlwq_kernels.offload.expert_layout import Part, RecordLayout
+from hlwq_kernels.offload import Part, RecordLayout
 
 from ...checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from ...host_memory import HostMemory

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hlwq_kernels.offload.layer import WAVE
+from hlwq_kernels.offload import MAX_BATCH_EXPERTS
 
 from ...errors import UsageError
 from ...sizes import format_size
@@ -49,7 +49,7 @@ class MemoryEstimate:
         """Those of a model whose experts are outside, on the meta device too; a token chooses so many of them."""
         modules = [m for m in model.modules() if isinstance(m, HLWQExperts) and m.layout is not None]
         layouts = {m.layout for m in modules if m.layout is not None}
-        shared = sum(layout.bytes for layout in layouts) * (chosen + 2 * WAVE)
+        shared = sum(layout.bytes for layout in layouts) * (chosen + 2 * MAX_BATCH_EXPERTS)
         return cls(
             weights=_weights(model),
             cache=cache_bytes(model, TOKENS),
@@ -117,7 +117,7 @@ def _workspace(model: Any, experts: list[HLWQExperts], chosen: int) -> int:
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     widest = max(m.out_features for m in linears if m.out_features != config.vocab_size)
     decoded = max(m.in_features * m.out_features for m in linears if m.out_features != config.vocab_size)
-    wave = max(m.columns["gate_up_proj"] * m.columns["down_proj"] for m in experts) * 2 * WAVE
+    wave = max(m.columns["gate_up_proj"] * m.columns["down_proj"] for m in experts) * 2 * MAX_BATCH_EXPERTS
     token = (chosen + _STATES) * config.hidden_size * size + 3 * widest * size
     logits = 2 * config.vocab_size * torch.float32.itemsize
     return int(TOKENS * token + max(decoded, wave) * size + logits + SPARE_BYTES)

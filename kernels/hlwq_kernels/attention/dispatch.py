@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .cuda_gpu import attend_cuda, supports_attention
@@ -69,20 +71,6 @@ def _attend_one_op(
 
 
 @_attend_one_op.register_fake
-def _(
-    query: torch.Tensor,
-    k_codes: torch.Tensor,
-    k_scales: torch.Tensor,
-    k_exact: torch.Tensor,
-    k_tables: list[torch.Tensor],
-    v_codes: torch.Tensor,
-    v_scales: torch.Tensor,
-    v_exact: torch.Tensor,
-    v_tables: list[torch.Tensor],
-    coded: int,
-    lengths: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    scaling: float,
-    softcap: float,
-) -> torch.Tensor:
+def _(query: torch.Tensor, *others: Any) -> torch.Tensor:
+    v_exact = others[6]
     return query.new_empty(query.shape[0], query.shape[1], v_exact.shape[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 
@@ -64,15 +65,8 @@ _decode = op_where_traced(_decode_op, _decode_on_its_device)
 
 
 @_decode_op.register_fake
-def _(
-    codes: torch.Tensor,
-    scales: torch.Tensor,
-    base: torch.Tensor | None,
-    centroids: torch.Tensor,
-    block_size: int,
-    columns: int,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def _(codes: torch.Tensor, *others: Any) -> torch.Tensor:
+    *_, columns, dtype = others
     return codes.new_empty((codes.shape[0], columns), dtype=dtype)
 
 

@@ -1,1 +1,25 @@
-"""Mixtures of experts: routing, products with the chosen experts, and their weighted sum."""
+"""Mixtures of experts: products with the experts of each token, and their weighted sum."""
+
+from .combine import weigh_rows
+from .experts import (
+    MAX_FUSED_PAIRS,
+    ExpertBatch,
+    Gate,
+    coded_experts,
+    coded_experts_reference,
+    fused_experts,
+    grouped_experts,
+    loop_over_experts,
+)
+
+__all__ = [
+    "MAX_FUSED_PAIRS",
+    "ExpertBatch",
+    "Gate",
+    "coded_experts",
+    "coded_experts_reference",
+    "fused_experts",
+    "grouped_experts",
+    "loop_over_experts",
+    "weigh_rows",
+]

@@ -1,7 +1,7 @@
-"""A layer of experts for many tokens, where all of it fits the device decoded: nothing is asked of the host.
+"""A layer of experts for many tokens, where all of it can be decoded at once: the host is not asked.
 
-Which experts were chosen is known on the device only. Every one has its place in the decoded weight; the decoder passes
-over those that nobody chose, and their places hold whatever was there.
+Only the device knows which experts the tokens route to. Every expert has its rows in the decoded weight. The decoder
+skips the experts that no token routes to, and their rows stay undefined.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from ..common.device import runs_triton
 from ..decode import decode_used_parts
 from .combine import weigh_rows
 
-_MOST_WEIGHTS = 2**29
-"""Decoded at once: 1 GiB, which a mixture that is too big for the device has to do without."""
+_MAX_DECODED_WEIGHTS = 2**29
+"""1 GiB in bfloat16, which a mixture that is too large for the device cannot spare."""
 
 
 def can_decode_all(x: torch.Tensor, gate_up: QuantizedWeight) -> bool:
-    """Whether `grouped_gemm_experts` takes these: bfloat16, not too many weights, and Triton."""
+    """Return whether `grouped_gemm_experts` takes these: bfloat16, few enough weights, and a device with Triton."""
     weights = gate_up.codes.numel() * 8 // gate_up.bits
-    able = x.dtype == torch.bfloat16 and runs_triton(x.device)
-    return able and weights <= _MOST_WEIGHTS and gate_up.codes.is_contiguous()
+    supported = x.dtype == torch.bfloat16 and runs_triton(x.device)
+    return supported and weights <= _MAX_DECODED_WEIGHTS and gate_up.codes.is_contiguous()
 
 
 def grouped_gemm_experts(
     x: torch.Tensor,
-    chosen: torch.Tensor,
-    routed: torch.Tensor,
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor,
     gate_up: QuantizedWeight,
     down: QuantizedWeight,
     gate: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """See `coded_experts`; the result is the same as by waves."""
-    (tokens, k), experts = chosen.shape, len(gate_up.codes)
-    pairs = torch.where((chosen >= 0) & (chosen < experts), chosen, experts).flatten()
+    """Compute `coded_experts` with one grouped product per matrix; the result is the same as in batches."""
+    (tokens, k), experts = topk_ids.shape, len(gate_up.codes)
+    pairs = torch.where((topk_ids >= 0) & (topk_ids < experts), topk_ids, experts).flatten()
     order = pairs.argsort(stable=True)
     counts = torch.zeros(experts + 1, dtype=torch.int32, device=x.device)
     counts = counts.scatter_add_(0, pairs, torch.ones_like(pairs, dtype=torch.int32))[:experts]
@@ -45,13 +45,16 @@ def grouped_gemm_experts(
     inner = gate(_multiply(x[order // k], gate_up, counts, ends))
     rows = _multiply(inner, down, counts, ends)
     numbers = torch.arange(len(order), device=x.device)
-    place = torch.empty_like(order)
-    place[order] = torch.where(numbers < ends[-1], numbers, -1)
-    return weigh_rows(rows, place.view(tokens, k), routed.float())
+    row_of = torch.empty_like(order)
+    row_of[order] = torch.where(numbers < ends[-1], numbers, -1)
+    return weigh_rows(rows, row_of.view(tokens, k), topk_weights.float())
 
 
 def _multiply(x: torch.Tensor, weight: QuantizedWeight, counts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """Rows of x, sorted by expert, times the transpose of theirs; rows behind the last expert's are not defined."""
+    """Multiply rows of x, sorted by expert, by the transposes of the experts.
+
+    Rows after the last expert's are undefined.
+    """
     codes, scales, base = (None if t is None else t.flatten(0, 1) for t in weight[:3])
     assert codes is not None
     assert scales is not None

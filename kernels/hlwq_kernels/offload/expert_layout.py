@@ -1,7 +1,7 @@
-"""One expert's codes, scales and base, of both its matrices, as one run of bytes: what moves between memories.
+"""The record of an expert: codes, scales and base of both its matrices in one run of bytes, to move between memories.
 
-Records lie one after the other, so the parts of many are views into them: as stacked tensors whose stride along the
-experts is a whole record.
+Records are stored one after the other. So the parts of many experts are views into them: stacked tensors whose stride
+along the experts is a whole record.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from ..codes import QuantizedWeight
 
 ALIGNMENT = 128
-"""Bytes that every part begins at a multiple of: what a GPU reads at once."""
+"""Every part begins at a multiple of this many bytes: what a GPU reads at once."""
 
 
 class Part(NamedTuple):
@@ -34,18 +34,18 @@ class Part(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Its length."""
+        """Its length in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where the parts lie; equal for layers whose records can take each other's place.
+    """Where the parts are; equal for layers whose records are interchangeable.
 
     Attributes:
         gate_up: codes, scales and, with `log8` scales, base of the first matrix.
         down: the same of the second.
-        bytes: of a whole record.
+        bytes: bytes of a whole record.
     """
 
     gate_up: tuple[Part, ...]

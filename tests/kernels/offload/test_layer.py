@@ -10,12 +10,13 @@ import torch
 
 from hlwq_kernels import encode_rows
 from hlwq_kernels.codes import QuantizedWeight
-from hlwq_kernels.moe.experts import MAX_FUSED_PAIRS, coded_experts_reference
+from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts_reference
 from hlwq_kernels.offload import layer as offloaded
 from hlwq_kernels.offload import slots
 from hlwq_kernels.offload.expert_layout import RecordLayout, view
-from hlwq_kernels.offload.layer import OffloadedLayer, Slots
-from hlwq_kernels.offload.slots import AHEAD
+from hlwq_kernels.offload.layer import OffloadedLayer
+from hlwq_kernels.offload.memory import ExpertSlots, SlotCounts
+from hlwq_kernels.offload.slots import MAX_PREFETCHED_EXPERTS
 from tests.kernels.offload.slot_rules import SlotRules
 from tests.kernels.offload.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARED
 from tests.kernels.weights import tables
@@ -59,9 +60,11 @@ def launched(source: str) -> Callable[..., None]:
     return launch
 
 
-def of_few(x: torch.Tensor, chosen: torch.Tensor, routed: torch.Tensor, gate_up: Any, down: Any, *gates: Any) -> Any:
+def of_few(
+    x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, gate_up: Any, down: Any, *gates: Any
+) -> Any:
     """What the product kernels give: each token for itself."""
-    rows = (t.split(1) for t in (x, chosen, routed))
+    rows = (t.split(1) for t in (x, topk_ids, topk_weights))
     return torch.cat([coded_experts_reference(*row, gate_up, down, gates[0]) for row in zip(*rows, strict=True)])
 
 
@@ -89,7 +92,7 @@ def weights() -> tuple[QuantizedWeight, QuantizedWeight]:
 def two_layers(weights: tuple[QuantizedWeight, QuantizedWeight], own: int) -> tuple[OffloadedLayer, OffloadedLayer]:
     parts = [[(t.shape[1:], t.dtype) for t in weight[:3] if t is not None] for weight in weights]
     layout = RecordLayout.of(*parts)
-    shared = Slots(2, EXPERTS, own, K, layout, torch.device("cpu"), device_assigns=True)
+    shared = ExpertSlots(SlotCounts(2, EXPERTS, own, K), layout, torch.device("cpu"), device_assigns=True)
     tables = weights[0].centroids, weights[1].centroids
     first, second = (OffloadedLayer(shared, number, HeldRecords(layout, weights), tables, 64) for number in range(2))
     return first, second
@@ -106,15 +109,15 @@ def test_layers_share_slots_scratch_and_counters_and_give_the_resident_sums(
     for tokens in (1, 2, 1, 5, 1, 15, 1, MAX_FUSED_PAIRS // K + 1):
         for layer in layers:
             x = torch.randn(tokens, HIDDEN, dtype=torch.float64)
-            chosen = torch.stack([torch.randperm(EXPERTS + 1)[:K] for _ in range(tokens)])
-            routed = torch.rand(tokens, K, dtype=torch.float64)
-            expected = coded_experts_reference(x, chosen, routed, *weights, gate)
-            assert near(layer.run(x, chosen, routed, gate, None), expected)
+            topk_ids = torch.stack([torch.randperm(EXPERTS + 1)[:K] for _ in range(tokens)])
+            topk_weights = torch.rand(tokens, K, dtype=torch.float64)
+            expected = coded_experts_reference(x, topk_ids, topk_weights, *weights, gate)
+            assert near(layer.run(x, topk_ids, topk_weights, gate, None), expected)
     wanted, missing, fetched, ahead = shared.counters.tolist()
     assert fetched == missing * shared.layout.bytes
     assert 0 < missing <= wanted
     assert (missing == 2 * EXPERTS) == (own == EXPERTS)
-    assert shared.streamed == 2 * EXPERTS * shared.layout.bytes
+    assert shared.buffers.bytes_streamed == 2 * EXPERTS * shared.layout.bytes
     assert ahead == 0
 
 
@@ -129,16 +132,16 @@ def test_what_is_fetched_ahead_changes_no_sum_and_is_counted_apart(
     record, ahead = first.slots.layout.bytes, 0
     torch.manual_seed(right)
     for _ in range(STEPS):
-        x, routed = torch.randn(1, HIDDEN, dtype=torch.float64), torch.rand(1, K, dtype=torch.float64)
+        x, topk_weights = torch.randn(1, HIDDEN, dtype=torch.float64), torch.rand(1, K, dtype=torch.float64)
         for layer, rule in zip((first, second), rules, strict=True):
             order = torch.randperm(EXPERTS)[None]
-            chosen, guess = order[:, :K], order[:, K - right : 2 * K - right]
+            topk_ids, guess = order[:, :K], order[:, K - right : 2 * K - right]
             if layer is second:
                 layer.prefetch(lambda given, guess=guess: guess, x, first)
-                ahead += 0 if own == EXPERTS else len(rule.ahead(guess[0].tolist(), AHEAD))
-            rule.step(set(chosen[0].tolist()))
-            expected = coded_experts_reference(x, chosen, routed, *weights, gate)
-            assert near(layer.run(x, chosen, routed, gate, None), expected)
+                ahead += 0 if own == EXPERTS else len(rule.ahead(guess[0].tolist(), MAX_PREFETCHED_EXPERTS))
+            rule.step(set(topk_ids[0].tolist()))
+            expected = coded_experts_reference(x, topk_ids, topk_weights, *weights, gate)
+            assert near(layer.run(x, topk_ids, topk_weights, gate, None), expected)
     missing = rules[0].fetched + rules[1].fetched
     assert first.slots.counters.tolist() == [2 * STEPS * K, missing, missing * record, ahead * record]
     assert (ahead > 0) == (own < EXPERTS)

@@ -71,9 +71,9 @@ def test_the_device_decides_as_the_host_does(experts: int, slots: int, tokens: i
     places = torch.empty(tokens, k, dtype=torch.int64)
     copies, count = torch.empty(slots + k * tokens, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     threads = dict(slot_macros(1, 1))["THREADS"]
-    for chosen in choices(40, tokens, k, experts):
-        planned = assign_slots_reference(chosen, expected, counted)
-        arguments = [chosen, chosen.numel(), own.first, own.scratch, *own[:3], places, copies, count, counted_own]
+    for topk_ids in choices(40, tokens, k, experts):
+        planned = assign_slots_reference(topk_ids, expected, counted)
+        arguments = [topk_ids, topk_ids.numel(), own.first, own.scratch, *own[:3], places, copies, count, counted_own]
         kernel.launch(1, threads, addresses(arguments))
         assert torch.equal(places, planned.slots)
         assert torch.equal(copies[: int(count)], planned.copies)
@@ -111,20 +111,20 @@ def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, m
     table, rules = empty_table(20, slots), SlotRules(20, slots)
     copies, count = torch.empty(most, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     brought = 0
-    for guess, chosen in zip(choices(60, 1, 5, 20), choices(61, 1, 4, 20), strict=False):
+    for guess, topk_ids in zip(choices(60, 1, 5, 20), choices(61, 1, 4, 20), strict=False):
         guess[0, 4] = guess[0, 1]
         arguments = [guess, 5, table.first, *table[:3], most, copies, count]
-        scores = table.scores.clone()
+        use_counts = table.use_counts.clone()
         ahead.launch(1, int(dict(slot_macros(1, 1))["THREADS"]), addresses(arguments))
         expected = [[e, table.first + s] for e, s in rules.ahead(guess[0].tolist(), most)]
         assert copies[: int(count)].tolist() == expected
-        assert torch.equal(table.scores, scores)
+        assert torch.equal(table.use_counts, use_counts)
         assert table.expert_in.tolist() == rules.slots
         assert all(table.slot_of[e] == s for s, e in enumerate(rules.slots) if e >= 0)
         assert int((table.slot_of >= 0).sum()) == int((table.expert_in >= 0).sum())
         brought += len(expected)
-        assign_slots_reference(chosen, table, counters())
-        rules.step(set(chosen.flatten().tolist()) - {20})
+        assign_slots_reference(topk_ids, table, counters())
+        rules.step(set(topk_ids.flatten().tolist()) - {20})
         assert table.expert_in.tolist() == rules.slots
     assert brought
 
@@ -133,11 +133,11 @@ def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, m
 def test_experts_make_room_by_the_rule(slots: int, tokens: int, k: int) -> None:
     table, counted, reference = empty_table(16, slots), counters(), SlotRules(16, slots)
     wanted = 0
-    for chosen in choices(60, tokens, k, 16):
-        planned = assign_slots_reference(chosen, table, counted)
-        places = reference.step(set(chosen.flatten().tolist()) - {16})
+    for topk_ids in choices(60, tokens, k, 16):
+        planned = assign_slots_reference(topk_ids, table, counted)
+        places = reference.step(set(topk_ids.flatten().tolist()) - {16})
         wanted += len(places)
-        for expert, slot in zip(chosen.flatten().tolist(), planned.slots.flatten().tolist(), strict=True):
+        for expert, slot in zip(topk_ids.flatten().tolist(), planned.slots.flatten().tolist(), strict=True):
             place = places.get(expert)
             expected = -1 if place is None else table.first + place if place >= 0 else table.scratch - 1 - place
             assert slot == expected

@@ -16,8 +16,7 @@ from hlwq_cli.runtime.modules.experts import HLWQExperts
 from hlwq_cli.runtime.offload import expert_cache
 from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
-from hlwq_kernels.offload import slots
-from hlwq_kernels.offload.layer import OffloadedLayer
+from hlwq_kernels.offload import OffloadedLayer, slots
 from tests.kernels.offload.slot_rules import SlotRules
 from tests.kernels.offload.test_layer import launched
 from tests.kernels.offload.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD
@@ -66,30 +65,31 @@ def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_
     layers = [m.offloaded for m in model.modules() if isinstance(m, HLWQExperts)]
     rules, counted = [SlotRules(8, own) for _ in layers], {"ahead": 0, "streamed": 0, "wanted": 0, "right": 0}
     guessed: dict[int, list[int]] = {}
-    bring, prefetch, waves = OffloadedLayer.bring, OffloadedLayer.prefetch, OffloadedLayer._waves
+    ensure_resident, prefetch = OffloadedLayer.ensure_resident, OffloadedLayer.prefetch
+    expert_batches = OffloadedLayer._expert_batches
 
-    def bringing(self: OffloadedLayer, chosen: torch.Tensor) -> torch.Tensor:
-        number, needed = layers.index(self), set(chosen.flatten().tolist())
+    def bringing(self: OffloadedLayer, topk_ids: torch.Tensor) -> torch.Tensor:
+        number, needed = layers.index(self), set(topk_ids.flatten().tolist())
         counted["wanted"] += len(needed)
         counted["right"] += len(needed.intersection(guessed.pop(number, [])))
         rules[number].step(needed)
-        return bring(self, chosen)
+        return ensure_resident(self, topk_ids)
 
     def foreseeing(self: OffloadedLayer, guess: Any, x: torch.Tensor, before: OffloadedLayer) -> None:
         number, found = layers.index(self), guess(x)
         assert before is layers[number - 1]
         assert found.shape == (1, 2)
         guessed[number] = found[0].tolist()
-        counted["ahead"] += len(rules[number].ahead(guessed[number], slots.AHEAD))
+        counted["ahead"] += len(rules[number].ahead(guessed[number], slots.MAX_PREFETCHED_EXPERTS))
         prefetch(self, guess, x, before)
 
     def passing(self: OffloadedLayer, present: list[int]) -> Any:
         counted["streamed"] += len(present)
-        return waves(self, present)
+        return expert_batches(self, present)
 
-    monkeypatch.setattr(OffloadedLayer, "bring", bringing)
+    monkeypatch.setattr(OffloadedLayer, "ensure_resident", bringing)
     monkeypatch.setattr(OffloadedLayer, "prefetch", foreseeing)
-    monkeypatch.setattr(OffloadedLayer, "_waves", passing)
+    monkeypatch.setattr(OffloadedLayer, "_expert_batches", passing)
     assert torch.equal(answered(model), expected)
     cache = expert_cache_of(model)
     assert cache is not None

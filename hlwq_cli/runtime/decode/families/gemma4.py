@@ -28,7 +28,7 @@ from hlwq_kernels.decode_step.step import (
 )
 from hlwq_kernels.linear.gemm_small_m import multiply_codes, takes_gate
 from hlwq_kernels.linear.linear import coded_linear
-from hlwq_kernels.offload.layer import OffloadedLayer
+from hlwq_kernels.offload import OffloadedLayer
 
 from ...kv.static_cache import RingLayer
 from ...modules.experts import gate_name_of
