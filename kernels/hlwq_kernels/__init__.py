@@ -1,20 +1,26 @@
-"""Kernels of HLWQ: they know tensors, nothing of files or models.
+"""Kernels of HLWQ: they know tensors, and nothing of files or models.
 
 Every operation exists as a plain torch function, the reference: it is the definition, and runs where nothing faster
-does. It also exists as compiled code with the same bytes as its result. `encode_rows` and `decode_rows` pick one by
-device.
+does. It also exists as compiled code with the same bytes or values as its result; the operation picks one by device.
+A folder holds one operation or what several share; its `__init__` lists what other folders and packages may use.
 """
 
-from .codes.hadamard import hadamard
-from .codes.planes import pack_codes, plane_widths, unpack_codes
-from .codes.tables import SCALE_STEPS, CodeTables
-from .decode.dispatch import decode_rows
-from .encode.dispatch import EncodedRows, encode_rows, prepare_encode
+from .attention import attend
+from .codes import SCALE_STEPS, CodeTables, QuantizedWeight, hadamard, pack_codes, plane_widths, unpack_codes
+from .decode import decode_rows
+from .encode import EncodedRows, ScaleKind, encode_rows, prepare_encode
+from .linear.linear import coded_linear
+from .moe import coded_experts
 
 __all__ = [
     "SCALE_STEPS",
     "CodeTables",
     "EncodedRows",
+    "QuantizedWeight",
+    "ScaleKind",
+    "attend",
+    "coded_experts",
+    "coded_linear",
     "decode_rows",
     "encode_rows",
     "hadamard",
