@@ -4,12 +4,12 @@
 // way; a CTA takes TEAMS rows at a time, BATCH of them to a barrier; the same two launches overlap. Without what only
 // codes need: no table, no rotation, no scales. The second launch reads its choice and first rows while the first one ends,
 // which those for codes do not. Products and sums are float32. A thread's columns are LANE / 8 runs of
-// eight, its neighbours' runs beside them. Joined behind common/dequant.cuh and common/hadamard.cuh for their types and gates.
+// eight, its neighbours' runs beside them. Types are those of common/types.cuh, gates those of
+// common/hadamard.cuh.
 //
 // Macros, beside those: COLUMNS; LANE, columns a thread, AHEAD, rows on their way, and BATCH; TEAMS; THREADS; CTAS a multiprocessor;
 // SHARE, experts a token; EXPERTS and NAME as in linear/gemv.cu.
 
-#include "common/dequant.cuh"
 #include "common/hadamard.cuh"
 
 constexpr int RUNS = LANE / 8, PER_EXPERT = COLUMNS / LANE, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);

@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-from hlwq_kernels.codes import processors
 from hlwq_kernels.common.cuda_kernel import CudaKernel, Launch, Macros
-from hlwq_kernels.decode_step.step import UNUSED
+from hlwq_kernels.common.device import DTYPE_IDS, num_sms
 from hlwq_kernels.linear.gemv import Shape, lay_out
 
 SOURCE = str(Path(__file__).with_suffix(".cu"))
 _NAMES = {1: "each_in_bf16", 2: "sum_in_bf16"}
 _KERNELS = {kind: CudaKernel(SOURCE, name=name) for kind, name in _NAMES.items()}
-_BF16, _FLOAT32 = 1, 0
+_BF16, _FLOAT32 = DTYPE_IDS[torch.bfloat16], DTYPE_IDS[torch.float32]
 
 
 class Layout(NamedTuple):
@@ -51,7 +50,7 @@ def macros(kind: int, layout: Layout, shape: Shape, columns: int, top_k: int) ->
     """Return the macros of kind 1 (each expert times the token) or kind 2 (the gated sum over experts)."""
     input_type, output_type = (_FLOAT32, _BF16) if kind == 2 else (_BF16, _FLOAT32)
     return (
-        *UNUSED, ("N", 64), ("INPUT", input_type), ("OUTPUT", output_type), ("GATE", 2 if kind == 2 else 0),
+        ("N", 64), ("INPUT", input_type), ("OUTPUT", output_type), ("GATE", 2 if kind == 2 else 0),
         ("COLUMNS", columns), ("LANE", layout.lane), ("AHEAD", layout.ahead), ("BATCH", layout.batch),
         ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas), ("SHARE", top_k),
         ("EXPERTS", kind), ("NAME", _NAMES[kind]),
@@ -83,7 +82,7 @@ def launch(
     (_, rows, columns), top_k = weights.shape, topk_ids.shape[1]
     slices = columns // layout.lane * (top_k if kind == 2 else 1)
     at_once = top_k if kind == 1 else 1
-    shape = lay_out(rows, slices, at_once, processors(x.device), layout.threads, layout.resident)
+    shape = lay_out(rows, slices, at_once, num_sms(x.device), layout.threads, layout.resident)
     y = x.new_empty(at_once, rows, dtype=torch.float32 if kind == 1 else torch.bfloat16)
     grid = (shape.grid, top_k, 1) if kind == 1 else (shape.grid, 1)
     defined = macros(kind, layout, shape, columns, top_k)

@@ -176,11 +176,11 @@ static void load_shared_pair(u32 address, float& x, u32& y) {
     y = __float_as_uint(load_shared(address + 4));
 }
 static float half_to_float(u32 bits) { return (float)same_bits<_Float16>((u16)bits); }
-static u16 float_to_half(float x) { return same_bits<u16>((_Float16)x); }
+static u32 float_to_half(float x) { return same_bits<u16>((_Float16)x); }
 static float guess_log2(float x) { return log2f(x); }
 static void copy_16_bytes(void* shared, const void* global) { memcpy(shared, global, 16); }
 static u32 looked_up(u32 table, u32 at) { return __float_as_uint(load_shared(table + at)); }
-static u32 two_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }
+static u32 two_halves(float low, float high) { return float_to_half(low) | float_to_half(high) << 16; }
 static u32 times(u32 a, u32 b) {
     const float low = half_to_float(a) * half_to_float(b), high = half_to_float(a >> 16) * half_to_float(b >> 16);
     return two_halves(low, high);

@@ -32,7 +32,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void attend(
   u8* shared = (u8*)arena;
   const i64 head = blockIdx.y, parts = gridDim.x, part = blockIdx.x, row = head * GROUP + blockIdx.z * ROWS;
   const int rows = min(ROWS, GROUP - (int)blockIdx.z * ROWS);
-  constexpr int ITEM = INPUT == 0 ? 4 : 2;
+  constexpr int ITEM = INPUT == FLOAT32 ? 4 : 2;
   let_the_next_kernel_start();
   const bool tabled = part >= exact_parts;
   if (tabled) {

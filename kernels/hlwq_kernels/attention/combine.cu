@@ -2,7 +2,6 @@
 //
 // Macros, beside those of common/hadamard.cuh (N is the values'): V_DIM and V_STORED, of a head; WARPS.
 
-#include "common/dequant.cuh"
 #include "common/hadamard.cuh"
 
 constexpr float LOWEST = -1e30f;

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
+from ..common.device import DTYPE_IDS, num_sms
 from .kv_states import QuantizedKV
 from .kv_tables import padded_dim, rotation_block
 
@@ -19,7 +20,6 @@ MERGE_WARPS = 4
 
 _ATTEND = CudaKernel(SOURCE, name="attend")
 _MERGE = CudaKernel(MERGE_SOURCE, name="merge")
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _LARGEST_DIM = 512
 _WARPS = 8
 _LARGE_SMEM_BYTES = 160 * 1024
@@ -27,7 +27,7 @@ _LARGE_SMEM_BYTES = 160 * 1024
 
 def supports_attention(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV) -> bool:
     """Whether the kernel takes these heads, on this device."""
-    fits = max(keys.dim, values.dim) <= _LARGEST_DIM and query.dtype in _TYPES
+    fits = max(keys.dim, values.dim) <= _LARGEST_DIM and query.dtype in DTYPE_IDS
     return fits and runs_nvrtc(query.device)
 
 
@@ -107,7 +107,7 @@ class AttentionKernelConfig:
         """Of attention/attention.cu and the files before it."""
         (k_bits, v_bits), (k_stored, v_stored) = self.bits, self.stored
         row_bytes = k_stored * k_bits // 8 | v_stored * v_bits // 8
-        kind, wide = _TYPES[self.dtype], self.rows > 8 or max(self.bits) == 8
+        kind, wide = DTYPE_IDS[self.dtype], self.rows > 8 or max(self.bits) == 8
         return (
             ("BITS", k_bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", self.copies(k_bits)),
             ("INPUT", kind), ("OUTPUT", kind), ("THREADS", 32 * self.warps), ("N", rotation_block(self.dims[0])),
@@ -120,9 +120,9 @@ class AttentionKernelConfig:
     @cached_property
     def merge_macros(self) -> Macros:
         """Of attention/combine.cu and the files before it."""
-        kind = _TYPES[self.dtype]
+        kind = DTYPE_IDS[self.dtype]
         return (
-            ("BITS", 4), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind), ("THREADS", 32 * MERGE_WARPS),
+            ("INPUT", kind), ("OUTPUT", kind),
             ("N", rotation_block(self.dims[1])), ("GATE", 0), ("V_DIM", self.dims[1]), ("V_STORED", self.stored[1]),
             ("WARPS", MERGE_WARPS),
         )  # fmt: skip
@@ -154,7 +154,7 @@ def attend_cuda(
     chunks, exact = -(-config.group // config.rows), -(-keys.exact.shape[2] // config.exact)
     resident = _ATTEND.resident(device, config.macros, 32 * config.warps, config.shared_bytes)
     ctas, steps = batch * heads * chunks, -(-keys.coded // config.step)
-    splits = _splits(resident // ctas, _processors(device) // ctas, exact, steps)
+    splits = _splits(resident // ctas, num_sms(device) // ctas, exact, steps)
     parts, rows, stored = exact + splits, batch * query_heads, config.stored[1]
     sums = query.new_empty(rows, parts, stored, dtype=torch.float32)
     highests, weights = query.new_empty(2, rows, parts, dtype=torch.float32)
@@ -228,11 +228,6 @@ def attend_arguments(
         k_exact.stride(1), v_exact.stride(1), mask_stride, exact_parts, ctypes.c_float(scaling),
         ctypes.c_float(softcap),
     )  # fmt: skip
-
-
-@lru_cache(maxsize=None)
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=None)

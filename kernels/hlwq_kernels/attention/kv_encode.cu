@@ -3,11 +3,11 @@
 //
 // A warp codes a head of a token: lane l holds values l, l + 32, ... of it. Sums are the twin's trees.
 //
-// Macros, beside those of common/dequant.cuh (BITS, INPUT, THREADS) and common/hadamard.cuh: DIM, values of a head; STORED, as stored;
+// Macros, beside those of common/planes.cuh and common/hadamard.cuh: THREADS; DIM, values of a head; STORED, as stored;
 // LOWEST_STEP and HIGHEST_STEP, the steps from the scale that the root mean square names to those tried.
 
-#include "common/dequant.cuh"
 #include "common/hadamard.cuh"
+#include "common/planes.cuh"
 
 constexpr int HELD = STORED / 32, WARPS = THREADS / 32, CODES = 1 << BITS, BEYOND = 255;
 

@@ -13,6 +13,7 @@ import torch
 
 from ..codes import pack_codes, tree_sum
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
+from ..common.device import DTYPE_IDS
 from ..linear.linear import rotate_activation
 from .kv_tables import NAN_SCALE, SEARCH, THRESHOLDS, UNIT_SCALE, KVTables, padded_dim, rotation_block
 
@@ -20,7 +21,6 @@ SOURCE = "attention/kv_encode.cu"
 THREADS = 128
 
 _KERNEL = CudaKernel(SOURCE, name="encode_tokens", fma=False)
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MAX_CUDA_DIM = 512
 """The largest head that the kernel holds in registers."""
 
@@ -77,9 +77,9 @@ def _scale_index(mean_square: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=None)
 def kv_encode_macros(bits: int, dim: int, dtype: torch.dtype) -> Macros:
     """Of attention/kv_encode.cu and the files before it."""
-    kind = _TYPES[dtype]
+    kind = DTYPE_IDS[dtype]
     return (
-        ("BITS", bits), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", 0), ("THREADS", THREADS),
+        ("BITS", bits), ("INPUT", kind), ("THREADS", THREADS),
         ("N", rotation_block(dim)), ("GATE", 0), ("DIM", dim), ("STORED", padded_dim(dim)), ("LOWEST_STEP", SEARCH[0]),
         ("HIGHEST_STEP", SEARCH[-1]), *((f"THRESHOLD_{i}", f"{t!r}f") for i, t in enumerate(THRESHOLDS)),
     )  # fmt: skip
@@ -92,7 +92,7 @@ def kv_encode_shared_bytes(bits: int, stored: int) -> int:
 
 def encode_kv_cuda(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
     """See `encode_kv`."""
-    x = x.contiguous() if x.dtype in _TYPES else x.to(torch.float32).contiguous()
+    x = x.contiguous() if x.dtype in DTYPE_IDS else x.to(torch.float32).contiguous()
     macros, warps = kv_encode_macros(tables.bits, x.shape[-1], x.dtype), THREADS // 32
     stored = padded_dim(x.shape[-1])
     codes = torch.empty(*x.shape[:-1], stored * tables.bits // 8, dtype=torch.uint8, device=x.device)

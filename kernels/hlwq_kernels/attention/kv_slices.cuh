@@ -1,5 +1,5 @@
 // Slices of coded heads of tokens: 8, 16 or 32 neighbouring codes in a lane's registers, and pairs across two tokens.
-// Joined behind common/dequant.cuh. Tables here begin at multiples of their size, so that the bits of an index need only be added
+// Tables here begin at multiples of their size, so that the bits of an index need only be added
 // to those of `copy`, which are a table's beginning and the lane's copy.
 
 #include "common/dequant.cuh"

@@ -7,11 +7,9 @@ from .hadamard import hadamard, tree_sum
 from .planes import pack_codes, plane_widths, unpack_codes
 from .quantized_weight import (
     SHARED_BYTES,
-    TYPES,
     QuantizedWeight,
     coding,
     copies_beside,
-    processors,
     readable,
     stored,
     table_bytes,
@@ -43,7 +41,6 @@ __all__ = [
     "SEARCH_LOW",
     "SHARED_BYTES",
     "SMALLEST",
-    "TYPES",
     "CodeTables",
     "Float32Array",
     "QuantizedWeight",
@@ -53,7 +50,6 @@ __all__ = [
     "hadamard",
     "pack_codes",
     "plane_widths",
-    "processors",
     "readable",
     "scale_steps_on",
     "stored",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 
 from ..common.cuda_kernel import Macros
+from ..common.device import DTYPE_IDS
 from .tables import scale_steps_on
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Numbers of types in INPUT and OUTPUT."""
 SHARED_BYTES = 48 * 2**10
 """Of shared memory that a CTA may declare."""
 _TABLE_BYTES = 32 * 2**10
@@ -42,7 +40,7 @@ def coding(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies: int) 
     row_bytes = weight.codes.shape[-1]
     return (
         ("BITS", weight.bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", copies),
-        ("OUTPUT", TYPES[y.dtype]), ("THREADS", threads), ("N", weight.block_size),
+        ("OUTPUT", DTYPE_IDS[y.dtype]), ("THREADS", threads), ("N", weight.block_size),
         ("LOG8", int(weight.base is not None)),
     )  # fmt: skip
 
@@ -73,9 +71,3 @@ def readable(weight: QuantizedWeight, experts: bool) -> QuantizedWeight:
 
 def _in_runs(part: torch.Tensor, experts: bool) -> torch.Tensor:
     return part if part.is_contiguous() or (experts and part[0].is_contiguous()) else part.contiguous()
-
-
-@lru_cache(maxsize=None)
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count

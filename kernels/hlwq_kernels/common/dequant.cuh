@@ -3,34 +3,13 @@
 // Two codes are looked up at once in a table of pairs in shared memory, of which several copies lie side by side, so that
 // few lanes meet at a bank; from 7 bits on pairs are too many, and codes are looked up one by one.
 //
-// Macros: BITS; ALIGN, what the bytes of a row are a multiple of, 4, 8 or 16; COPIES of the table; INPUT and OUTPUT, the
-// types of activations and results, 0 float32, 1 bfloat16, 2 float16; THREADS of a CTA.
+// Macros: BITS; ALIGN, what the bytes of a row are a multiple of, 4, 8 or 16; COPIES of the table; THREADS of a CTA;
+// those of common/types.cuh.
 
-#include "common/ptx.cuh"
+#include "common/planes.cuh"
+#include "common/types.cuh"
 
 constexpr int LANE_CODES = 32;
-
-// Of codes of B bits.
-template <int B>
-struct Width {
-  static constexpr bool PAIRS = B <= 6;
-  static constexpr int ENTRIES = 1 << (PAIRS ? 2 * B : B);  // of a table
-  static constexpr int PLANE_A = B >= 4 ? 4 : 2;            // widths of the planes, low bits first
-  static constexpr int PLANE_B = B == 8 ? 4 : B == 6 || B == 7 ? 2 : B == 5 || B == 3 ? 1 : 0;
-  static constexpr int PLANE_C = B == 7 ? 1 : 0;
-};
-
-constexpr bool PAIRS = Width<BITS>::PAIRS;
-constexpr int ENTRIES = Width<BITS>::ENTRIES, STRIDE = 4 * COPIES;
-constexpr int PLANE_A = Width<BITS>::PLANE_A, PLANE_B = Width<BITS>::PLANE_B, PLANE_C = Width<BITS>::PLANE_C;
-
-// 32 codes.
-template <int B>
-struct PlanesOf {
-  u32 a[Width<B>::PLANE_A], b[Width<B>::PLANE_B ? Width<B>::PLANE_B : 1], c[1];
-};
-
-using Planes = PlanesOf<BITS>;
 
 template <int WORDS>
 __device__ __forceinline__ void load_words(u32* out, const u8* at) {
@@ -105,43 +84,6 @@ __device__ __forceinline__ void codes_of(const u32 index, u32& low, u32& high) {
   }
 }
 
-__device__ __forceinline__ u32 as_half(float x) { return float_to_half(x); }
-
-__device__ __forceinline__ float from_bf16(u16 x) { return __uint_as_float((u32)x << 16); }
-
-__device__ __forceinline__ float from_half(u16 x) { return half_to_float(x); }
-
-__device__ __forceinline__ float load_input(const void* x, i64 at) {
-#if INPUT == 0
-  return ((const float*)x)[at];
-#elif INPUT == 1
-  return from_bf16(((const u16*)x)[at]);
-#else
-  return from_half(((const u16*)x)[at]);
-#endif
-}
-
-__device__ __forceinline__ void store(void* y, i64 at, float value) {
-#if OUTPUT == 0
-  ((float*)y)[at] = value;
-#elif OUTPUT == 1
-  u32 bits = __float_as_uint(value);
-  ((u16*)y)[at] = value != value ? 0x7fff : (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-#else
-  ((u16*)y)[at] = (u16)as_half(value);
-#endif
-}
-
-__device__ __forceinline__ float load_bias(const void* bias, i64 at) {
-#if OUTPUT == 0
-  return ((const float*)bias)[at];
-#elif OUTPUT == 1
-  return from_bf16(((const u16*)bias)[at]);
-#else
-  return from_half(((const u16*)bias)[at]);
-#endif
-}
-
 // A lane's own centroid, to be asked for early.
 template <int B = BITS>
 __device__ __forceinline__ float own_centroid(const float* centroids) {
@@ -158,7 +100,7 @@ __device__ __forceinline__ void make_table(u32* table, const float* centroids, f
     if (Width<B>::PAIRS) codes_of<B>(low, low, high);
     const float a = B <= 5 ? __shfl_sync(0xffffffff, own, low) : __ldg(centroids + low);
     const float b = B <= 5 ? __shfl_sync(0xffffffff, own, high) : __ldg(centroids + high);
-    const u32 value = as_half(a) | as_half(b) << 16;
+    const u32 value = float_to_half(a) | float_to_half(b) << 16;
     if constexpr (WIDE == 4)
       ((uint4*)table)[i] = make_uint4(value, value, value, value);
     else

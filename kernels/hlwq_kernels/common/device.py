@@ -1,4 +1,4 @@
-"""Which devices run the Triton decoder."""
+"""What kernels need to know of dtypes and devices: numbers of dtypes, number of SMs, whether Triton runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from functools import lru_cache
 
 import torch
 
+DTYPE_IDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The numbers that INPUT and OUTPUT have in CUDA sources: those that common/types.cuh defines."""
 _OLDEST_TRITON = (3, 6)
+
+
+@lru_cache(maxsize=None)
+def num_sms(device: torch.device) -> int:
+    """Return the number of streaming multiprocessors of a CUDA device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=None)

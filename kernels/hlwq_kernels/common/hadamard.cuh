@@ -1,9 +1,10 @@
 // A block of activations, rotated by a warp: lane l holds values l, l + 32, ... of it.
 //
 // Macros: N, the block size; GATE, 0 none, 1 silu, 2 gelu by tanh: then a row is gates and values, (2, columns), and
-// gate(a) * b is what is rotated. INPUT as in common/dequant.cuh.
+// gate(a) * b is what is rotated.
+// Those of common/types.cuh.
 
-#include "common/dequant.cuh"
+#include "common/types.cuh"
 
 constexpr int VALUES = N / 32;
 constexpr float ROOT = N == 32    ? 0.17677669529663687f
@@ -59,7 +60,7 @@ __device__ __forceinline__ void rotate_block(float* v, int lane) {
 constexpr int LANES = N / 8, TOGETHER = 32 / LANES;
 
 __device__ __forceinline__ void load_plain_eight(float* v, const void* x, i64 at) {
-#if INPUT == 0
+#if INPUT == FLOAT32
   __align__(16) float part[8];
   ((float4*)part)[0] = ((const float4*)x)[at / 4], ((float4*)part)[1] = ((const float4*)x)[at / 4 + 1];
 #else

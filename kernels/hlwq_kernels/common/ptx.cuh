@@ -25,7 +25,7 @@ __device__ inline float half_to_float(u32 bits) {
     return x;
 }
 
-__device__ inline u16 float_to_half(float x) {
+__device__ inline u32 float_to_half(float x) {
     u16 bits;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
@@ -103,7 +103,7 @@ __device__ __forceinline__ u32 two_halves(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 #else
-    return float_to_half(low) | (u32)float_to_half(high) << 16;
+    return float_to_half(low) | float_to_half(high) << 16;
 #endif
 }
 

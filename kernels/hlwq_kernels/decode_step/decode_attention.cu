@@ -1,11 +1,9 @@
 // Attention of one new token a sequence over a dense cache, split along the cache. A CTA takes some slots of one key/value
 // head for some of its query heads, a warp one slot after the other; a second kernel joins the parts.
 //
-// Joined behind common/dequant.cuh for its types; INPUT, of queries, cache and mask, is OUTPUT, and has 16 bits.
-//
-// Macros: SIZE of a head, a multiple of 64, at most 512; GROUP, query heads of a CTA; THREADS.
+// Macros: INPUT and OUTPUT, alike, of queries, cache, mask and results, of 16 bits; SIZE of a head, a multiple of 64, at most 512; GROUP, query heads of a CTA; THREADS.
 
-#include "common/dequant.cuh"
+#include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32, EACH = SIZE / 32, AHEAD = SIZE >= 512 ? 2 : 4;
 constexpr int WIDE = EACH < 8 ? EACH : 8;  // values that are loaded at once: lane l holds values l * WIDE + ..., then SIZE / 2 further

@@ -1,12 +1,11 @@
 // RMS norms that follow one another, and the sums between them. A CTA takes a row, a thread eight of its columns.
 //
 // Whatever torch would store in between is rounded here as there, so that a chain of norms differs from torch's by the
-// order of its sums only. Joined behind common/dequant.cuh and common/rounded.cuh.
+// order of its sums only.
 //
 // Macros: COLUMNS, a multiple of 8; THREADS, COLUMNS / 8 in whole warps; INPUT and OUTPUT alike.
 
-#include "common/dequant.cuh"
-#include "common/rounded.cuh"
+#include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32;
 
@@ -18,7 +17,7 @@ struct Eight {
 __device__ __forceinline__ Eight load_eight(const void* x, i64 row) {
   Eight e = {};
   if (!x || threadIdx.x * 8 >= COLUMNS) return e;
-#if INPUT == 0
+#if INPUT == FLOAT32
   __align__(16) float part[8];
   const float4* from = (const float4*)((const float*)x + row * COLUMNS) + threadIdx.x * 2;
   ((float4*)part)[0] = from[0], ((float4*)part)[1] = from[1];
@@ -33,14 +32,14 @@ __device__ __forceinline__ Eight load_eight(const void* x, i64 row) {
 
 __device__ __forceinline__ void store_eight(void* y, i64 row, const Eight& e) {
   if (threadIdx.x * 8 >= COLUMNS) return;
-#if OUTPUT == 0
+#if OUTPUT == FLOAT32
   __align__(16) float part[8];
 #else
   __align__(16) u16 part[8];
 #endif
 #pragma unroll
   for (int i = 0; i < 8; i++) store(part, i, e.v[i]);
-#if OUTPUT == 0
+#if OUTPUT == FLOAT32
   float4* to = (float4*)((float*)y + row * COLUMNS) + threadIdx.x * 2;
   to[0] = ((const float4*)part)[0], to[1] = ((const float4*)part)[1];
 #else

@@ -1,12 +1,11 @@
 // Heads of one new token a sequence: queries, keys and values are normed, queries and keys turned by their position, keys
 // and values put into the cache. A warp takes a head; lane l holds values l, l + 32, ... of it.
 //
-// Rounded wherever torch would store, see decode_step/norms.cu. Joined behind common/dequant.cuh and common/rounded.cuh; INPUT and OUTPUT alike.
+// Rounded wherever torch would store, see decode_step/norms.cu.
 //
-// Macros: SIZE of a head, a multiple of 64; QUERIES, KEYS, heads of each kind; THREADS, 32.
+// Macros: SIZE of a head, a multiple of 64; QUERIES, KEYS, heads of each kind; THREADS, 32; INPUT and OUTPUT, alike.
 
-#include "common/dequant.cuh"
-#include "common/rounded.cuh"
+#include "common/types.cuh"
 
 constexpr int EACH = SIZE / 32;
 

@@ -13,10 +13,8 @@ import torch
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
+from ..common.device import DTYPE_IDS
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-UNUSED: Macros = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1))
-"""Macros of common/dequant.cuh, for kernels that join it for its types."""
 _BETWEEN = CudaKernel("decode_step/norms.cu", name="norms_between")
 _AFTER = CudaKernel("decode_step/norms.cu", name="norms_after")
 _HEADS = CudaKernel("decode_step/qk_norm_rope.cu", name="turn_heads")
@@ -42,7 +40,7 @@ class Norm(NamedTuple):
 
 def steps_run(x: torch.Tensor) -> bool:
     """Whether rows like `x` (rows, columns) are computed by these kernels, and not by their twins."""
-    return x.shape[-1] % 8 == 0 and x.shape[-1] <= 8192 and x.dtype in _TYPES and runs_nvrtc(x.device)
+    return x.shape[-1] % 8 == 0 and x.shape[-1] <= 8192 and x.dtype in DTYPE_IDS and runs_nvrtc(x.device)
 
 
 class Scratch:
@@ -225,7 +223,7 @@ def turn_heads(
         cache.values.index_copy_(2, cache.slot, v[:, :, None])
         return _turned(q, cosines, sines)
     out = queries.new_empty(rows, heads, size)
-    macros = (*UNUSED, *_types(queries), ("THREADS", 32), ("SIZE", size), ("QUERIES", heads), ("KEYS", key_heads))
+    macros = (*_types(queries), ("THREADS", 32), ("SIZE", size), ("QUERIES", heads), ("KEYS", key_heads))
     _HEADS.launch(
         queries.device,
         macros,
@@ -284,7 +282,7 @@ def attend_dense(
     y = torch.empty_like(query)
     room = scratch.floats(rows * heads * parts * (size + 2), query.device)
     sums, sizes = room, room[rows * heads * parts * size :]
-    macros = (*UNUSED, *_types(query), ("THREADS", _THREADS), ("SIZE", size), ("GROUP", group))
+    macros = (*_types(query), ("THREADS", _THREADS), ("SIZE", size), ("GROUP", group))
     _ATTEND.launch(
         query.device,
         macros,
@@ -327,7 +325,7 @@ def choose_experts(
         return chosen, shares / shares.sum(-1, keepdim=True) * scale[chosen]
     chosen = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
     routed = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
-    macros = (*UNUSED, *_types(x), ("THREADS", _THREADS), ("EXPERTS", experts), ("CHOSEN", k))
+    macros = (*_types(x), ("THREADS", _THREADS), ("EXPERTS", experts), ("CHOSEN", k))
     _ROUTE.launch(
         x.device,
         macros,
@@ -347,7 +345,7 @@ def choose_experts(
 
 
 def _types(x: torch.Tensor) -> Macros:
-    return ("INPUT", _TYPES[x.dtype]), ("OUTPUT", _TYPES[x.dtype])
+    return ("INPUT", DTYPE_IDS[x.dtype]), ("OUTPUT", DTYPE_IDS[x.dtype])
 
 
 def _threads(x: torch.Tensor) -> int:
@@ -355,4 +353,4 @@ def _threads(x: torch.Tensor) -> int:
 
 
 def _macros(x: torch.Tensor) -> Macros:
-    return (*UNUSED, *_types(x), ("THREADS", _threads(x)), ("COLUMNS", x.shape[-1]))
+    return (*_types(x), ("THREADS", _threads(x)), ("COLUMNS", x.shape[-1]))

@@ -22,9 +22,9 @@ from ..codes import (
     Float32Array,
 )
 from ..common.cuda_kernel import Macros
+from ..common.device import DTYPE_IDS
 
 SOURCE = "encode/encode.cu"
-INPUTS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 QUAD = 16
 """Bytes of the largest load."""
 _SEARCHED_UNITS = 5
@@ -107,7 +107,7 @@ class EncodeKernelConfig:
             "LARGEST": LARGEST, "SMALLEST": SMALLEST, "ROOT": n**0.5, "INVERSE_ROOT": n**-0.5,
         }  # fmt: skip
         flags = {
-            "N": n, "BITS": self.bits, "LOG8": self.log8, "SEARCH": self.search, "INPUT": INPUTS[self.dtype],
+            "N": n, "BITS": self.bits, "LOG8": self.log8, "SEARCH": self.search, "INPUT": DTYPE_IDS[self.dtype],
             "LOOP": self.loop, "STAGED": self.staged, "SPAN": self.span, "PAIR_COPIES": self.pair_copies,
             "VALUE_COPIES": self.value_copies, "FACTORS": len(SEARCH_FACTORS), "SEARCH_LOW": SEARCH_LOW,
             "REST": self.rest,

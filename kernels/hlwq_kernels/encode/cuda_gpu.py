@@ -11,7 +11,8 @@ import torch
 from ..codes import CodeTables
 from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
 from ..common.custom_op import op_where_traced
-from .cuda_config import INPUTS, QUAD, SOURCE, EncodeKernelConfig, kernel_table, searched_values
+from ..common.device import DTYPE_IDS
+from .cuda_config import QUAD, SOURCE, EncodeKernelConfig, kernel_table, searched_values
 from .types import EncodedRows, ScaleKind
 
 _KERNEL = CudaKernel(SOURCE, name="encode", fma=False)
@@ -123,12 +124,12 @@ def kernel_arguments(
 def _is_whole(weight: torch.Tensor, block_size: int) -> bool:
     """Whether `whole_blocks` would give the weight itself."""
     aligned = weight.data_ptr() % QUAD == 0 and weight.shape[1] % block_size == 0
-    return weight.dtype in INPUTS and weight.is_contiguous() and aligned
+    return weight.dtype in DTYPE_IDS and weight.is_contiguous() and aligned
 
 
 def whole_blocks(weight: torch.Tensor, block_size: int) -> torch.Tensor:
     """The weight in a type and layout that is loaded 16 bytes at a time; a copy only where it must be."""
-    if weight.dtype not in INPUTS:
+    if weight.dtype not in DTYPE_IDS:
         weight = weight.to(torch.float32)
     padding = -weight.shape[1] % block_size
     if padding:

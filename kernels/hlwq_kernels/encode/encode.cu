@@ -9,13 +9,10 @@
 // numbers it is multiplied with are scaled. Every row is first taken for such a one, and done again if it is not. So z
 // below means the rotated block, and times `unscale`, a power of two, the definition's.
 
-#include "common/ptx.cuh"
+#include "common/types.cuh"
 #include "encode/encode_block.cuh"
 
-#define BF16 0
-#define HALF 1
-#define FLOAT 2
-#define QUADS (N * (INPUT == FLOAT ? 4 : 2) / 16)  // of 16 bytes in a block
+#define QUADS (N * (INPUT == FLOAT32 ? 4 : 2) / 16)  // of 16 bytes in a block
 #define NOT_FINITE 0x7FFFFFFFu
 
 // Exponents of rows that are rotated as they are. From below: squares that underflow belong to blocks far too small to
@@ -25,7 +22,7 @@
 #define EVEN (N == 64 || N == 256)
 #define ROOT_BITS (N == 64 ? 3 : N == 256 ? 4 : 0)
 #define NEAR_LOW -30
-#define NEAR_HIGH (INPUT != FLOAT ? 6 : EVEN ? -10 : -31)
+#define NEAR_HIGH (INPUT != FLOAT32 ? 6 : EVEN ? -10 : -31)
 
 struct Row {
     bool finite, coded, near;
@@ -63,12 +60,12 @@ __device__ inline void widen(const uint4* raw, float (&z)[N]) {
         const u32 word[4] = {quad.x, quad.y, quad.z, quad.w};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            if (INPUT == FLOAT) {
+            if (INPUT == FLOAT32) {
                 z[4 * q + i] = __uint_as_float(word[i]);
             } else {
-                float* pair = z + (INPUT == FLOAT ? 0 : 8 * q + 2 * i);
-                pair[0] = INPUT == HALF ? half_to_float(word[i] & 0xFFFFu) : __uint_as_float(word[i] << 16);
-                pair[1] = INPUT == HALF ? half_to_float(word[i] >> 16) : __uint_as_float(word[i] & 0xFFFF0000u);
+                float* pair = z + (INPUT == FLOAT32 ? 0 : 8 * q + 2 * i);
+                pair[0] = INPUT == FLOAT16 ? half_to_float(word[i] & 0xFFFFu) : __uint_as_float(word[i] << 16);
+                pair[1] = INPUT == FLOAT16 ? half_to_float(word[i] >> 16) : __uint_as_float(word[i] & 0xFFFF0000u);
             }
         }
     }

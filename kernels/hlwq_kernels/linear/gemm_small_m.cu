@@ -76,7 +76,7 @@ __device__ __forceinline__ void consume(
     }
   u32 scales[2];
 #pragma unroll
-  for (int r = 0; r < 2; r++) scales[r] = LOG8 ? steps[piece.scale[r]] : as_half(from_half(piece.scale[r]) * inverse[r]) * 0x10001;
+  for (int r = 0; r < 2; r++) scales[r] = LOG8 ? steps[piece.scale[r]] : float_to_half(half_to_float(piece.scale[r]) * inverse[r]) * 0x10001;
   step<0>(sums, piece, scales, values, table, copy);
 }
 
@@ -89,7 +89,7 @@ __device__ __forceinline__ void fetch_bases(u32* bases, const u16* base, i64 row
 // The largest norm of a row: each of its four lanes looks at every fourth.
 __device__ __forceinline__ float largest_norm(const u8* scales, i64 blocks, int quarter) {
   float largest = 0.0f;
-  for (i64 b = quarter; b < blocks; b += 4) largest = fmaxf(largest, from_half(((const u16*)scales)[b]));
+  for (i64 b = quarter; b < blocks; b += 4) largest = fmaxf(largest, half_to_float(((const u16*)scales)[b]));
   largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
   return fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
 }
@@ -118,7 +118,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
   fetch_bases(bases, base, row, rows);
   make_table(table, centroids, own);
   if (LOG8)
-    for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = as_half(steps[k]) * 0x10001;
+    for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = float_to_half(steps[k]) * 0x10001;
   __syncthreads();
   wait_for_the_kernel_before();
   const u16* lane_x[TILES];
@@ -136,7 +136,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       if (LOG8) {
-        size[r] = from_bf16(bases[r]);
+        size[r] = bf16_to_float(bases[r]);
       } else {
         size[r] = largest_norm(at.scales + r * at.scales_apart, columns / N, quarter);
         inverse[r] = size[r] > 0.0f ? 1.0f / size[r] : 0.0f;
@@ -166,7 +166,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
       float sum = 0.0f;
 #pragma unroll
       for (int w = 0; w < SPLIT; w++) sum += sums_of[which * SPLIT + w][column / 8][row_in][column % 8];
-      store(y, column * rows + out, bias ? sum + load_bias(bias, out) : sum);
+      store(y, column * rows + out, bias ? sum + load_output(bias, out) : sum);
     }
     __syncthreads();
   }

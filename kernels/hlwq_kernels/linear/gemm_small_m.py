@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..codes import TYPES, QuantizedWeight, coding, copies_beside, processors, readable, stored, table_bytes
+from ..codes import QuantizedWeight, coding, copies_beside, readable, stored, table_bytes
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
+from ..common.device import DTYPE_IDS, num_sms
 from .gemv import multiply_one, takes_one
 
 FEW = 16
@@ -47,18 +48,17 @@ def _multiply_few(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
     tokens, n = len(x), weight.block_size
     blocks = weight.padded // n
     values, units = x.new_empty(tokens, weight.padded, dtype=torch.float16), x.new_empty(tokens, dtype=torch.float32)
-    rotating = (("BITS", 5), ("N", n), ("ALIGN", 4), ("COPIES", 1), ("OUTPUT", 0), ("INPUT", TYPES[x.dtype]),
-                ("GATE", 0), ("THREADS", 32))  # fmt: skip
+    rotating = (("N", n), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", 0))
     threads = 32 * min(32, max(1, -(-blocks // 2)))
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups, tiles = -(-y.shape[1] // _ROWS), -(-tokens // 8)
     beside = 1024 + 4096 * tiles
     copies = copies_beside(weight.bits, beside)
     fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + beside)
-    resident = processors(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
+    resident = num_sms(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)
     macros: Macros = (
-        *coding(weight, y, 32 * _WARPS, copies), ("INPUT", TYPES[x.dtype]), ("SPLIT", split), ("TILES", tiles),
+        *coding(weight, y, 32 * _WARPS, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("SPLIT", split), ("TILES", tiles),
     )  # fmt: skip
     _FEW.launch(
         y.device,

@@ -28,7 +28,7 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
   sum = plus_times(weights<P + 1>(w, table, copy), x[P + 1], sum);
   sum = plus_times(weights<P + 2>(w, table, copy), x[P + 2], sum);
   sum = plus_times(weights<P + 3>(w, table, copy), x[P + 3], sum);
-  return from_half((u16)sum) + from_half((u16)(sum >> 16));
+  return half_to_float((u16)sum) + half_to_float((u16)(sum >> 16));
 }
 
 // x: a row of in_columns a token, with EXPERTS 2 SHARE rows, with a gate twice as wide. codes, scales, base of (experts,)
@@ -126,8 +126,8 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     float size = 1.0f, offset = 0.0f;
     const int row_of_t = group + t / TEAMS * stride + t % TEAMS;
     if (t < BATCH * TEAMS && row_of_t < end) {
-      if (LOG8 && EXPERTS != 2) size = from_bf16(base[row_of_t]);
-      if (!EXPERTS && bias) offset = load_bias(bias, row_of_t);
+      if (LOG8 && EXPERTS != 2) size = bf16_to_float(base[row_of_t]);
+      if (!EXPERTS && bias) offset = load_output(bias, row_of_t);
     }
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
@@ -136,8 +136,8 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
       if (row < end) {
         float sum = four<0>(p.codes, values, table_at, copy) + four<4>(p.codes, values, table_at, copy) +
                     four<8>(p.codes, values, table_at, copy) + four<12>(p.codes, values, table_at, copy);
-        sum *= (LOG8 ? step_table[p.scale] : from_half((u16)p.scale)) * unit;
-        if (EXPERTS == 2 && LOG8) sum *= from_bf16((u16)p.base);
+        sum *= (LOG8 ? step_table[p.scale] : half_to_float((u16)p.scale)) * unit;
+        if (EXPERTS == 2 && LOG8) sum *= bf16_to_float((u16)p.base);
         shared.parts[buffer][i][t] = sum;
         fetch(p, row + team % TEAMS + AHEAD * stride);
       }

@@ -9,16 +9,15 @@ import torch
 
 from ..codes import (
     SHARED_BYTES,
-    TYPES,
     QuantizedWeight,
     coding,
     copies_beside,
-    processors,
     readable,
     stored,
     table_bytes,
 )
 from ..common.cuda_kernel import CudaKernel, Macros
+from ..common.device import DTYPE_IDS, num_sms
 
 _NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
 _KERNELS = [CudaKernel("linear/gemv.cu", name=name) for name in _NAMES]
@@ -129,10 +128,10 @@ def _launch(
     tokens = 1 if chosen is None else len(chosen)
     slices = weight.padded // _SLICE * (share if kind == 2 else 1)
     at_once = tokens * (share if kind == 1 else 1)
-    shape = lay_out(y.shape[1], slices, at_once, processors(y.device))
+    shape = lay_out(y.shape[1], slices, at_once, num_sms(y.device))
     copies = copies_beside(weight.bits, _beside(weight, slices, shape))
     macros: Macros = (
-        *coding(weight, y, shape.threads, copies), ("INPUT", TYPES[x.dtype]), ("GATE", _GATES[gate]),
+        *coding(weight, y, shape.threads, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", _GATES[gate]),
         ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
         ("NAME", _NAMES[kind]),
     )  # fmt: skip

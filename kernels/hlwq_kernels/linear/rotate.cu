@@ -1,6 +1,5 @@
 // Rows of activations, rotated block by block and rounded to fp16 under a power of two of their own. A CTA takes a row.
 
-#include "common/dequant.cuh"
 #include "common/hadamard.cuh"
 
 extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u16* out, float* units) {
@@ -25,6 +24,6 @@ extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u
     rotate_block(v, lane);
 #pragma unroll
     for (int j = 0; j < VALUES; j++)
-      out[(row * blocks + block) * N + j * 32 + lane] = (u16)as_half(v[j] * power_of_two(-exponent));
+      out[(row * blocks + block) * N + j * 32 + lane] = (u16)float_to_half(v[j] * power_of_two(-exponent));
   }
 }

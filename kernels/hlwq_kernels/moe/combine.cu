@@ -1,9 +1,9 @@
 // The weighed sum of the rows that each token's experts gave, wherever they lie. A CTA takes a token, a thread eight columns
-// at a time. Joined behind common/dequant.cuh for its types; INPUT and OUTPUT alike, of 16 bits.
+// at a time.
 //
-// Macros: THREADS.
+// Macros: INPUT and OUTPUT, alike, of 16 bits; THREADS.
 
-#include "common/dequant.cuh"
+#include "common/types.cuh"
 
 // rows (pairs, columns), columns a multiple of 8; place int64 (tokens, k), the row of each pair, negative where it has none;
 // routed float32 (tokens, k); y (tokens, columns).

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
-from ..decode_step.step import UNUSED
+from ..common.device import DTYPE_IDS
 
 _WEIGH = CudaKernel("moe/combine.cu", name="weigh_rows")
-_TYPES = {torch.bfloat16: 1, torch.float16: 2}
+_DTYPES = (torch.bfloat16, torch.float16)
 _THREADS = 352
 
 
@@ -24,11 +24,11 @@ def weigh_rows(rows: torch.Tensor, place: torch.Tensor, routed: torch.Tensor) ->
         (tokens, columns), in the dtype of `rows`.
     """
     y = rows.new_empty(len(place), rows.shape[1])
-    if rows.dtype not in _TYPES or rows.shape[1] % 8 or not runs_nvrtc(rows.device):
+    if rows.dtype not in _DTYPES or rows.shape[1] % 8 or not runs_nvrtc(rows.device):
         return weigh_rows_torch(rows, place, routed)
     if y.numel():
-        kind = _TYPES[rows.dtype]
-        macros: Macros = (*UNUSED, ("INPUT", kind), ("OUTPUT", kind), ("THREADS", _THREADS))
+        kind = DTYPE_IDS[rows.dtype]
+        macros: Macros = (("INPUT", kind), ("OUTPUT", kind), ("THREADS", _THREADS))
         _WEIGH.launch(
             y.device,
             macros,

@@ -1,10 +1,9 @@
 // The choice of experts for a few tokens: logits, the k largest, their shares. A CTA takes an expert's row; the one that
 // comes last of a token's takes the logits of all and chooses.
 //
-// Joined behind common/dequant.cuh and common/rounded.cuh. Macros: EXPERTS, at most 1024; CHOSEN, k; THREADS.
+// Macros, beside those of common/types.cuh: EXPERTS, at most 1024; CHOSEN, k; THREADS.
 
-#include "common/dequant.cuh"
-#include "common/rounded.cuh"
+#include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32;
 
@@ -22,7 +21,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void choose_experts(
   wait_for_the_kernel_before();
   float sum = 0.0f;
   for (i64 at = t * 8; at < columns; at += THREADS * 8) {
-#if INPUT == 0
+#if INPUT == FLOAT32
     for (int i = 0; i < 8; i++) sum += load_input(x, token * columns + at + i) * load_input(weight, expert * columns + at + i);
 #else
     __align__(16) u16 a[8], b[8];

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..common.cuda_kernel import CudaKernel, Macros
+from ..common.device import num_sms
 
 SHIFT = 6
 """The best of the shifts 1 to 7, LRU and selective variants on recorded routings: scripts/studies/eviction.py."""
@@ -200,7 +201,7 @@ def _copy(
     kernel.launch(
         into.device,
         slot_macros(1, 1, threads),
-        (_processors(into.device) * ctas,),
+        (num_sms(into.device) * ctas,),
         threads,
         records,
         into,
@@ -209,10 +210,6 @@ def _copy(
         records.shape[1] // 16,
         fetched,
     )
-
-
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def slot_macros(experts: int, slots: int, threads: int = _THREADS) -> Macros:

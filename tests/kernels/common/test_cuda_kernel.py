@@ -35,7 +35,7 @@ def test_products_compile(bits: int, arch: str) -> None:
 @pytest.mark.parametrize("n", [32, 64, 128, 256])
 def test_rotation_compiles(n: int) -> None:
     for gate in (0, 1, 2):
-        macros = (*lookup(5, 32), ("N", n), ("GATE", gate))
+        macros = (("INPUT", 1), ("N", n), ("GATE", gate))
         assert compile_kernel(
             "linear/rotate.cu",
             "rotate_rows",
@@ -51,7 +51,7 @@ def test_what_kernels_need_is_named_where_it_is_not_there() -> None:
 
 @pytest.mark.parametrize(("arch", "kind"), [*(("sm_90", kind) for kind in (0, 1, 2)), *OLDER])
 def test_what_a_step_does_between_products_compiles(arch: str, kind: int) -> None:
-    types = (("BITS", 2), ("ALIGN", 4), ("COPIES", 1), ("INPUT", kind), ("OUTPUT", kind))
+    types = (("INPUT", kind), ("OUTPUT", kind))
     for name in ("norms_between", "norms_after"):
         macros = (*types, ("THREADS", 352), ("COLUMNS", 2816))
         assert compile_kernel("decode_step/norms.cu", name, macros, arch).code

@@ -74,7 +74,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots._PLAN_AHEAD, "launch", launched(PLAN_AHEAD))
     monkeypatch.setattr(slots._FETCH, "launch", launched(FETCH))
     monkeypatch.setattr(slots._FETCH_AHEAD, "launch", launched(FETCH_AHEAD))
-    monkeypatch.setattr(slots, "_processors", lambda device: 1)
+    monkeypatch.setattr(slots, "num_sms", lambda device: 1)
     monkeypatch.setattr(offloaded, "runs_matmul", lambda x: True)
     monkeypatch.setattr(offloaded, "fused_experts", of_few)
 

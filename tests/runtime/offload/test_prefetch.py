@@ -58,7 +58,7 @@ def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_
     sources = {"_PLAN": PLAN, "_PLAN_AHEAD": PLAN_AHEAD, "_FETCH": FETCH, "_FETCH_AHEAD": FETCH_AHEAD}
     for kernel, source in sources.items():
         monkeypatch.setattr(getattr(slots, kernel), "launch", launched(source))
-    monkeypatch.setattr(slots, "_processors", lambda device: 1)
+    monkeypatch.setattr(slots, "num_sms", lambda device: 1)
     monkeypatch.setattr(expert_cache, "reads_pinned_memory", lambda device: True)
     monkeypatch.setattr(expert_cache, "HostRecords", ReadByTheDevice)
     model = opened(coded_sample, ExpertBudget(own))
