@@ -16,6 +16,12 @@ import pytest
 from .support.builders import FAMILIES, save_family
 from .support.hub_server import HubServer
 
+MEMORY = Path("/dev/shm")
+MIN_FREE_MEMORY_BYTES = 2 * 2**30
+
+# hlwq syncs every file that it writes: 13 ms on a disk, .3 ms in memory. SIGKILL leaves the same behind in both.
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MIN_FREE_MEMORY_BYTES and "TMPDIR" not in os.environ:
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 HUB_HOME = tempfile.TemporaryDirectory(prefix="hlwq-hub-home-")
 HUB = HubServer()
 os.environ.update(HUB.environment(Path(HUB_HOME.name)))

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cli.quantize.random_kills import JOURNAL, stamp
 from tests.cli.run_command import COMMAND, assert_refused, environment, hlwq, hlwq_process
 from tests.support.builders import LLAMA, add_sidecar_files, save_tensors
 from tests.support.files import tree
 
-KILLS = 20
-JOURNAL = ".hlwq_run.jsonl"
+KILLS = 3
+FORKED_KILLS = 17
+"""By fork (see random_kills.py): the same command and signal, without three seconds of imports for each."""
 OPTIONS = ["--threads", "1", "--max-shard-size", "1MB", "-q"]
 
 
@@ -50,21 +53,16 @@ class Runs:
             time.sleep(0.002)
 
 
-def stamp(out: Path) -> int:
-    path = out / JOURNAL
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
 @pytest.fixture(scope="module")
-def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
-    """The files of a run that nobody kills, and the seconds it worked."""
+def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """The result of a run that nobody kills, and the seconds it worked."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     runs = Runs(source)
     process = runs.start(out)
     runs.wait_for_work(process, out)
     started = time.monotonic()
     assert process.wait(60) == 0
-    return tree(out), time.monotonic() - started
+    return out, time.monotonic() - started
 
 
 @pytest.fixture
@@ -74,9 +72,9 @@ def out(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturbed_one(
-    source: Path, undisturbed: tuple[dict[str, str], float], out: Path
+    source: Path, undisturbed: tuple[Path, float], out: Path
 ) -> None:
-    wanted, seconds = undisturbed
+    wanted, seconds = tree(undisturbed[0]), undisturbed[1]
     assert len([n for n in wanted if n.endswith(".safetensors")]) == 40
     moments, runs, kills, finished = random.Random(20), Runs(source), 0, 0
     while kills < KILLS:
@@ -94,6 +92,25 @@ def test_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturbed_one(
     assert (ran.code, ran.out) == (0, f"{out}\n")
     assert tree(out) == wanted
     assert not [n for n in wanted if "partial" in n or n == JOURNAL]
+
+
+def test_forked_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturbed_one(
+    source: Path, undisturbed: tuple[Path, float], out: Path
+) -> None:
+    wanted, seconds = undisturbed
+    command = ["quantize", source, out, *OPTIONS]
+    settings = [str(FORKED_KILLS), str(seconds * 0.35), wanted, out]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cli.quantize.random_kills", *settings, *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.stdout.splitlines() == [f"kills {FORKED_KILLS}"], done.stderr[-2000:]
+    ran = hlwq_process(*command)
+    assert (ran.code, ran.out) == (0, f"{out}\n")
+    assert tree(out) == tree(wanted)
 
 
 def test_an_unfinished_folder_is_refused_by_its_readers_and_by_other_arguments(source: Path, out: Path) -> None:
