@@ -44,7 +44,6 @@ def deep_llama(coded: Path, folder: Path) -> Path:
     return save_tensors(folder, tensors, config | {"num_hidden_layers": LAYERS})
 
 
-@pytest.mark.slow
 def test_twenty_thousand_tensors_load_in_seconds_with_a_bar(tmp_path: Path) -> None:
     quantize(str(small_llama(tmp_path / "source")), tmp_path / "small", load_recipe())
     folder = deep_llama(tmp_path / "small", tmp_path / "deep")
