@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,25 @@ MAY_IMPORT = {
     "main": {"commands", "_version", "startup"},
     "hlwq_cli": {"_version", "checkpoint", "runtime"},
 }
+# The same for the folders of hlwq_kernels.
+KERNELS_MAY_IMPORT = {
+    "common": set(),
+    "codes": {"common"},
+    "encode": {"codes", "common"},
+    "decode": {"codes", "common"},
+    "decode_step": {"codes", "common"},
+    "linear": {"encode", "decode", "decode_step", "codes", "common"},
+    "moe": {"linear", "encode", "decode", "decode_step", "codes", "common"},
+    "offload": {"moe", "linear", "encode", "decode", "decode_step", "codes", "common"},
+    "attention": {"linear", "codes", "common"},
+}
+# Files that other folders may import although they are no face: this one imports numba, so the face cannot.
+INNER_FACES = {"hlwq_kernels.codes.blocks_numba"}
+# Folders whose face does not hold all that others use of them yet: shrinks to nothing.
+FACES_TO_COME = {"common", "linear", "decode_step"}
+# A test of a script that lists every kernel of a decode step.
+MAY_REACH_INSIDE = {"tests.scripts.test_time_by_cause"}
+MAX_FILES = 15
 ONLY_IN = {"gradio": "ui"}
 MAY_USE = {
     "hlwq_kernels": {"torch", "numpy", "numba", "triton", "cuda"},
@@ -79,6 +99,124 @@ def test_imports_go_one_way(package: str, path: Path) -> None:
             assert top in sys.stdlib_module_names or top in MAY_USE.get(room, {top}), f"{path.name} imports {module}"
             continue
         assert other == room or other in MAY_IMPORT[room], f"{path.name} of {room} imports {module}"
+
+
+def without_type_checking(tree: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a file that run, in functions, too: all but the bodies of `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                yield other
+                yield from without_type_checking(other)
+        else:
+            yield node
+            yield from without_type_checking(node)
+
+
+def modules_of(package: str) -> dict[str, Path]:
+    """The files of a package, by the names that they are imported by."""
+    found = {}
+    for path in sorted(PACKAGES[package].rglob("*.py")):
+        parts = path.relative_to(PACKAGES[package]).with_suffix("").parts
+        found[".".join([package, *(parts[:-1] if parts[-1] == "__init__" else parts)])] = path
+    return found
+
+
+def listed(face: Path) -> set[str]:
+    """The names in a face's `__all__`."""
+    for node in ast.parse(face.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def imported_modules(name: str, path: Path, known: Mapping[str, Path]) -> set[str]:
+    """The modules among `known` that the file `path` of the name `name` imports."""
+    folder = name if path.stem == "__init__" else name.rpartition(".")[0]
+    found = set()
+    for node in without_type_checking(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parts = folder.split(".")
+            prefix = parts[: len(parts) - node.level + 1] if node.level else []
+            module = ".".join([*prefix, *([node.module] if node.module else [])])
+            # `from package import name` reads the module `package.name` if there is one, and no function of that name
+            functions = listed(known[module]) if module in known else set()
+            inner = {f"{module}.{a.name}" for a in node.names if a.name not in functions}.intersection(known)
+            found |= inner if len(inner) == len(node.names) else {module, *inner}
+    return found.intersection(known)
+
+
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Modules each of which imports the next, and the last the first; none where there is no circle."""
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        for other in sorted(graph[module]):
+            if circle := walk(other, [*path, module]):
+                return circle
+        done.add(module)
+        return []
+
+    return next((circle for module in sorted(graph) if (circle := walk(module, []))), [])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_files_import_each_other_in_a_circle(package: str) -> None:
+    modules = modules_of(package)
+    graph = {name: imported_modules(name, path, modules) - {name} for name, path in modules.items()}
+    assert circle_in(graph) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circle_in({"a": {"b", "c"}, "b": set(), "c": {"d"}, "d": {"c"}}) == ["c", "d"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def kernel_folder(module: str) -> str:
+    """The folder of a file of hlwq_kernels, by its module's name; "" for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def test_folders_of_kernels_import_one_way() -> None:
+    modules = modules_of("hlwq_kernels")
+    for name, path in modules.items():
+        folder = kernel_folder(name)
+        for other in {kernel_folder(m) for m in imported_modules(name, path, modules)} if folder else ():
+            assert other == folder or other in KERNELS_MAY_IMPORT[folder], f"{name} imports from {other}"
+
+
+def reached_into(module: str) -> bool:
+    """Whether importing a module goes past the face of a folder of hlwq_kernels."""
+    past_a_face = module.startswith("hlwq_kernels.") and module.count(".") > 1 and module not in INNER_FACES
+    return past_a_face and kernel_folder(module) not in FACES_TO_COME
+
+
+def test_folders_of_kernels_are_imported_by_their_faces() -> None:
+    kernels = modules_of("hlwq_kernels")
+    others = [path for package in ("hlwq_cli", "scripts", "tests") for path in sorted((ROOT / package).rglob("*.py"))]
+    named = [(kernel_folder(name), name, path) for name, path in kernels.items()]
+    for path in others:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[:2] == ("tests", "gpu") or ".".join(parts) in MAY_REACH_INSIDE:
+            continue
+        named.append((parts[2] if parts[:2] == ("tests", "kernels") else "", ".".join(parts), path))
+    for own, name, path in named:
+        for module in imported_modules(name, path, kernels):
+            assert kernel_folder(module) == own or not reached_into(module), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("top", ["hlwq_cli", "kernels", "scripts", "tests"])
+def test_no_folder_holds_too_many_files_of_code(top: str) -> None:
+    """Beside its face."""
+    for folder in [ROOT / top, *(ROOT / top).rglob("*/")]:
+        code = [p for p in folder.glob("*") if p.suffix in (".py", ".cu", ".cuh") and p.name != "__init__.py"]
+        assert len(code) <= MAX_FILES, f"{folder.relative_to(ROOT)} holds {len(code)} files"
 
 
 def test_help_does_not_import_torch() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from hlwq_kernels import EncodedRows
 from hlwq_kernels.encode import ScaleKind, encode_rows_reference
+from tests.kernels.encode.encode_on_cpu import encode_rows_emulated
 from tests.kernels.weights import hostile_rows, lcg_rows, tables
-from tests.support.cuda_on_cpu import encode_rows_emulated
 
 Kind = tuple[int, int, ScaleKind, bool]
 DEFAULT: Kind = (5, 64, "log8", True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,15 +11,13 @@ from hlwq_kernels import encode_rows
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts_reference
 from hlwq_kernels.offload import layer as offloaded
-from hlwq_kernels.offload import slots
 from hlwq_kernels.offload.expert_layout import RecordLayout, view
 from hlwq_kernels.offload.layer import OffloadedLayer
 from hlwq_kernels.offload.memory import ExpertSlots, SlotCounts
 from hlwq_kernels.offload.slots import MAX_PREFETCHED_EXPERTS
 from tests.kernels.offload.slot_rules import SlotRules
-from tests.kernels.offload.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARED
+from tests.kernels.offload.slots_on_cpu import run_slot_kernels_on_cpu
 from tests.kernels.weights import tables
-from tests.support.cuda_on_cpu import addresses, library
 
 EXPERTS, INNER, HIDDEN, K = 12, 32, 64, 3
 STEPS = 10
@@ -51,15 +48,6 @@ def gate(rows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.silu(a) * b
 
 
-def launched(source: str) -> Callable[..., None]:
-    """A kernel's launch, on the CPU."""
-
-    def launch(device: Any, macros: Any, grid: tuple[int, ...], block: int, *arguments: Any) -> None:
-        library("offload/slots.cu", (*macros, *SHARED), source).launch(min(grid[0], 3), block, addresses(arguments))
-
-    return launch
-
-
 def of_few(
     x: torch.Tensor, topk_ids: torch.Tensor, topk_weights: torch.Tensor, gate_up: Any, down: Any, *gates: Any
 ) -> Any:
@@ -70,11 +58,7 @@ def of_few(
 
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots._PLAN, "launch", launched(PLAN))
-    monkeypatch.setattr(slots._PLAN_AHEAD, "launch", launched(PLAN_AHEAD))
-    monkeypatch.setattr(slots._FETCH, "launch", launched(FETCH))
-    monkeypatch.setattr(slots._FETCH_AHEAD, "launch", launched(FETCH_AHEAD))
-    monkeypatch.setattr(slots, "num_sms", lambda device: 1)
+    run_slot_kernels_on_cpu(monkeypatch)
     monkeypatch.setattr(offloaded, "runs_matmul", lambda x: True)
     monkeypatch.setattr(offloaded, "fused_experts", of_few)
 

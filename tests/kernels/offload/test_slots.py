@@ -9,40 +9,10 @@ from hlwq_kernels.common.cuda_kernel import compile_kernel
 from hlwq_kernels.offload.expert_layout import ALIGNMENT, RecordLayout, view
 from hlwq_kernels.offload.slots import LayerTable, assign_slots_reference, slot_macros
 from tests.kernels.offload.slot_rules import SlotRules
+from tests.kernels.offload.slots_on_cpu import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARED
 from tests.support.cuda_on_cpu import addresses, library
 
-PLAN = """
-static i64 a[11];
-extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
-    memcpy(a, arguments, sizeof(a));
-    run_grid({grid, 1, 1}, threads, []() {
-        plan((const i64*)a[0], a[1], a[2], a[3], (int*)a[4], (int*)a[5], (int*)a[6], (i64*)a[7], (int*)a[8], (int*)a[9],
-             (i64*)a[10]);
-    });
-}
-"""
-PLAN_AHEAD = """
-static i64 a[9];
-extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
-    memcpy(a, arguments, sizeof(a));
-    run_grid({grid, 1, 1}, threads, []() {
-        plan_ahead((const i64*)a[0], a[1], a[2], (int*)a[3], (int*)a[4], (const int*)a[5], a[6], (int*)a[7],
-                   (int*)a[8]);
-    });
-}
-"""
-FETCH = """
-static i64 a[6];
-extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
-    memcpy(a, arguments, sizeof(a));
-    run_grid({grid, 1, 1}, threads, []() {
-        fetch((const uint4*)a[0], (uint4*)a[1], (const int*)a[2], (const int*)a[3], a[4], (i64*)a[5]);
-    });
-}
-"""
-FETCH_AHEAD = FETCH.replace("fetch(", "fetch_ahead(")
 LAYER, LAYERS = 2, 4
-SHARED = (("__shared__", "static"),)  # CTAs come one after the other
 
 
 def empty_table(experts: int, slots: int) -> LayerTable:

@@ -16,10 +16,9 @@ from hlwq_cli.runtime.modules.experts import HLWQExperts
 from hlwq_cli.runtime.offload import expert_cache
 from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
-from hlwq_kernels.offload import OffloadedLayer, slots
+from hlwq_kernels.offload import MAX_PREFETCHED_EXPERTS, OffloadedLayer
 from tests.kernels.offload.slot_rules import SlotRules
-from tests.kernels.offload.test_layer import launched
-from tests.kernels.offload.test_slots import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD
+from tests.kernels.offload.slots_on_cpu import run_slot_kernels_on_cpu
 
 STEPS = 6
 
@@ -55,10 +54,7 @@ def expected(coded_sample: str) -> torch.Tensor:
 def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_and_rules(
     coded_sample: str, expected: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = {"_PLAN": PLAN, "_PLAN_AHEAD": PLAN_AHEAD, "_FETCH": FETCH, "_FETCH_AHEAD": FETCH_AHEAD}
-    for kernel, source in sources.items():
-        monkeypatch.setattr(getattr(slots, kernel), "launch", launched(source))
-    monkeypatch.setattr(slots, "num_sms", lambda device: 1)
+    run_slot_kernels_on_cpu(monkeypatch)
     monkeypatch.setattr(expert_cache, "reads_pinned_memory", lambda device: True)
     monkeypatch.setattr(expert_cache, "HostRecords", ReadByTheDevice)
     model = opened(coded_sample, ExpertBudget(own))
@@ -80,7 +76,7 @@ def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_
         assert before is layers[number - 1]
         assert found.shape == (1, 2)
         guessed[number] = found[0].tolist()
-        counted["ahead"] += len(rules[number].ahead(guessed[number], slots.MAX_PREFETCHED_EXPERTS))
+        counted["ahead"] += len(rules[number].ahead(guessed[number], MAX_PREFETCHED_EXPERTS))
         prefetch(self, guess, x, before)
 
     def passing(self: OffloadedLayer, present: list[int]) -> Any:
