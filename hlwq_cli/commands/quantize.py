@@ -27,7 +27,7 @@ def quantize(
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits per code, 2 to 8.")] = 5,
     recipe: Annotated[
-        str, typer.Option(help="default, head, classic, attention-plus-one, routers, or a .yaml file.")
+        str, typer.Option(help="default, head, classic, attention-plus-one, or a .yaml file.")
     ] = "default",
     effort: Annotated[
         str, typer.Option(help="default, or fast: no scale search, 4x faster, 1.3-1.5x the error.")

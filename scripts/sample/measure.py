@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import torch
 
@@ -22,10 +23,11 @@ from scripts.sample.pictures import FRESH_SEED, draw
 
 QUESTION = "What is in the picture?"
 BATCH = 25
+ROUTERS = Path(__file__).with_name("routers.yaml")
 RECIPES = [
     *(("default", bits) for bits in (8, 6, 5, 4, 3)),
     *(("classic", bits) for bits in (8, 6, 5, 4, 3)),
-    *(("routers", bits) for bits in (8, 6, 5, 4, 3)),
+    *((str(ROUTERS), bits) for bits in (8, 6, 5, 4, 3)),
 ]
 
 
@@ -56,7 +58,8 @@ def coded_row(recipe: str, bits: int, windows: Windows, pictures: int, reference
         nlls, right = measure(plain, windows, pictures)
     p, d = perplexity(nlls), paired(nlls, reference)
     rise = f"{d.log_ratio:+.4f} ± {d.error:.4f}"
-    return f"| {recipe} | {bits} | {result['bits_per_weight']:.3f} | {p.value:.2f} | {rise} | {right}/{pictures} |"
+    name, width = Path(recipe).stem, f"{result['bits_per_weight']:.3f}"
+    return f"| {name} | {bits} | {width} | {p.value:.2f} | {rise} | {right}/{pictures} |"
 
 
 def main() -> None:
