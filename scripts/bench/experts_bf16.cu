@@ -8,11 +8,11 @@
 // common/hadamard.cuh.
 //
 // Macros, beside those: COLUMNS; LANE, columns a thread, AHEAD, rows on their way, and BATCH; TEAMS; THREADS; CTAS a multiprocessor;
-// SHARE, experts a token; EXPERTS and NAME as in linear/gemv.cu.
+// TOP_K, experts a token; EXPERTS and NAME as in linear/gemv.cu.
 
 #include "common/hadamard.cuh"
 
-constexpr int RUNS = LANE / 8, PER_EXPERT = COLUMNS / LANE, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
+constexpr int RUNS = LANE / 8, PER_EXPERT = COLUMNS / LANE, SLICES = PER_EXPERT * (EXPERTS == 2 ? TOP_K : 1);
 constexpr int WARPS = THREADS / 32;
 
 struct Piece {
@@ -27,17 +27,17 @@ __device__ __forceinline__ float of_eight(const uint4& w, const float* x) {
   return of_two(w.x, x) + of_two(w.y, x + 2) + of_two(w.z, x + 4) + of_two(w.w, x + 6);
 }
 
-// x: with EXPERTS 1 a row of COLUMNS a token, with EXPERTS 2 SHARE rows, of gates and values; weights bf16 (experts, rows,
-// COLUMNS); topk_ids, topk_weights (tokens, SHARE); y with EXPERTS 1 (tokens, SHARE, rows), else (tokens, rows).
+// x: with EXPERTS 1 a row of COLUMNS a token, with EXPERTS 2 TOP_K rows, of gates and values; weights bf16 (experts, rows,
+// COLUMNS); topk_ids, topk_weights (tokens, TOP_K); y with EXPERTS 1 (tokens, TOP_K, rows), else (tokens, rows).
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     const void* x, const u16* weights, i64 rows, const i64* topk_ids, const float* topk_weights, void* y) {
   __shared__ float parts[2][BATCH][THREADS];
   const int t = threadIdx.x, warp = t / 32, lane = t % 32, team = t / SLICES, slice = t % SLICES;
   const i64 token = EXPERTS == 1 ? blockIdx.z : blockIdx.y, slot = EXPERTS == 1 ? blockIdx.y : slice / PER_EXPERT;
-  if (EXPERTS == 1) wait_for_the_kernel_before();
-  let_the_next_kernel_start();
+  if (EXPERTS == 1) griddepcontrol_wait();
+  griddepcontrol_launch_dependents();
   const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, within = slice % PER_EXPERT;
-  const i64 first_row = topk_ids[token * SHARE + slot] * rows + start + team % TEAMS;
+  const i64 first_row = topk_ids[token * TOP_K + slot] * rows + start + team % TEAMS;
   const uint4* at = (const uint4*)(weights + first_row * COLUMNS) + within;
   Piece ring[AHEAD];
   auto fetch = [&](Piece& p, int row) {
@@ -49,12 +49,12 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], start + team % TEAMS + d * stride);
-  const float share = EXPERTS == 2 ? topk_weights[token * SHARE + slot] : 1.0f;
-  if (EXPERTS == 2) wait_for_the_kernel_before();
+  const float share = EXPERTS == 2 ? topk_weights[token * TOP_K + slot] : 1.0f;
+  if (EXPERTS == 2) griddepcontrol_wait();
   float values[LANE];
 #pragma unroll
   for (int r = 0; r < RUNS; r++)
-    load_eight(values + 8 * r, x, EXPERTS == 2 ? token * SHARE + slot : token, COLUMNS, (r * PER_EXPERT + within) * 8);
+    load_columns8(values + 8 * r, x, EXPERTS == 2 ? token * TOP_K + slot : token, COLUMNS, (r * PER_EXPERT + within) * 8);
   int buffer = 0, turn = 0;
   for (int group = start; group < end; group += BATCH * stride, buffer ^= 1) {
 #pragma unroll
@@ -77,7 +77,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
 #pragma unroll
       for (int h = 4; h; h /= 2) sum += __shfl_xor_sync(0xffffffff, sum, h);
       if (r < BATCH * TEAMS && row < end && lane % 8 == 0)
-        store(y, (EXPERTS == 1 ? token * SHARE + slot : token) * rows + row, sum);
+        store(y, (EXPERTS == 1 ? token * TOP_K + slot : token) * rows + row, sum);
     }
     turn += WARPS - (BATCH * TEAMS + 3) / 4 % WARPS;
   }

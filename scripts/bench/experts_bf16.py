@@ -52,7 +52,7 @@ def macros(kind: int, layout: Layout, shape: Shape, columns: int, top_k: int) ->
     return (
         ("N", 64), ("INPUT", input_type), ("OUTPUT", output_type), ("GATE", 2 if kind == 2 else 0),
         ("COLUMNS", columns), ("LANE", layout.lane), ("AHEAD", layout.ahead), ("BATCH", layout.batch),
-        ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas), ("SHARE", top_k),
+        ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas), ("TOP_K", top_k),
         ("EXPERTS", kind), ("NAME", _NAMES[kind]),
     )  # fmt: skip
 

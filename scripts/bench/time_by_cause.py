@@ -17,13 +17,15 @@ from hlwq_cli.runtime.modules.experts import HLWQExperts
 
 HEAD_AND_REST = "head and the rest"
 _CAUSES = {
-    "fetch": "fetch", "fetch_ahead": "prefetch (side stream)", "plan": "plan", "plan_ahead": "plan",
-    "multiply_each": "experts' products", "multiply_and_sum": "experts' products",
-    "multiply_one": "dense products", "multiply_few": "dense products", "rotate_rows": "dense products",
-    "turn_heads": "attention", "attend_dense": "attention", "join_parts": "attention",
-    "norms_between": "norms and routing", "norms_after": "norms and routing", "choose_experts": "norms and routing",
+    "fetch": "fetch", "fetch_ahead": "prefetch (side stream)", "assign_slots": "plan", "assign_prefetch": "plan",
+    "moe_gemv_up": "experts' products", "moe_gemv_down": "experts' products",
+    "gemv": "dense products", "gemm_small_m": "dense products", "rotate_rows": "dense products",
+    "qk_norm_rope_append": "attention", "decode_attention": "attention", "combine_decode_splits": "attention",
+    "fused_add_rmsnorm_pre_ffn": "norms and routing", "fused_add_rmsnorm_post_ffn": "norms and routing",
+    "route_topk": "norms and routing",
 }  # fmt: skip
-_LAYERS_BEGIN, _LAYER_ENDS, _OTHERS = ("turn_heads", "norms_between"), "norms_after", "others in layers"
+_LAYERS_BEGIN, _LAYER_ENDS = ("qk_norm_rope_append", "fused_add_rmsnorm_pre_ffn"), "fused_add_rmsnorm_post_ffn"
+_OTHERS = "others in layers"
 CAUSES = (*dict.fromkeys(_CAUSES.values()), _OTHERS, HEAD_AND_REST)
 
 

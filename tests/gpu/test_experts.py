@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hlwq_kernels.codes import QuantizedWeight
-from hlwq_kernels.linear.gemv import takes_sum
+from hlwq_kernels.linear.gemv import supports_moe_gemv_down
 from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_matmul import activations, decoded, error, random_weight
@@ -87,7 +87,7 @@ def test_layer_of_gemma4_26b_in_other_widths(bits: int) -> None:
 @pytest.mark.parametrize(("k", "in_one"), [(1, True), (2, False)])
 def test_wide_experts_are_summed_by_one_kernel_while_a_row_of_each_fits_a_cta(k: int, in_one: bool) -> None:
     gate_up, down = stacked(5, 4, 2 * 14336, 128), stacked(5, 4, 128, 14336)
-    assert takes_sum(down, k) == in_one
+    assert supports_moe_gemv_down(down, k) == in_one
     x, topk_ids = activations(2, 128, torch.bfloat16) / 100, torch.tensor([[3, 0, 4], [1, 2, 3]], device=CUDA)[:, :k]
     topk_weights = torch.rand(2, k, device=CUDA)
     true = expected(x, topk_ids, topk_weights, gate_up, down, 14336)

@@ -5,7 +5,7 @@ import torch
 
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.decode import decode_rows_reference
-from hlwq_kernels.linear.gemm_small_m import FEW
+from hlwq_kernels.linear.gemm_small_m import MAX_FUSED_TOKENS
 from hlwq_kernels.linear.linear import coded_linear
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.weights import BITS, tables
@@ -74,7 +74,7 @@ def test_product_is_that_of_the_decoded_weight(bits: int, n: int, scale: str) ->
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 8, 9, 16, FEW + 1, 200])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 8, 9, 16, MAX_FUSED_TOKENS + 1, 200])
 def test_any_number_of_tokens_of_any_type(tokens: int, dtype: torch.dtype) -> None:
     weight = random_weight(5, 64, "log8", 300, 1152)
     x, bias = activations(tokens, 1152, dtype), torch.randn(300, device=CUDA).to(dtype)

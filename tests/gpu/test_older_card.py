@@ -15,8 +15,8 @@ from hlwq_cli.runtime.decode.generation import Generation
 from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.offload.expert_cache import ExpertBudget
 from hlwq_kernels.common import device
-from hlwq_kernels.common.cuda_kernel import runs_nvrtc
-from hlwq_kernels.common.device import runs_triton
+from hlwq_kernels.common.cuda_kernel import supports_nvrtc
+from hlwq_kernels.common.device import supports_triton
 from tests.gpu.device import CUDA, needs_cuda
 from tests.runtime.loads import logits, tokens
 
@@ -30,12 +30,12 @@ def older(request: pytest.FixtureRequest) -> Iterator[str]:
             patch.setattr(device, "_OLDEST_TRITON", (99, 0))
         else:
             patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 0))
-        runs_triton.cache_clear()
-        runs_nvrtc.cache_clear()
-        assert (runs_triton(CUDA), runs_nvrtc(CUDA)) == (False, request.param == "no Triton")
+        supports_triton.cache_clear()
+        supports_nvrtc.cache_clear()
+        assert (supports_triton(CUDA), supports_nvrtc(CUDA)) == (False, request.param == "no Triton")
         yield request.param
-    runs_triton.cache_clear()
-    runs_nvrtc.cache_clear()
+    supports_triton.cache_clear()
+    supports_nvrtc.cache_clear()
 
 
 @pytest.mark.parametrize("budget", [None, ExpertBudget(3)])

@@ -111,7 +111,7 @@ def test_plain_torch_takes_turns_and_gives_the_same_bytes(
     family: Family, coded: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (devices, encode):
-        monkeypatch.setattr(module, "runs_nvrtc", lambda device: False)
+        monkeypatch.setattr(module, "supports_nvrtc", lambda device: False)
     quantize(str(family("gemma4")), tmp_path / "out", load_recipe(), device="cuda", max_shard_bytes=SHARD_BYTES)
     assert tree(tmp_path / "out") == tree(coded("gemma4"))
 

@@ -11,7 +11,7 @@ from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.samples import resolve_model
 from hlwq_kernels.decode_step import step
 from hlwq_kernels.decode_step.step import Cache, Norm, Scratch
-from hlwq_kernels.moe.combine import weigh_rows, weigh_rows_torch
+from hlwq_kernels.moe.combine import combine_expert_outputs, combine_expert_outputs_reference
 from tests.gpu.device import CUDA, needs_cuda
 
 pytestmark = needs_cuda
@@ -36,11 +36,11 @@ def close(found: torch.Tensor, expected: torch.Tensor, roundings: int = 2) -> No
 
 def by_torch(function: Any, *args: Any) -> Any:
     """The reference, on the same device."""
-    run, step.steps_run = step.steps_run, lambda x: False
+    run, step.supports_decode_step = step.supports_decode_step, lambda x: False
     try:
         return function(*args)
     finally:
-        step.steps_run = run
+        step.supports_decode_step = run
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -51,7 +51,9 @@ def test_norms_between_and_after(dtype: torch.dtype, rows: int, columns: int, ro
     w = [Norm(made(columns, dtype=dtype, seed=s) + 1, 1e-6) for s in (4, 5, 6)]
     scale = made(columns, dtype=dtype, seed=7)
     between = (x, residual, w[0], w[1], w[2] if routes else None, scale if routes else None, columns**-0.5)
-    for a, b in zip(step.norms_between(*between), by_torch(step.norms_between, *between), strict=True):
+    for a, b in zip(
+        step.fused_add_rmsnorm_pre_ffn(*between), by_torch(step.fused_add_rmsnorm_pre_ffn, *between), strict=True
+    ):
         assert (a is None) == (b is None)
         if a is not None:
             close(a, b)
@@ -66,7 +68,10 @@ def test_norms_between_and_after(dtype: torch.dtype, rows: int, columns: int, ro
             w[2],
             scalar,
         )
-        found, expected = step.norms_after(*after, following), by_torch(step.norms_after, *after, following)
+        found, expected = (
+            step.fused_add_rmsnorm_post_ffn(*after, following),
+            by_torch(step.fused_add_rmsnorm_post_ffn, *after, following),
+        )
         close(found[0], expected[0], 3)
         assert (found[1] is None) == (following is None)
         if following is not None:
@@ -82,7 +87,7 @@ def test_heads_are_turned_and_kept(dtype: torch.dtype, heads: int, key_heads: in
     norms = Norm(made(size, dtype=dtype, seed=1), 1e-6), Norm(made(size, dtype=dtype, seed=2), 1e-6)
     angles = made(rows, size // 2, dtype=torch.float32).repeat(1, 2)
     found = []
-    for run in (step.turn_heads, lambda *a: by_torch(step.turn_heads, *a)):
+    for run in (step.qk_norm_rope_append, lambda *a: by_torch(step.qk_norm_rope_append, *a)):
         cache = Cache(
             *(torch.ones(rows, key_heads, slots, size, dtype=dtype, device=CUDA) for _ in range(2)),
             torch.tensor([41], device=CUDA),
@@ -110,7 +115,7 @@ def test_attention_over_a_dense_cache(dtype: torch.dtype, heads: int, key_heads:
     mask[1, length // 2 + 1 :] = torch.finfo(dtype).min
     cache = Cache(keys, values, torch.tensor([0], device=CUDA))
     exact = by_torch(
-        step.attend_dense,
+        step.decode_attention,
         query.double(),
         Cache(keys.double(), values.double(), cache.slot),
         mask.double(),
@@ -118,7 +123,7 @@ def test_attention_over_a_dense_cache(dtype: torch.dtype, heads: int, key_heads:
         scratch,
     )
     for _ in range(2):
-        found = step.attend_dense(query, cache, mask, size**-0.5, scratch)
+        found = step.decode_attention(query, cache, mask, size**-0.5, scratch)
         error = (found.double() - exact).norm() / exact.norm()
         assert error < 4 * torch.finfo(dtype).eps
     assert not scratch.counts(1, CUDA).any()
@@ -132,7 +137,7 @@ def test_the_choice_of_experts(dtype: torch.dtype, experts: int, k: int, columns
     scale = made(experts, dtype=dtype, seed=3)
     shares = torch.nn.functional.linear(x.double(), weight.double()).softmax(-1)
     for _ in range(2):
-        chosen, routed = step.choose_experts(x, weight, scale, k, scratch)
+        chosen, routed = step.route_topk(x, weight, scale, k, scratch)
         assert all(len(set(row)) == k for row in chosen.tolist())
         of_chosen = shares.gather(1, chosen)
         wanted = shares.topk(k).values
@@ -146,7 +151,7 @@ def test_rows_are_weighed(dtype: torch.dtype) -> None:
     rows = made(999, 2816, dtype=dtype)
     place = torch.randperm(1000, device=CUDA).view(125, 8) - 1
     routed = torch.rand(125, 8, device=CUDA)
-    close(weigh_rows(rows, place, routed), weigh_rows_torch(rows, place, routed), 1)
+    close(combine_expert_outputs(rows, place, routed), combine_expert_outputs_reference(rows, place, routed), 1)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

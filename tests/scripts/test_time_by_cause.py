@@ -15,14 +15,14 @@ from hlwq_kernels.linear import gemv as matvec
 from hlwq_kernels.offload import slots
 from scripts.bench.time_by_cause import _CAUSES, Event, by_cause, by_kernel, bytes_read, cause_rows, per_token
 
-LAYER = ["multiply_one", "turn_heads", "attend_dense", "norms_between", "choose_experts", "plan", "fetch",
-         "fetch_ahead", "multiply_each", "some_norm", "multiply_and_sum", "norms_after"]  # fmt: skip
+LAYER = ["gemv", "qk_norm_rope_append", "decode_attention", "fused_add_rmsnorm_pre_ffn", "route_topk", "assign_slots",
+         "fetch", "fetch_ahead", "moe_gemv_up", "some_norm", "moe_gemv_down", "fused_add_rmsnorm_post_ffn"]  # fmt: skip
 
 
 def profile(tokens: int) -> list[Event]:
     """Two layers, each kernel of which takes as many microseconds as its place in it says; a head of 100."""
-    names = [name for _ in range(tokens) for name in (*LAYER, *LAYER, "gemv")]
-    return [Event(n, t, 100.0 if n == "gemv" else 1.0 + LAYER.index(n)) for t, n in enumerate(names)]
+    names = [name for _ in range(tokens) for name in (*LAYER, *LAYER, "gemv_of_cublas")]
+    return [Event(n, t, 100.0 if n == "gemv_of_cublas" else 1.0 + LAYER.index(n)) for t, n in enumerate(names)]
 
 
 def test_each_kernel_counts_once_and_what_lies_outside_of_layers_apart() -> None:
@@ -40,17 +40,17 @@ def test_each_kernel_counts_once_and_what_lies_outside_of_layers_apart() -> None
     }
     kernels = per_token(by_kernel(profile(5)), by_kernel(profile(1)), 4)
     assert sum(kernels.values()) == sum(found.values())
-    assert next(iter(kernels)) == "gemv"
+    assert next(iter(kernels)) == "gemv_of_cublas"
 
 
 def test_models_whose_layers_run_otherwise_are_told_apart_by_name_alone() -> None:
-    names = ["multiply_one", "plan", "fetch", "multiply_each", "multiply_and_sum", "elementwise", "gemv"]
+    names = ["gemv", "assign_slots", "fetch", "moe_gemv_up", "moe_gemv_down", "elementwise", "gemv_of_cublas"]
     found = by_cause([Event(name, 0.0, 1.0) for name in names], 2)
     assert (found["dense products"], found["experts' products"], found["head and the rest"]) == (1.0, 2.0, 2.0)
 
 
 def test_every_kernel_of_a_step_has_a_cause() -> None:
-    ours = [*matvec._KERNELS, matmul._FEW, matmul._ROTATE, slots._PLAN, slots._PLAN_AHEAD, slots._FETCH]
+    ours = [*matvec._KERNELS, matmul._GEMM, matmul._ROTATE, slots._PLAN, slots._PLAN_AHEAD, slots._FETCH]
     ours += [slots._FETCH_AHEAD, step._BETWEEN, step._AFTER, step._HEADS, step._ROUTE, step._ATTEND, step._JOIN]
     assert {kernel.name for kernel in ours} == set(_CAUSES)
 

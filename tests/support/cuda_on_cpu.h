@@ -96,7 +96,7 @@ static bool __syncthreads_or(bool x) {
     return any;
 }
 
-static void meet_at(int barrier, int threads) {
+static void bar_sync(int barrier, int threads) {
     named_barriers[barrier].size = threads;
     meet(named_barriers[barrier]);
 }
@@ -128,8 +128,8 @@ static bool __any_sync(u32 all, bool x) {
     return x;
 }
 
-// The tensor cores' product: see `multiply` in common/ptx.cuh and PTX's mma.m16n8k16.
-static void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+// The tensor cores' product: see `mma_m16n8k16` in common/ptx.cuh and PTX's mma.m16n8k16.
+static void mma_m16n8k16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const u32 mine[6] = {a0, a1, a2, a3, b0, b1};
     memcpy(operands[warp][lane], mine, sizeof(mine));
@@ -145,7 +145,7 @@ static void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     meet(warp_barriers[warp]);
 }
 
-static u32 transposed(u32 pair) {
+static u32 movmatrix(u32 pair) {
     const unsigned lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
     const u32 a = __shfl_sync(0, pair, column * 4 + row / 2), b = __shfl_sync(0, pair, (column + 1) * 4 + row / 2);
     return (a >> row % 2 * 16 & 0xFFFF) | (b >> row % 2 * 16) << 16;
@@ -170,26 +170,26 @@ static float __fadd_rd(float a, float b) {
 static u32 shared_address(const void* at) { return (u32)((const char*)at - (const char*)arena); }
 static u64 __cvta_generic_to_shared(const void* at) { return shared_address(at); }
 // Arrays declared __shared__ may lie on either side of the arena.
-static float load_shared(u32 address) { return *(const float*)((const char*)arena + (int)address); }
-static void load_shared_pair(u32 address, float& x, u32& y) {
-    x = load_shared(address);
-    y = __float_as_uint(load_shared(address + 4));
+static float ld_shared_f32(u32 address) { return *(const float*)((const char*)arena + (int)address); }
+static void ld_shared_v2(u32 address, float& x, u32& y) {
+    x = ld_shared_f32(address);
+    y = __float_as_uint(ld_shared_f32(address + 4));
 }
 static float half_to_float(u32 bits) { return (float)same_bits<_Float16>((u16)bits); }
 static u32 float_to_half(float x) { return same_bits<u16>((_Float16)x); }
-static float guess_log2(float x) { return log2f(x); }
-static void copy_16_bytes(void* shared, const void* global) { memcpy(shared, global, 16); }
-static u32 looked_up(u32 table, u32 at) { return __float_as_uint(load_shared(table + at)); }
-static u32 two_halves(float low, float high) { return float_to_half(low) | float_to_half(high) << 16; }
-static u32 times(u32 a, u32 b) {
+static float lg2_approx(float x) { return log2f(x); }
+static void cp_async_16(void* shared, const void* global) { memcpy(shared, global, 16); }
+static u32 ld_shared(u32 table, u32 at) { return __float_as_uint(ld_shared_f32(table + at)); }
+static u32 pack_half2(float low, float high) { return float_to_half(low) | float_to_half(high) << 16; }
+static u32 hmul2(u32 a, u32 b) {
     const float low = half_to_float(a) * half_to_float(b), high = half_to_float(a >> 16) * half_to_float(b >> 16);
-    return two_halves(low, high);
+    return pack_half2(low, high);
 }
-static u32 plus_times(u32 a, u32 b, u32 c) {
+static u32 hfma2(u32 a, u32 b, u32 c) {
     const float low = fmaf(half_to_float(a), half_to_float(b), half_to_float(c));
-    return two_halves(low, fmaf(half_to_float(a >> 16), half_to_float(b >> 16), half_to_float(c >> 16)));
+    return pack_half2(low, fmaf(half_to_float(a >> 16), half_to_float(b >> 16), half_to_float(c >> 16)));
 }
-static float exp2_of(float x) { return exp2f(x); }
+static float ex2_approx(float x) { return exp2f(x); }
 #define __expf expf
 static float __fdividef(float a, float b) { return a / b; }
 static u32 __byte_perm(u32 a, u32 b, u32 selector) {
@@ -201,10 +201,10 @@ template <class T>
 static T __ldg(const T* at) { return *at; }
 template <class T>
 static T __ldcs(const T* at) { return *at; }
-static void wait_for_the_kernel_before() {}
-static void let_the_next_kernel_start() {}
-static void wait_for_copies() {}
-static bool any_here(bool x) { return x; }
+static void griddepcontrol_wait() {}
+static void griddepcontrol_launch_dependents() {}
+static void cp_async_wait_all() {}
+static bool any_active(bool x) { return x; }
 
 // Runs `kernel` on one CTA after the other.
 static void run_grid(Dim grid, unsigned threads, void (*kernel)()) {

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from hlwq_kernels import encode_rows
-from hlwq_kernels.common.cuda_kernel import runs_nvrtc
+from hlwq_kernels.common.cuda_kernel import supports_nvrtc
 
 from ...codec import Scheme
 from ...errors import HlwqError, UsageError
@@ -76,7 +76,7 @@ class Device:
         plain torch codes they take turns on one stream, so that the temporaries of one slice serve the next.
         """
         with self.lock:
-            if runs_nvrtc(self.torch_device):
+            if supports_nvrtc(self.torch_device):
                 return torch.cuda.Stream(self.torch_device), nullcontext()
             if not self._shared:
                 self._shared.append(torch.cuda.Stream(self.torch_device))

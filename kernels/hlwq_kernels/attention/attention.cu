@@ -4,7 +4,7 @@
 // A CTA takes a stretch of the tokens of a key/value head, and up to 16 of the query heads that share it. It rotates the
 // queries itself, so that keys need not be. A team of warps takes 16 tokens a warp at a time: keys are the first operand
 // of an MMA whose second are the queries, then values, two tokens at once, are the first of one whose second are the
-// softmax's weights. Each warp of a team sums another part of the values' dimensions. The sums stay rotated; a second
+// softmax's weights. Each warp of a team sums another split of the values' dimensions. The sums stay rotated; a second
 // kernel (attention/combine.cu) adds those of all stretches and rotates them back. The first CTAs take the exact tokens.
 //
 // The softmax runs along: weights are 2^(logit + log2 of the value's scale - reference), and the reference of a query is
@@ -20,51 +20,51 @@
 // query (sequences, heads * GROUP, K_DIM); codes (sequences * heads, capacity, bytes), scales likewise; centroids float32;
 // steps float32 (256,); exact tokens: heads `k_stride` and `v_stride` values apart, token e in place e, or with a ring in
 // place (coded + e) % ring; mask u8 (sequences, mask_stride) or null; lengths null, or the numbers of coded and exact
-// tokens, which then count and not the arguments. sums float32 (query heads, parts, V_STORED), highests and weights
-// (query heads, parts): of each part, a CTA's tokens; of one without tokens no sums.
+// tokens, which then count and not the arguments. sums float32 (query heads, splits, V_STORED), row_max and row_sum
+// (query heads, splits): of each split, a CTA's tokens; of one without tokens no sums.
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void attend(
     const void* query, const u8* k_codes, const u8* k_scales, const u8* v_codes, const u8* v_scales,
     const float* k_centroids, const float* v_centroids, const float* steps, const void* k_exact, const void* v_exact,
     const u8* mask, const i64* lengths, i64 coded, i64 exact, i64 ring, i64 capacity, i64 heads, i64 k_stride,
-    i64 v_stride, i64 mask_stride, i64 exact_parts, float scaling, float softcap, float* sums, float* highests,
-    float* weights_out) {
+    i64 v_stride, i64 mask_stride, i64 exact_splits, float scaling, float softcap, float* sums, float* row_max,
+    float* row_sum) {
   extern __shared__ uint4 arena[];
   u8* shared = (u8*)arena;
-  const i64 head = blockIdx.y, parts = gridDim.x, part = blockIdx.x, row = head * GROUP + blockIdx.z * ROWS;
+  const i64 head = blockIdx.y, splits = gridDim.x, split = blockIdx.x, row = head * GROUP + blockIdx.z * ROWS;
   const int rows = min(ROWS, GROUP - (int)blockIdx.z * ROWS);
   constexpr int ITEM = INPUT == FLOAT32 ? 4 : 2;
-  let_the_next_kernel_start();
-  const bool tabled = part >= exact_parts;
+  griddepcontrol_launch_dependents();
+  const bool tabled = split >= exact_splits;
   if (tabled) {
     const float own = own_centroid<BITS>(k_centroids), step = steps[threadIdx.x % 256];
-    const Tables tables = tables_in(shared);
-    make_table<BITS, COPIES>(tables.keys, k_centroids, own);
-    if (!ONE_TABLE) make_table<V_BITS, V_COPIES>(tables.values, v_centroids, own_centroid<V_BITS>(v_centroids));
+    const LutPair tables = luts_in(shared);
+    build_lut<BITS, COPIES>(tables.keys, k_centroids, own);
+    if (!ONE_TABLE) build_lut<V_BITS, V_COPIES>(tables.values, v_centroids, own_centroid<V_BITS>(v_centroids));
     ((float*)(shared + STEPS_AT))[threadIdx.x % 256] = step;
     for (int k = THREADS + threadIdx.x; k < 256; k += THREADS) ((float*)(shared + STEPS_AT))[k] = steps[k];
   }
-  wait_for_the_kernel_before();
+  griddepcontrol_wait();
   if (lengths) coded = lengths[0], exact = lengths[1];
   const Cache c = {
       (const u8*)query + row * K_DIM * ITEM, (const u8*)k_exact + head * k_stride * ITEM,
       (const u8*)v_exact + head * v_stride * ITEM, k_codes + head * capacity * (K_STORED / 8 * BITS),
       k_scales + head * capacity, v_codes + head * capacity * (V_STORED / 8 * V_BITS), v_scales + head * capacity,
       mask + head / heads * mask_stride, (int)coded, (int)exact, (int)ring, (int)capacity, scaling, softcap};
-  const i64 at = row * parts + part;
-  sums += at * V_STORED, highests += at, weights_out += at;
+  const i64 at = row * splits + split;
+  sums += at * V_STORED, row_max += at, row_sum += at;
   int begin, end;
   if (tabled) {
     constexpr int STEP = TEAMS * TILE;
-    const int all = (c.coded + STEP - 1) / STEP, splits = (int)(parts - exact_parts), each = (all + splits - 1) / splits;
-    begin = (int)(part - exact_parts) * each * STEP, end = min(c.coded, begin + each * STEP);
+    const int all = (c.coded + STEP - 1) / STEP, coded_splits = (int)(splits - exact_splits), each = (all + coded_splits - 1) / coded_splits;
+    begin = (int)(split - exact_splits) * each * STEP, end = min(c.coded, begin + each * STEP);
   } else {
-    begin = (int)part * EXACT, end = min(c.exact, begin + EXACT);
+    begin = (int)split * EXACT, end = min(c.exact, begin + EXACT);
   }
   if (begin >= end) {
-    for (int r = threadIdx.x; r < rows; r += THREADS) highests[r * parts] = LOWEST, weights_out[r * parts] = 0.0f;
+    for (int r = threadIdx.x; r < rows; r += THREADS) row_max[r * splits] = LOWEST, row_sum[r * splits] = 0.0f;
   } else if (tabled) {
-    read_codes(shared, c, begin, end, rows, sums, highests, weights_out, parts);
+    read_codes(shared, c, begin, end, rows, sums, row_max, row_sum, splits);
   } else {
-    read_exact((float*)shared, c, begin, end - begin, rows, sums, highests, weights_out, parts);
+    read_exact((float*)shared, c, begin, end - begin, rows, sums, row_max, row_sum, splits);
   }
 }

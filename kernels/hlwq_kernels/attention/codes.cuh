@@ -4,7 +4,7 @@
 
 // A stretch of coded tokens; leaves what each warp found in shared memory, sums of 8 queries at a time.
 __device__ __forceinline__ void read_codes(
-    u8* shared, const Cache& c, int begin, int end, int rows, float* sums, float* highests, float* weights_out,
+    u8* shared, const Cache& c, int begin, int end, int rows, float* sums, float* row_max, float* row_sum,
     i64 stride) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = warp % TEAM, team = warp / TEAM;
   const float* steps = (const float*)(shared + STEPS_AT);
@@ -12,10 +12,10 @@ __device__ __forceinline__ void read_codes(
   uint4* queries = (uint4*)(shared + QUERIES_AT);
   const Exchange exchange = {
       (float*)(shared + RAISED_AT) + team * TEAM, (float*)(shared + REFERENCES_AT) + team * TEAM * ROWS,
-      (uint2*)(shared + SHARES_AT) + team * TEAM * TILES * 32, 1 + team};
+      (uint2*)(shared + PROBS_AT) + team * TEAM * TILES * 32, 1 + team};
   // Through a shuffle, so that the compiler does not know its bits: it would mask them anew for every pair.
   const u32 spread = __shfl_sync(0xffffffff, lane, lane);
-  const Tables tables = tables_in(shared);
+  const LutPair tables = luts_in(shared);
   const u32 k_copy = shared_address(tables.keys) + spread % COPIES * 4;
   const u32 v_copy = shared_address(tables.values) + spread % V_COPIES * 4;
   const int slice = member * PART + lane / 4 * SLICE, first = begin + team * TILE;
@@ -62,27 +62,27 @@ __device__ __forceinline__ void read_codes(
         if (next < end) w.load_keys(i % K_AHEAD, i + K_AHEAD - CHUNKS, c.capacity - next - 16 * member);
       }
     }
-    u32 shares[TILES][2];
-    w.weigh(s, shares, c, steps, exchange);
+    u32 probs[TILES][2];
+    w.weigh(s, probs, c, steps, exchange);
     if (next < end) w.load_marks(c, next + 16 * member + lane / 4);
     if constexpr (TEAM > 1) {
 #pragma unroll
       for (int t = 0; t < TILES; t++)
-        exchange.shares[(member * TILES + t) * 32 + lane] = make_uint2(shares[t][0], shares[t][1]);
-      meet_at(exchange.barrier, 32 * TEAM);
+        exchange.probs[(member * TILES + t) * 32 + lane] = make_uint2(probs[t][0], probs[t][1]);
+      bar_sync(exchange.barrier, 32 * TEAM);
     }
 #pragma unroll
     for (int i = 0; i < TEAM; i++) {
       if constexpr (TEAM > 1)
 #pragma unroll
         for (int t = 0; t < TILES; t++) {
-          const uint2 its = exchange.shares[(i * TILES + t) * 32 + lane];
-          shares[t][0] = its.x, shares[t][1] = its.y;
+          const uint2 its = exchange.probs[(i * TILES + t) * 32 + lane];
+          probs[t][0] = its.x, probs[t][1] = its.y;
         }
       Crossed<V_BITS> pairs[2];
       cross<SLICE>(pairs[0], w.v[i % V_AHEAD][0], w.v[i % V_AHEAD][1]);
       cross<SLICE>(pairs[1], w.v[i % V_AHEAD][2], w.v[i % V_AHEAD][3]);
-      gather<0>(w.sums, pairs, shares, v_copy);
+      gather<0>(w.sums, pairs, probs, v_copy);
       if (i + V_AHEAD < TEAM) {
         w.load_values(i % V_AHEAD, i + V_AHEAD, c.capacity - start);
       } else {
@@ -124,15 +124,15 @@ __device__ __forceinline__ void read_codes(
       for (int k = 0; k < TEAMS; k++) top = fmaxf(top, references[k * TEAM * ROWS + 8 * t + r]);
 #pragma unroll
       for (int k = 0; k < TEAMS; k++)
-        sum += exp2_of(references[k * TEAM * ROWS + 8 * t + r] - top)
+        sum += ex2_approx(references[k * TEAM * ROWS + 8 * t + r] - top)
                * ((float*)shared)[((k * TEAM + part) * 8 + r) * SUMS + at];
       sums[(8 * t + r) * stride * V_STORED + d] = sum;
       if (d == 0) {
         float weight = 0.0f;
         for (int k = 0; k < WARPS; k++)
-          weight += exp2_of(references[k * ROWS + 8 * t + r] - top) * all_weights[k * ROWS + 8 * t + r];
-        highests[(8 * t + r) * stride] = top;
-        weights_out[(8 * t + r) * stride] = weight;
+          weight += ex2_approx(references[k * ROWS + 8 * t + r] - top) * all_weights[k * ROWS + 8 * t + r];
+        row_max[(8 * t + r) * stride] = top;
+        row_sum[(8 * t + r) * stride] = weight;
       }
     }
     __syncthreads();

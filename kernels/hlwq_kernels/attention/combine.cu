@@ -4,38 +4,36 @@
 
 #include "common/hadamard.cuh"
 
-constexpr float LOWEST = -1e30f;
-
-// sums (rows, parts, V_STORED), highests and weights (rows, parts), of which the first exact_parts are not rotated; out
+// sums (rows, splits, V_STORED), row_max and row_sum (rows, splits), of which the first exact_splits are not rotated; out
 // (rows, V_DIM).
-extern "C" __global__ __launch_bounds__(32 * WARPS) void merge(
-    const float* sums, const float* highests, const float* weights, i64 exact_parts, i64 parts, void* out) {
+extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(
+    const float* sums, const float* row_max, const float* row_sum, i64 exact_splits, i64 splits, void* out) {
   extern __shared__ uint4 arena[];
-  float *totals = (float*)arena, *shares = totals + 2 * WARPS * V_STORED;
+  float *totals = (float*)arena, *fractions = totals + 2 * WARPS * V_STORED;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const i64 row = blockIdx.x;
-  let_the_next_kernel_start();
-  wait_for_the_kernel_before();
-  sums += row * parts * V_STORED, highests += row * parts, weights += row * parts;
+  griddepcontrol_launch_dependents();
+  griddepcontrol_wait();
+  sums += row * splits * V_STORED, row_max += row * splits, row_sum += row * splits;
   float top = LOWEST, weight = 0.0f;
-  for (int p = lane; p < parts; p += 32) top = fmaxf(top, highests[p]);
+  for (int p = lane; p < splits; p += 32) top = fmaxf(top, row_max[p]);
 #pragma unroll
   for (int m = 1; m < 32; m *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, m));
-  for (int p = lane; p < parts; p += 32) {
-    const float share = highests[p] > LOWEST ? exp2_of(highests[p] - top) : 0.0f;
-    weight += share * weights[p];
-    if (warp == 0) shares[p] = share;
+  for (int p = lane; p < splits; p += 32) {
+    const float fraction = row_max[p] > LOWEST ? ex2_approx(row_max[p] - top) : 0.0f;
+    weight += fraction * row_sum[p];
+    if (warp == 0) fractions[p] = fraction;
   }
 #pragma unroll
   for (int m = 1; m < 32; m *= 2) weight += __shfl_xor_sync(0xffffffff, weight, m);
   __syncthreads();
   float total[2][V_STORED / 32] = {};  // exact, rotated
-  for (int p = warp; p < parts; p += WARPS) {
-    if (shares[p] == 0.0f) continue;
+  for (int p = warp; p < splits; p += WARPS) {
+    if (fractions[p] == 0.0f) continue;
 #pragma unroll
     for (int j = 0; j < V_STORED / 32; j++) {
-      const float found = shares[p] * sums[p * V_STORED + j * 32 + lane];
-      if (p < exact_parts)
+      const float found = fractions[p] * sums[p * V_STORED + j * 32 + lane];
+      if (p < exact_splits)
         total[0][j] += found;
       else
         total[1][j] += found;

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
+from ..common.cuda_kernel import CudaKernel, Macros, shared_per_multiprocessor, supports_nvrtc
 from ..common.device import DTYPE_IDS, num_sms
 from .kv_states import QuantizedKV
 from .kv_tables import padded_dim, rotation_block
@@ -19,7 +19,7 @@ MERGE_SOURCE = "attention/combine.cu"
 MERGE_WARPS = 4
 
 _ATTEND = CudaKernel(SOURCE, name="attend")
-_MERGE = CudaKernel(MERGE_SOURCE, name="merge")
+_MERGE = CudaKernel(MERGE_SOURCE, name="combine_splits")
 _LARGEST_DIM = 512
 _WARPS = 8
 _LARGE_SMEM_BYTES = 160 * 1024
@@ -28,7 +28,7 @@ _LARGE_SMEM_BYTES = 160 * 1024
 def supports_attention(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV) -> bool:
     """Whether the kernel takes these heads, on this device."""
     fits = max(keys.dim, values.dim) <= _LARGEST_DIM and query.dtype in DTYPE_IDS
-    return fits and runs_nvrtc(query.device)
+    return fits and supports_nvrtc(query.device)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@
 
 // Up to EXACT of the exact tokens, plainly.
 __device__ __forceinline__ void read_exact(
-    float* shared, const Cache& c, int begin, int count, int rows, float* sums, float* highests, float* weights_out,
+    float* shared, const Cache& c, int begin, int count, int rows, float* sums, float* row_max, float* row_sum,
     i64 stride) {
   constexpr int OWN = (EXACT + WARPS - 1) / WARPS, HELD_KEYS = (K_DIM + 31) / 32;
   constexpr int HELD_VALUES = (V_STORED + THREADS - 1) / THREADS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  float *queries = shared, *shares = shared + ROWS * K_DIM;
+  float *queries = shared, *probs = shared + ROWS * K_DIM;
   auto slot = [&](int e) { return (i64)(c.ring ? (c.coded + begin + e) % c.ring : begin + e); };
   float k[OWN][HELD_KEYS], v[HELD_VALUES][EXACT];  // all on their way at once
 #pragma unroll
@@ -40,21 +40,21 @@ __device__ __forceinline__ void read_exact(
         if (j * 32 + lane < K_DIM) s += k[i][j] * queries[r * K_DIM + j * 32 + lane];
 #pragma unroll
       for (int m = 1; m < 32; m *= 2) s += __shfl_xor_sync(0xffffffff, s, m);
-      if (lane == 0) shares[r * EXACT + e] = seen ? logit(s * c.scaling, c.softcap) : minus_infinity();
+      if (lane == 0) probs[r * EXACT + e] = seen ? logit(s * c.scaling, c.softcap) : minus_infinity();
     }
   }
   __syncthreads();
   for (int r = warp; r < rows; r += WARPS) {
-    const float l = lane < count ? shares[r * EXACT + lane] : minus_infinity();
+    const float l = lane < count ? probs[r * EXACT + lane] : minus_infinity();
     float top = fmaxf(l, LOWEST);
 #pragma unroll
     for (int m = 1; m < 32; m *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, m));
-    const float share = exp2_of(l - top);
-    float weight = share;
+    const float prob = ex2_approx(l - top);
+    float weight = prob;
 #pragma unroll
     for (int m = 1; m < 32; m *= 2) weight += __shfl_xor_sync(0xffffffff, weight, m);
-    if (lane < EXACT) shares[r * EXACT + lane] = share;
-    if (lane == 0) highests[r * stride] = top, weights_out[r * stride] = weight;
+    if (lane < EXACT) probs[r * EXACT + lane] = prob;
+    if (lane == 0) row_max[r * stride] = top, row_sum[r * stride] = weight;
   }
   __syncthreads();
 #pragma unroll
@@ -64,7 +64,7 @@ __device__ __forceinline__ void read_exact(
       float sum = 0.0f;
 #pragma unroll
       for (int e = 0; e < EXACT; e += 4) {
-        const float4 four = *(const float4*)(shares + r * EXACT + e);  // zeros from `count` on
+        const float4 four = *(const float4*)(probs + r * EXACT + e);  // zeros from `count` on
         sum += four.x * v[i][e] + four.y * v[i][e + 1] + four.z * v[i][e + 2] + four.w * v[i][e + 3];
       }
       if (d < V_STORED) sums[r * stride * V_STORED + d] = sum;

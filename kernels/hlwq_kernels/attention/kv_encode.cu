@@ -47,7 +47,7 @@ __device__ __forceinline__ int nearest(float z, const float* boundaries) {
 
 // The plane of WIDTH bits from bit BELOW of the codes on: see codes/planes.py.
 template <int BELOW, int WIDTH>
-__device__ __forceinline__ void store_plane(u32* row, const u8* codes, int lane) {
+__device__ __forceinline__ void store_token_plane(u32* row, const u8* codes, int lane) {
   constexpr int per_word = 32 / WIDTH;
   for (int w = lane; w < STORED / per_word; w += 32) {
     u32 word = 0;
@@ -112,9 +112,9 @@ extern "C" __global__ __launch_bounds__(THREADS) void encode_tokens(
     for (int j = 0; j < HELD; j++) kept[j * 32 + lane] = (u8)code[j];
     __syncwarp();
     u32* out = codes + row * (STORED * BITS / 32);
-    store_plane<0, PLANE_A>(out, kept, lane);
-    if constexpr (PLANE_B != 0) store_plane<PLANE_A, PLANE_B>(out, kept, lane);
-    if constexpr (PLANE_C != 0) store_plane<PLANE_A + PLANE_B, PLANE_C>(out, kept, lane);
+    store_token_plane<0, PLANE_A>(out, kept, lane);
+    if constexpr (PLANE_B != 0) store_token_plane<PLANE_A, PLANE_B>(out, kept, lane);
+    if constexpr (PLANE_C != 0) store_token_plane<PLANE_A + PLANE_B, PLANE_C>(out, kept, lane);
     __syncwarp();
   }
 }

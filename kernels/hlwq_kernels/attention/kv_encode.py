@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..codes import pack_codes, tree_sum
-from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
+from ..common.cuda_kernel import CudaKernel, Macros, supports_nvrtc
 from ..common.device import DTYPE_IDS
 from ..linear.linear import rotate_activation
 from .kv_tables import NAN_SCALE, SEARCH, THRESHOLDS, UNIT_SCALE, KVTables, padded_dim, rotation_block
@@ -35,7 +35,7 @@ def encode_kv(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Te
     Returns:
         uint8 codes (..., padded * bits / 8), packed planes, and uint8 scales (...).
     """
-    if x.shape[-1] <= _MAX_CUDA_DIM and runs_nvrtc(x.device):
+    if x.shape[-1] <= _MAX_CUDA_DIM and supports_nvrtc(x.device):
         return encode_kv_cuda(x, tables)
     return encode_kv_reference(x, tables)
 

@@ -1,5 +1,5 @@
 // Slices of coded heads of tokens: 8, 16 or 32 neighbouring codes in a lane's registers, and pairs across two tokens.
-// Tables here begin at multiples of their size, so that the bits of an index need only be added
+// LutPair here begin at multiples of their size, so that the bits of an index need only be added
 // to those of `copy`, which are a table's beginning and the lane's copy.
 
 #include "common/dequant.cuh"
@@ -94,7 +94,7 @@ __device__ __forceinline__ u32 one(const PlanesOf<B>& w, u32 copy) {
   constexpr int byte = CODE / 2, from = byte % 4 * 8, to = LOW<C>;
   const u32 word = CODE % 2 ? w.b[byte / 4] : w.a[byte / 4];
   const u32 moved = from > to ? word >> (from > to ? from - to : 0) : word << (from > to ? 0 : to - from);
-  return looked_up(0, (moved & 0xFF << to) | copy);
+  return ld_shared(0, (moved & 0xFF << to) | copy);
 }
 
 // Codes 2 P and 2 P + 1 of a joined slice, as fp16.

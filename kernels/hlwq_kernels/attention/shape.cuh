@@ -1,6 +1,7 @@
 // What the parts of attention/attention.cu agree on: how a CTA is laid out, where in shared memory what lies, what a cache is.
 
 #include "common/dequant.cuh"
+#include "common/types.cuh"
 
 constexpr int TILES = GROUP <= 8 ? 1 : 2, ROWS = 8 * TILES;  // queries a CTA takes
 constexpr int LANE = K_STORED % 128 == 64 ? 16 : 32, CHUNK = 4 * LANE, CHUNKS = (K_STORED + CHUNK - 1) / CHUNK;
@@ -10,7 +11,7 @@ constexpr int K_AHEAD = CHUNKS % 2 ? 1 : 2, V_AHEAD = TEAM % 2 ? 1 : 2;  // bloc
 constexpr bool HELD = CHUNKS == 1 && LANE * TILES <= 32;                 // whether queries stay in registers
 constexpr int EXACT = K_DIM > 256 || V_DIM > 256 ? 16 : 32;              // exact tokens a CTA takes
 constexpr int SUMS = PART + 4;                                           // floats a row of sums takes: no bank conflicts
-constexpr float LOG2E = 1.4426950408889634f, HEADROOM = 8.0f, LOWEST = -1e30f;
+constexpr float LOG2E = 1.4426950408889634f, HEADROOM = 8.0f;
 constexpr u32 HIDDEN = 256;  // in place of the scale of a value that may not be seen
 
 static_assert(WARPS % TEAM == 0, "whole teams");
@@ -22,16 +23,16 @@ constexpr int SUMS_BYTES = 4 * WARPS * 8 * SUMS;
 constexpr int FIRST_BYTES = LARGER_TABLE + K_TABLE_BYTES + (ONE_TABLE ? 0 : V_TABLE_BYTES);
 constexpr int STEPS_AT = FIRST_BYTES > SUMS_BYTES ? FIRST_BYTES : SUMS_BYTES, SIZES_AT = STEPS_AT + 1024;
 constexpr int REFERENCES_AT = SIZES_AT + 64, WEIGHTS_AT = REFERENCES_AT + 4 * WARPS * ROWS;
-constexpr int RAISED_AT = WEIGHTS_AT + 4 * WARPS * ROWS, SHARES_AT = RAISED_AT + 16 * WARPS;
-constexpr int QUERIES_AT = SHARES_AT + (TEAM > 1 ? WARPS * TILES * 256 : 0);
+constexpr int RAISED_AT = WEIGHTS_AT + 4 * WARPS * ROWS, PROBS_AT = RAISED_AT + 16 * WARPS;
+constexpr int QUERIES_AT = PROBS_AT + (TEAM > 1 ? WARPS * TILES * 256 : 0);
 
 static_assert(SHARED >= QUERIES_AT + ROWS * CHUNKS * CHUNK * 2 && SHARED >= 4 * ROWS * (K_DIM + EXACT), "room");
 
-struct Tables {
+struct LutPair {
   u32 *keys, *values;
 };
 
-__device__ __forceinline__ Tables tables_in(u8* shared) {
+__device__ __forceinline__ LutPair luts_in(u8* shared) {
   u8* first = shared + (LARGER_TABLE - shared_address(shared) % LARGER_TABLE) % LARGER_TABLE;
   u8* second = first + (ONE_TABLE ? 0 : LARGER_TABLE);
   return {(u32*)(K_TABLE_BYTES == LARGER_TABLE ? first : second), (u32*)(K_TABLE_BYTES == LARGER_TABLE ? second : first)};
@@ -50,6 +51,6 @@ __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff8
 
 // In units of ln 2.
 __device__ __forceinline__ float logit(float s, float softcap) {
-  if (CAPPED) return softcap * LOG2E * (1.0f - 2.0f / (exp2_of(2.0f * LOG2E / softcap * s) + 1.0f));
+  if (CAPPED) return softcap * LOG2E * (1.0f - 2.0f / (ex2_approx(2.0f * LOG2E / softcap * s) + 1.0f));
   return s * LOG2E;
 }

@@ -4,7 +4,7 @@
 #include "attention/kv_slices.cuh"
 #include "attention/shape.cuh"
 
-// The queries, rotated, each divided by its largest value, where `multiply` wants them: of lane l in quad (t, c, x), the
+// The queries, rotated, each divided by its largest value, where `mma_m16n8k16` wants them: of lane l in quad (t, c, x), the
 // values from c * CHUNK + l % 4 * LANE + 8 x on of query 8 t + l / 4.
 __device__ __forceinline__ void rotate_queries(u16* queries, float* sizes, const void* query, int rows) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -44,25 +44,25 @@ __device__ __forceinline__ void score(float (*s)[4], const PlanesOf<BITS>* w, co
   const u32 a0 = along<P, COPIES>(w[0], copy), a1 = along<P, COPIES>(w[1], copy);
   const u32 a2 = along<P + 1, COPIES>(w[0], copy), a3 = along<P + 1, COPIES>(w[1], copy);
 #pragma unroll
-  for (int t = 0; t < TILES; t++) multiply(s[t], a0, a1, a2, a3, q[t][P], q[t][P + 1]);
+  for (int t = 0; t < TILES; t++) mma_m16n8k16(s[t], a0, a1, a2, a3, q[t][P], q[t][P + 1]);
   if constexpr (P + 2 < LANE / 2) score<P + 2>(s, w, q, copy);
 }
 
 template <int M>
 __device__ __forceinline__ void gather(
-    float (*sums)[TILES][4], const Crossed<V_BITS>* w, const u32 (*shares)[2], u32 copy) {
+    float (*sums)[TILES][4], const Crossed<V_BITS>* w, const u32 (*probs)[2], u32 copy) {
   const u32 a0 = across<2 * M, V_COPIES>(w[0], copy), a1 = across<2 * M + 1, V_COPIES>(w[0], copy);
   const u32 a2 = across<2 * M, V_COPIES>(w[1], copy), a3 = across<2 * M + 1, V_COPIES>(w[1], copy);
 #pragma unroll
-  for (int t = 0; t < TILES; t++) multiply(sums[M][t], a0, a1, a2, a3, shares[t][0], shares[t][1]);
-  if constexpr (M + 1 < STEPS) gather<M + 1>(sums, w, shares, copy);
+  for (int t = 0; t < TILES; t++) mma_m16n8k16(sums[M][t], a0, a1, a2, a3, probs[t][0], probs[t][1]);
+  if constexpr (M + 1 < STEPS) gather<M + 1>(sums, w, probs, copy);
 }
 
 // What a team's warps tell each other.
 struct Exchange {
   float* raised;  // (TEAM,): whether a warp has tokens that pass the reference
   float* highest;  // (TEAM, ROWS)
-  uint2* shares;  // (TEAM, TILES, 32)
+  uint2* probs;  // (TEAM, TILES, 32)
   int barrier;
 };
 
@@ -119,7 +119,7 @@ struct Worker {
 
   // From products with keys to the weights that values are multiplied with.
   __device__ __forceinline__ void weigh(
-      float (*s)[4], u32 (*shares)[2], const Cache& c, const float* steps, const Exchange& team) {
+      float (*s)[4], u32 (*probs)[2], const Cache& c, const float* steps, const Exchange& team) {
     float inverse[2];
     bool counted[2];
     bool raises = false;
@@ -129,7 +129,7 @@ struct Worker {
       const u32 mark = seen ? v_mark[r] : 128;
       const float scale = steps[k_mark[r]];
       const float size = mark == 255 ? steps[255] : mark ? (float)((int)mark - 128) * 0.125f : -16.0f;
-      inverse[r] = exp2_of(-size);
+      inverse[r] = ex2_approx(-size);
       counted[r] = mark != 0;
 #pragma unroll
       for (int t = 0; t < TILES; t++)
@@ -146,12 +146,12 @@ struct Worker {
       float u[4];
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        u[i] = exp2_of(s[t][i] - reference[t][i % 2]);
+        u[i] = ex2_approx(s[t][i] - reference[t][i % 2]);
         weight[t][i % 2] += u[i] * inverse[i / 2];
         if (!counted[i / 2]) u[i] = 0.0f;
       }
-      shares[t][0] = transposed(two_halves(u[0], u[1]));
-      shares[t][1] = transposed(two_halves(u[2], u[3]));
+      probs[t][0] = movmatrix(pack_half2(u[0], u[1]));
+      probs[t][1] = movmatrix(pack_half2(u[2], u[3]));
     }
   }
 
@@ -176,7 +176,7 @@ struct Worker {
         for (int t = 0; t < TILES; t++)
 #pragma unroll
           for (int h = 0; h < 2; h++) team.highest[member * ROWS + 8 * t + 2 * lane + h] = highest[t][h];
-      meet_at(team.barrier, 32 * TEAM);
+      bar_sync(team.barrier, 32 * TEAM);
       raises = false;
 #pragma unroll
       for (int m = 0; m < TEAM; m++) {
@@ -197,7 +197,7 @@ struct Worker {
     for (int t = 0; t < TILES; t++)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const float top = fmaxf(reference[t][h], highest[t][h]), fade = exp2_of(reference[t][h] - top);
+        const float top = fmaxf(reference[t][h], highest[t][h]), fade = ex2_approx(reference[t][h] - top);
         reference[t][h] = top;
         weight[t][h] *= fade;
 #pragma unroll

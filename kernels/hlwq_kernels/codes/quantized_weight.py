@@ -35,7 +35,7 @@ class QuantizedWeight(NamedTuple):
         return self.centroids.numel().bit_length() - 1
 
 
-def coding(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies: int) -> Macros:
+def kernel_macros(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies: int) -> Macros:
     """The macros of common/dequant.cuh but INPUT, with so many copies of the table, and those of blocks and scales."""
     row_bytes = weight.codes.shape[-1]
     return (

@@ -31,7 +31,7 @@ Macros = tuple[tuple[str, str | int], ...]
 
 
 @lru_cache(maxsize=None)
-def runs_nvrtc(device: torch.device) -> bool:
+def supports_nvrtc(device: torch.device) -> bool:
     """Whether kernels can be compiled for `device`.
 
     It must be CUDA, of capability 7.5 or more, with cuda-core, and cuda-bindings of the CUDA that torch has.
@@ -143,7 +143,7 @@ def shared_per_multiprocessor(device: torch.device) -> int:
 
 def reads_pinned_memory(device: torch.device) -> bool:
     """Whether kernels on a device can be given host memory, pinned where it was, by its address."""
-    return runs_nvrtc(device) and bool(_properties(device).can_use_host_pointer_for_registered_mem)
+    return supports_nvrtc(device) and bool(_properties(device).can_use_host_pointer_for_registered_mem)
 
 
 @lru_cache(maxsize=None)

@@ -15,7 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def op_where_traced(op: Callable[..., R], plain: Callable[P, R]) -> Callable[P, R]:
+def traceable(op: Callable[..., R], plain: Callable[P, R]) -> Callable[P, R]:
     """`op` under torch.compile and torch.export, else `plain`, which it was made of."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -56,7 +56,7 @@ template <int CODE, int C, int B>
 __device__ __forceinline__ u32 weight(const PlanesOf<B>& w, u32 table, u32 copy) {
   u32 at = copy | field<4, CODE, LOW<C>>(w.a) | field<Width<B>::PLANE_B, CODE, LOW<C> + 4>(w.b);
   if constexpr (Width<B>::PLANE_C != 0) at |= field<1, CODE, LOW<C> + 6>(w.c);
-  return looked_up(table, at);
+  return ld_shared(table, at);
 }
 
 // Two weights as fp16, from the table.
@@ -65,7 +65,7 @@ __device__ __forceinline__ u32 weights(const PlanesOf<B>& w, u32 table, u32 copy
   if constexpr (Width<B>::PAIRS) {
     u32 at = copy | fields<Width<B>::PLANE_A, P, LOW<C>>(w.a);
     if constexpr (Width<B>::PLANE_B != 0) at |= fields<Width<B>::PLANE_B, P, LOW<C> + 2 * Width<B>::PLANE_A>(w.b);
-    return looked_up(table, at);
+    return ld_shared(table, at);
   } else {
     return __byte_perm(weight<2 * P, C>(w, table, copy), weight<2 * P + 1, C>(w, table, copy), 0x5410);
   }
@@ -92,7 +92,7 @@ __device__ __forceinline__ float own_centroid(const float* centroids) {
 
 // Whole warps call this. Neighbouring threads write neighbouring words, so that no two meet at a bank.
 template <int B = BITS, int C = COPIES>
-__device__ __forceinline__ void make_table(u32* table, const float* centroids, float own) {
+__device__ __forceinline__ void build_lut(u32* table, const float* centroids, float own) {
   constexpr int WIDE = C >= 4 ? 4 : 1;
 #pragma unroll 4
   for (int i = threadIdx.x; i < Width<B>::ENTRIES * C / WIDE; i += THREADS) {

@@ -59,7 +59,7 @@ __device__ __forceinline__ void rotate_block(float* v, int lane) {
 // Blocks by eights: N / 8 lanes hold a block, a lane values 8 l, ... 8 l + 7 of it, a warp 256 / N blocks at once.
 constexpr int LANES = N / 8, TOGETHER = 32 / LANES;
 
-__device__ __forceinline__ void load_plain_eight(float* v, const void* x, i64 at) {
+__device__ __forceinline__ void load_values8(float* v, const void* x, i64 at) {
 #if INPUT == FLOAT32
   __align__(16) float part[8];
   ((float4*)part)[0] = ((const float4*)x)[at / 4], ((float4*)part)[1] = ((const float4*)x)[at / 4 + 1];
@@ -72,7 +72,7 @@ __device__ __forceinline__ void load_plain_eight(float* v, const void* x, i64 at
 }
 
 // Columns `first` to first + 7 of a row, zeros beyond its end.
-__device__ __forceinline__ void load_eight(float* v, const void* x, i64 row, i64 columns, i64 first) {
+__device__ __forceinline__ void load_columns8(float* v, const void* x, i64 row, i64 columns, i64 first) {
   if (columns % 8 || (u64)x % 16) {
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] = first + i < columns ? activation(x, row, columns, first + i) : 0.0f;
@@ -81,10 +81,10 @@ __device__ __forceinline__ void load_eight(float* v, const void* x, i64 row, i64
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = 0.0f;
   if (first >= columns) return;
-  load_plain_eight(v, x, row * (GATE ? 2 : 1) * columns + first);
+  load_values8(v, x, row * (GATE ? 2 : 1) * columns + first);
 #if GATE != 0
   float b[8];
-  load_plain_eight(b, x, row * 2 * columns + columns + first);
+  load_values8(b, x, row * 2 * columns + columns + first);
 #pragma unroll
   for (int i = 0; i < 8; i++) v[i] = gated(v[i], b[i]);
 #endif
@@ -134,5 +134,3 @@ __device__ __forceinline__ int exponent_of(float x) {
   const int e = (int)(__float_as_uint(x) >> 23 & 255) - 127;
   return e < -100 ? -100 : e > 110 ? 110 : e;
 }
-
-__device__ __forceinline__ float power_of_two(int e) { return __uint_as_float((u32)(e + 127) << 23); }

@@ -9,13 +9,13 @@ typedef long long i64;
 __device__ inline u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
 // Not volatile, so that loads may be moved: from tables only, which are written once, before the first barrier.
-__device__ inline float load_shared(u32 address) {
+__device__ inline float ld_shared_f32(u32 address) {
     float x;
     asm("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address));
     return x;
 }
 
-__device__ inline void load_shared_pair(u32 address, float& x, u32& y) {
+__device__ inline void ld_shared_v2(u32 address, float& x, u32& y) {
     asm("ld.shared.v2.b32 {%0, %1}, [%2];" : "=f"(x), "=r"(y) : "r"(address));
 }
 
@@ -32,14 +32,14 @@ __device__ inline u32 float_to_half(float x) {
 }
 
 // Near log2: whoever asks must correct it.
-__device__ inline float guess_log2(float x) {
+__device__ inline float lg2_approx(float x) {
     float y;
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// Begin to copy 16 bytes into shared memory; done when `wait_for_copies` returns, for the thread that began them.
-__device__ inline void copy_16_bytes(void* shared, const void* global) {
+// Begin to copy 16 bytes into shared memory; done when `cp_async_wait_all` returns, for the thread that began them.
+__device__ inline void cp_async_16(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 #else
@@ -47,36 +47,36 @@ __device__ inline void copy_16_bytes(void* shared, const void* global) {
 #endif
 }
 
-__device__ inline void wait_for_copies() {
+__device__ inline void cp_async_wait_all() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 
 // Whether x holds for any of the lanes that came here together: others may have no block.
-__device__ inline bool any_here(bool x) { return __any_sync(__activemask(), x); }
+__device__ inline bool any_active(bool x) { return __any_sync(__activemask(), x); }
 
-__device__ __forceinline__ u32 looked_up(u32 table, u32 at) {
+__device__ __forceinline__ u32 ld_shared(u32 table, u32 at) {
     u32 value;
     asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(table + at));
     return value;
 }
 
 // Products of two float16 each.
-__device__ __forceinline__ u32 times(u32 a, u32 b) {
+__device__ __forceinline__ u32 hmul2(u32 a, u32 b) {
     u32 product;
     asm("mul.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
     return product;
 }
 
 // c + a b of two float16 each, rounded once.
-__device__ __forceinline__ u32 plus_times(u32 a, u32 b, u32 c) {
+__device__ __forceinline__ u32 hfma2(u32 a, u32 b, u32 c) {
     asm("fma.rn.f16x2 %0, %1, %2, %0;" : "+r"(c) : "r"(a), "r"(b));
     return c;
 }
 
 // c += a b on the tensor cores, a of 16 x 16 and b of 16 x 8 float16, sums in float32.
-__device__ __forceinline__ void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+__device__ __forceinline__ void mma_m16n8k16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -90,14 +90,14 @@ __device__ __forceinline__ void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a
 }
 
 // Transposes 8 x 8 values of 16 bits, of which lane l holds (l / 4, 2 (l % 4)) and the one after it.
-__device__ __forceinline__ u32 transposed(u32 pair) {
+__device__ __forceinline__ u32 movmatrix(u32 pair) {
     u32 out;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
     return out;
 }
 
 // Two float16, `low` in the lower half.
-__device__ __forceinline__ u32 two_halves(float low, float high) {
+__device__ __forceinline__ u32 pack_half2(float low, float high) {
 #if __CUDA_ARCH__ >= 800
     u32 pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -108,26 +108,26 @@ __device__ __forceinline__ u32 two_halves(float low, float high) {
 }
 
 // 2^x, to a few units in the last place.
-__device__ __forceinline__ float exp2_of(float x) {
+__device__ __forceinline__ float ex2_approx(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
 // Wait for so many threads of the CTA; barriers are numbered from 1.
-__device__ __forceinline__ void meet_at(int barrier, int threads) {
+__device__ __forceinline__ void bar_sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
 // Where a launch overlaps with the kernel before: nothing that one wrote may be read before this.
-__device__ __forceinline__ void wait_for_the_kernel_before() {
+__device__ __forceinline__ void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
 // From here on the next kernel may start to prepare itself, where it is launched to overlap.
-__device__ __forceinline__ void let_the_next_kernel_start() {
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
 #endif

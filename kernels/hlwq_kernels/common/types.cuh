@@ -11,6 +11,12 @@
 
 __device__ __forceinline__ float bf16_to_float(u16 x) { return __uint_as_float((u32)x << 16); }
 
+// 2^e, for e from -126 to 127.
+__device__ __forceinline__ float power_of_two(int e) { return __uint_as_float((u32)(e + 127) << 23); }
+
+// Below every score: where a running maximum begins. Finite, so that differences of two are not NaN.
+constexpr float LOWEST = -1e30f;
+
 // Value `at` of x, an array of DTYPE.
 template <int DTYPE>
 __device__ __forceinline__ float load_as(const void* x, i64 at) {

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..common.custom_op import op_where_traced
-from ..common.device import runs_triton
+from ..common.custom_op import traceable
+from ..common.device import supports_triton
 from .reference import decode_rows_reference
 
 
@@ -49,7 +49,7 @@ def _decode_on_its_device(
     columns: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    if runs_triton(codes.device):
+    if supports_triton(codes.device):
         from .triton_gpu import decode_rows_triton
 
         return decode_rows_triton(codes, scales, base, centroids, block_size, columns, dtype)
@@ -61,7 +61,7 @@ def _decode_on_its_device(
 
 
 _decode_op = torch.library.custom_op("hlwq::decode_rows", _decode_on_its_device, mutates_args=())
-_decode = op_where_traced(_decode_op, _decode_on_its_device)
+_decode = traceable(_decode_op, _decode_on_its_device)
 
 
 @_decode_op.register_fake
@@ -80,7 +80,7 @@ def decode_used_parts(
     dtype: torch.dtype,
     uses: torch.Tensor,
 ) -> torch.Tensor:
-    """Decode rows on a device that `runs_triton` accepts, without those of unused parts.
+    """Decode rows on a device that `supports_triton` accepts, without those of unused parts.
 
     Args:
         codes: see `decode_rows`.

@@ -1,5 +1,5 @@
 // Attention of one new token a sequence over a dense cache, split along the cache. A CTA takes some slots of one key/value
-// head for some of its query heads, a warp one slot after the other; a second kernel joins the parts.
+// head for some of its query heads, a warp one slot after the other; a second kernel joins the splits.
 //
 // Macros: INPUT and OUTPUT, alike, of queries, cache, mask and results, of 16 bits; SIZE of a head, a multiple of 64, at most 512; GROUP, query heads of a CTA; THREADS.
 
@@ -7,19 +7,18 @@
 
 constexpr int WARPS = THREADS / 32, EACH = SIZE / 32, AHEAD = SIZE >= 512 ? 2 : 4;
 constexpr int WIDE = EACH < 8 ? EACH : 8;  // values that are loaded at once: lane l holds values l * WIDE + ..., then SIZE / 2 further
-constexpr float LOWEST = -1e30f;
 
 struct Row {
   float v[EACH];
 };
 
-__device__ __forceinline__ int place(int j, int lane) { return j / WIDE * 32 * WIDE + lane * WIDE + j % WIDE; }
+__device__ __forceinline__ int value_index(int j, int lane) { return j / WIDE * 32 * WIDE + lane * WIDE + j % WIDE; }
 
 __device__ __forceinline__ void load_row(Row& row, const u16* x, int lane) {
 #pragma unroll
   for (int j = 0; j < EACH; j += WIDE) {
     __align__(16) u16 part[WIDE];
-    const u16* at = x + place(j, lane);
+    const u16* at = x + value_index(j, lane);
     if constexpr (WIDE == 8) *(uint4*)part = *(const uint4*)at;
     if constexpr (WIDE == 4) *(uint2*)part = *(const uint2*)at;
     if constexpr (WIDE == 2) *(u32*)part = *(const u32*)at;
@@ -29,12 +28,12 @@ __device__ __forceinline__ void load_row(Row& row, const u16* x, int lane) {
 }
 
 // query (rows, heads, SIZE); keys, values (rows, key heads, slots, SIZE), of which `length` slots count; mask (rows, length),
-// added; parts float32 (rows, heads, gridDim.x, SIZE) and sizes (rows, heads, gridDim.x, 2): sums of values, under the
-// exponential of the largest score, which comes first, and the sum of weights. gridDim: parts, heads / GROUP, rows.
-extern "C" __global__ __launch_bounds__(THREADS) void attend_dense(
+// added; splits float32 (rows, heads, gridDim.x, SIZE) and sizes (rows, heads, gridDim.x, 2): sums of values, under the
+// exponential of the largest score, which comes first, and the sum of weights. gridDim: splits, heads / GROUP, rows.
+extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(
     const u16* query, const u16* keys, const u16* values, i64 key_heads, i64 slots, i64 length, const void* mask,
-    float scaling, float* parts, float* sizes) {
-  let_the_next_kernel_start();
+    float scaling, float* splits, float* sizes) {
+  griddepcontrol_launch_dependents();
   __shared__ float most_of[WARPS][GROUP], sum_of[WARPS][GROUP];
   __shared__ float row_of[WARPS][SIZE];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -44,7 +43,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void attend_dense(
   const u16* v = values + (row * key_heads + key_head) * slots * SIZE;
   const i64 per_cta = (length + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * per_cta;
   const i64 end = begin + per_cta < length ? begin + per_cta : length;
-  wait_for_the_kernel_before();
+  griddepcontrol_wait();
   Row q[GROUP], sums[GROUP] = {};
   float most[GROUP], sum[GROUP];
 #pragma unroll
@@ -102,13 +101,13 @@ extern "C" __global__ __launch_bounds__(THREADS) void attend_dense(
     for (int w = 0; w < WARPS; w++) now = fmaxf(now, most_of[w][g]);
     const float shrink = __expf(most[g] - now);
 #pragma unroll
-    for (int j = 0; j < EACH; j++) row_of[warp][place(j, lane)] = sums[g].v[j] * shrink;
+    for (int j = 0; j < EACH; j++) row_of[warp][value_index(j, lane)] = sums[g].v[j] * shrink;
     __syncthreads();
     const i64 part = (head + g) * gridDim.x + blockIdx.x;
     for (int i = threadIdx.x; i < SIZE; i += THREADS) {
       float all = 0.0f;
       for (int w = 0; w < WARPS; w++) all += row_of[w][i];
-      parts[part * SIZE + i] = all;
+      splits[part * SIZE + i] = all;
     }
     if (threadIdx.x == 0) {
       float all = 0.0f;
@@ -118,12 +117,12 @@ extern "C" __global__ __launch_bounds__(THREADS) void attend_dense(
   }
 }
 
-// parts and sizes as above, at most 64 of a head; y (rows, heads, SIZE). A CTA of SIZE / 4 threads, or 32, takes a head.
-extern "C" __global__ void join_parts(const float* parts, const float* sizes, i64 count, void* y) {
-  let_the_next_kernel_start();
-  __shared__ float shares[64];
+// splits and sizes as above, at most 64 of a head; y (rows, heads, SIZE). A CTA of SIZE / 4 threads, or 32, takes a head.
+extern "C" __global__ void combine_decode_splits(const float* splits, const float* sizes, i64 count, void* y) {
+  griddepcontrol_launch_dependents();
+  __shared__ float fractions[64];
   const i64 head = blockIdx.x;
-  wait_for_the_kernel_before();
+  griddepcontrol_wait();
   if (threadIdx.x < 32) {
     float most[2], sum[2], now = LOWEST, all = 0.0f;
 #pragma unroll
@@ -140,16 +139,16 @@ extern "C" __global__ void join_parts(const float* parts, const float* sizes, i6
 #pragma unroll
     for (int h = 16; h; h /= 2) all += __shfl_xor_sync(0xffffffff, all, h);
 #pragma unroll
-    for (int j = 0; j < 2; j++) shares[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
+    for (int j = 0; j < 2; j++) fractions[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
   }
   __syncthreads();
   for (int i = threadIdx.x * 4; i < SIZE; i += blockDim.x * 4) {
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 8
     for (int p = 0; p < count; p++) {
-      const float4 v = *(const float4*)(parts + (head * count + p) * SIZE + i);
-      const float share = shares[p];
-      sum.x += share * v.x, sum.y += share * v.y, sum.z += share * v.z, sum.w += share * v.w;
+      const float4 v = *(const float4*)(splits + (head * count + p) * SIZE + i);
+      const float fraction = fractions[p];
+      sum.x += fraction * v.x, sum.y += fraction * v.y, sum.z += fraction * v.z, sum.w += fraction * v.w;
     }
     store(y, head * SIZE + i, sum.x), store(y, head * SIZE + i + 1, sum.y);
     store(y, head * SIZE + i + 2, sum.z), store(y, head * SIZE + i + 3, sum.w);

@@ -14,7 +14,7 @@ struct Eight {
 };
 
 // Zeros beyond the columns, and where there is nothing to load.
-__device__ __forceinline__ Eight load_eight(const void* x, i64 row) {
+__device__ __forceinline__ Eight load_row8(const void* x, i64 row) {
   Eight e = {};
   if (!x || threadIdx.x * 8 >= COLUMNS) return e;
 #if INPUT == FLOAT32
@@ -30,7 +30,7 @@ __device__ __forceinline__ Eight load_eight(const void* x, i64 row) {
   return e;
 }
 
-__device__ __forceinline__ void store_eight(void* y, i64 row, const Eight& e) {
+__device__ __forceinline__ void store_row8(void* y, i64 row, const Eight& e) {
   if (threadIdx.x * 8 >= COLUMNS) return;
 #if OUTPUT == FLOAT32
   __align__(16) float part[8];
@@ -86,39 +86,39 @@ __device__ __forceinline__ Eight sum_of(const Eight& a, const Eight& b) {
 
 // After attention: sum = residual + norm(x); of it a norm for the dense layer, and where `router` is not null one for the
 // experts and one, without a weight, times scale (COLUMNS,) times root, for their router. All but the weights (rows, COLUMNS).
-extern "C" __global__ __launch_bounds__(THREADS) void norms_between(
+extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_pre_ffn(
     const void* x, const void* residual, const void* weight, const void* for_dense, const void* for_experts,
     const void* scale, float root, float eps, void* sum, void* dense, void* experts, void* router) {
-  let_the_next_kernel_start();
-  const Eight w = load_eight(weight, 0), w_dense = load_eight(for_dense, 0), w_experts = load_eight(for_experts, 0);
-  const Eight scales = load_eight(scale, 0);
-  wait_for_the_kernel_before();
+  griddepcontrol_launch_dependents();
+  const Eight w = load_row8(weight, 0), w_dense = load_row8(for_dense, 0), w_experts = load_row8(for_experts, 0);
+  const Eight scales = load_row8(scale, 0);
+  griddepcontrol_wait();
   const i64 row = blockIdx.x;
-  const Eight a = load_eight(x, row), r = load_eight(residual, row);
+  const Eight a = load_row8(x, row), r = load_row8(residual, row);
   const Eight total = sum_of(r, normed(a, inverse_size(a, eps, 0), w, weight));
-  store_eight(sum, row, total);
+  store_row8(sum, row, total);
   const float inverse = inverse_size(total, eps, 1);
-  store_eight(dense, row, normed(total, inverse, w_dense, for_dense));
+  store_row8(dense, row, normed(total, inverse, w_dense, for_dense));
   if (!router) return;
-  store_eight(experts, row, normed(total, inverse, w_experts, for_experts));
+  store_row8(experts, row, normed(total, inverse, w_experts, for_experts));
   Eight routed = normed(total, inverse, w_dense, nullptr);
 #pragma unroll
   for (int i = 0; i < 8; i++) routed.v[i] = rounded(rounded(routed.v[i] * scales.v[i]) * root);
-  store_eight(router, row, routed);
+  store_row8(router, row, routed);
 }
 
 // After the dense layer and, where `experts` is not null, the experts: y = norm(dense) + norm(experts), else y = dense;
 // out = (residual + norm(y)) * scalar (1,), and where `next` is not null a norm of it, the next layer's first.
-extern "C" __global__ __launch_bounds__(THREADS) void norms_after(
+extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_post_ffn(
     const void* dense, const void* experts, const void* residual, const void* of_dense, const void* of_experts,
     const void* weight, const void* scalar, const void* of_next, float eps, void* out, void* next) {
-  let_the_next_kernel_start();
-  const Eight w_dense = load_eight(of_dense, 0), w_experts = load_eight(of_experts, 0), w = load_eight(weight, 0);
-  const Eight w_next = load_eight(of_next, 0);
+  griddepcontrol_launch_dependents();
+  const Eight w_dense = load_row8(of_dense, 0), w_experts = load_row8(of_experts, 0), w = load_row8(weight, 0);
+  const Eight w_next = load_row8(of_next, 0);
   const float factor = load_input(scalar, 0);
-  wait_for_the_kernel_before();
+  griddepcontrol_wait();
   const i64 row = blockIdx.x;
-  const Eight a = load_eight(dense, row), b = load_eight(experts, row), r = load_eight(residual, row);
+  const Eight a = load_row8(dense, row), b = load_row8(experts, row), r = load_row8(residual, row);
   Eight y = a;
   if (experts) {
     const float2 inverse = inverse_sizes(a, b, eps, 0);
@@ -127,6 +127,6 @@ extern "C" __global__ __launch_bounds__(THREADS) void norms_after(
   Eight total = sum_of(r, normed(y, inverse_size(y, eps, 1), w, weight));
 #pragma unroll
   for (int i = 0; i < 8; i++) total.v[i] = rounded(total.v[i] * factor);
-  store_eight(out, row, total);
-  if (next) store_eight(next, row, normed(total, inverse_size(total, eps, 2), w_next, of_next));
+  store_row8(out, row, total);
+  if (next) store_row8(next, row, normed(total, inverse_size(total, eps, 2), w_next, of_next));
 }

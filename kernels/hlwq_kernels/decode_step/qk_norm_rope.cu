@@ -11,11 +11,11 @@ constexpr int EACH = SIZE / 32;
 
 // queries (rows, QUERIES, SIZE), keys and values (rows, KEYS, SIZE), with so many elements from row to row; norms' weights
 // (SIZE,), none for values; cosines, sines (rows, SIZE); slot (1,); out (rows, QUERIES, SIZE); caches (rows, KEYS, slots, SIZE).
-extern "C" __global__ __launch_bounds__(THREADS) void turn_heads(
+extern "C" __global__ __launch_bounds__(THREADS) void qk_norm_rope_append(
     const void* queries, i64 query_stride, const void* keys, i64 key_stride, const void* values, i64 value_stride,
     const void* query_weight, const void* key_weight, const void* cosines, const void* sines, const i64* slot, float eps,
     void* out, void* key_cache, void* value_cache, i64 slots) {
-  let_the_next_kernel_start();
+  griddepcontrol_launch_dependents();
   const int head = blockIdx.x, lane = threadIdx.x;
   const i64 row = blockIdx.y;
   const bool query = head < QUERIES, value = head >= QUERIES + KEYS;
@@ -24,7 +24,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void turn_heads(
   float w[EACH], x[EACH], squares = 0.0f;
 #pragma unroll
   for (int j = 0; j < EACH; j++) w[j] = value ? 1.0f : load_input(weight, j * 32 + lane);
-  wait_for_the_kernel_before();
+  griddepcontrol_wait();
   const void* from = query ? queries : value ? values : keys;
   const i64 at = row * (query ? query_stride : value ? value_stride : key_stride) + own * SIZE;
 #pragma unroll

@@ -12,19 +12,19 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 
-from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc
+from ..common.cuda_kernel import CudaKernel, Macros, supports_nvrtc
 from ..common.device import DTYPE_IDS
 
-_BETWEEN = CudaKernel("decode_step/norms.cu", name="norms_between")
-_AFTER = CudaKernel("decode_step/norms.cu", name="norms_after")
-_HEADS = CudaKernel("decode_step/qk_norm_rope.cu", name="turn_heads")
-_ROUTE = CudaKernel("moe/router.cu", name="choose_experts")
-_ATTEND = CudaKernel("decode_step/decode_attention.cu", name="attend_dense")
-_JOIN = CudaKernel("decode_step/decode_attention.cu", name="join_parts")
+_BETWEEN = CudaKernel("decode_step/norms.cu", name="fused_add_rmsnorm_pre_ffn")
+_AFTER = CudaKernel("decode_step/norms.cu", name="fused_add_rmsnorm_post_ffn")
+_HEADS = CudaKernel("decode_step/qk_norm_rope.cu", name="qk_norm_rope_append")
+_ROUTE = CudaKernel("moe/router.cu", name="route_topk")
+_ATTEND = CudaKernel("decode_step/decode_attention.cu", name="decode_attention")
+_JOIN = CudaKernel("decode_step/decode_attention.cu", name="combine_decode_splits")
 _THREADS = 128
 _SLOTS_A_ROUND = 32
-_MOST_PARTS = 64
-_FEW_TOKENS = 16
+_MAX_SPLITS = 64
+_MAX_ROUTED_TOKENS = 16
 
 
 class Norm(NamedTuple):
@@ -38,13 +38,16 @@ class Norm(NamedTuple):
         return rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
-def steps_run(x: torch.Tensor) -> bool:
+def supports_decode_step(x: torch.Tensor) -> bool:
     """Whether rows like `x` (rows, columns) are computed by these kernels, and not by their twins."""
-    return x.shape[-1] % 8 == 0 and x.shape[-1] <= 8192 and x.dtype in DTYPE_IDS and runs_nvrtc(x.device)
+    return x.shape[-1] % 8 == 0 and x.shape[-1] <= 8192 and x.dtype in DTYPE_IDS and supports_nvrtc(x.device)
 
 
 class Scratch:
-    """Room that the kernels share between launches on one stream. What it outgrows it keeps: graphs may point there."""
+    """Device memory that kernels on one stream share between launches.
+
+    Outgrown buffers are kept, because CUDA graphs may point to them.
+    """
 
     def __init__(self) -> None:
         self._floats: list[torch.Tensor] = []
@@ -75,7 +78,7 @@ class Scratch:
         return self._counts[-1]
 
 
-def norms_between(
+def fused_add_rmsnorm_pre_ffn(
     x: torch.Tensor,
     residual: torch.Tensor,
     norm: Norm,
@@ -98,12 +101,12 @@ def norms_between(
     Returns:
         The sum, its norm for the dense layer, for the experts, for their router; (rows, columns) each.
     """
-    if not steps_run(x):
+    if not supports_decode_step(x):
         total = residual + norm.torch(x)
         if for_experts is None or router_scale is None:
             return total, for_dense.torch(total), None, None
-        routed = Norm(None, norm.eps).torch(total) * router_scale * router_root
-        return total, for_dense.torch(total), for_experts.torch(total), routed
+        router_input = Norm(None, norm.eps).torch(total) * router_scale * router_root
+        return total, for_dense.torch(total), for_experts.torch(total), router_input
     routes = for_experts is not None
     total, dense = torch.empty_like(x), torch.empty_like(x)
     experts, router = (torch.empty_like(x), torch.empty_like(x)) if routes else (None, None)
@@ -129,7 +132,7 @@ def norms_between(
     return total, dense, experts, router
 
 
-def norms_after(
+def fused_add_rmsnorm_post_ffn(
     dense: torch.Tensor,
     experts: torch.Tensor | None,
     residual: torch.Tensor,
@@ -154,7 +157,7 @@ def norms_after(
     Returns:
         (rows, columns) each, the second None without `following`.
     """
-    if not steps_run(dense):
+    if not supports_decode_step(dense):
         y = dense
         if experts is not None and of_dense is not None and of_experts is not None:
             y = of_dense.torch(dense) + of_experts.torch(experts)
@@ -189,7 +192,7 @@ class Cache(NamedTuple):
     slot: torch.Tensor
 
 
-def turn_heads(
+def qk_norm_rope_append(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -216,12 +219,12 @@ def turn_heads(
     """
     rows, key_heads, slots, size = cache.keys.shape
     heads = queries.shape[1] // size
-    if not steps_run(queries) or size % 64:
+    if not supports_decode_step(queries) or size % 64:
         q, k = of_queries.torch(queries.unflatten(1, (heads, size))), of_keys.torch(keys.unflatten(1, (-1, size)))
         v = Norm(None, of_keys.eps).torch(values.unflatten(1, (-1, size)))
-        cache.keys.index_copy_(2, cache.slot, _turned(k, cosines, sines)[:, :, None])
+        cache.keys.index_copy_(2, cache.slot, apply_rope(k, cosines, sines)[:, :, None])
         cache.values.index_copy_(2, cache.slot, v[:, :, None])
-        return _turned(q, cosines, sines)
+        return apply_rope(q, cosines, sines)
     out = queries.new_empty(rows, heads, size)
     macros = (*_types(queries), ("THREADS", 32), ("SIZE", size), ("QUERIES", heads), ("KEYS", key_heads))
     _HEADS.launch(
@@ -250,12 +253,13 @@ def turn_heads(
     return out
 
 
-def _turned(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+def apply_rope(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Return heads (rows, heads, size) rotated by their position; cosines and sines (rows, size)."""
     first, second = x.chunk(2, dim=-1)
     return x * cosines[:, None] + torch.cat([-second, first], dim=-1) * sines[:, None]
 
 
-def attend_dense(
+def decode_attention(
     query: torch.Tensor, cache: Cache, mask: torch.Tensor, scaling: float, scratch: Scratch
 ) -> torch.Tensor:
     """Attention of one new token over the first slots of a cache.
@@ -272,21 +276,21 @@ def attend_dense(
     """
     rows, heads, size = query.shape
     key_heads, length = cache.keys.shape[1], mask.shape[1]
-    share = heads // key_heads
-    if query.dtype == torch.float32 or size % 64 or size > 512 or not steps_run(query):
-        grouped = query.reshape(rows, key_heads, share, size)
+    group_size = heads // key_heads
+    if query.dtype == torch.float32 or size % 64 or size > 512 or not supports_decode_step(query):
+        grouped = query.reshape(rows, key_heads, group_size, size)
         k, v = cache.keys[:, :, :length], cache.values[:, :, :length]
         return scaled_dot_product_attention(grouped, k, v, mask[:, None, None], scale=scaling).reshape(rows, -1)
-    group = max(g for g in (1, 2, 4) if share % g == 0)
-    parts = max(1, min(-(-length // _SLOTS_A_ROUND), _MOST_PARTS, 528 * group // (heads * rows)))
+    group = max(g for g in (1, 2, 4) if group_size % g == 0)
+    splits = max(1, min(-(-length // _SLOTS_A_ROUND), _MAX_SPLITS, 528 * group // (heads * rows)))
     y = torch.empty_like(query)
-    room = scratch.floats(rows * heads * parts * (size + 2), query.device)
-    sums, sizes = room, room[rows * heads * parts * size :]
+    room = scratch.floats(rows * heads * splits * (size + 2), query.device)
+    sums, sizes = room, room[rows * heads * splits * size :]
     macros = (*_types(query), ("THREADS", _THREADS), ("SIZE", size), ("GROUP", group))
     _ATTEND.launch(
         query.device,
         macros,
-        (parts, heads // group, rows),
+        (splits, heads // group, rows),
         _THREADS,
         query,
         cache.keys,
@@ -300,14 +304,16 @@ def attend_dense(
         sizes,
         overlap=True,
     )
-    _JOIN.launch(query.device, macros, (rows * heads,), max(32, size // 4), sums, sizes, parts, y, overlap=True)
+    _JOIN.launch(query.device, macros, (rows * heads,), max(32, size // 4), sums, sizes, splits, y, overlap=True)
     return y.view(rows, -1)
 
 
-def choose_experts(
+def route_topk(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, k: int, scratch: Scratch
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k experts of largest softmax(x weight^T), their shares of what they have together, times their scales.
+    """Return the k experts of largest softmax(x weight^T), and their probabilities times their scales.
+
+    Probabilities are normalized to a sum of 1 first.
 
     Args:
         x: (tokens, columns).
@@ -320,12 +326,12 @@ def choose_experts(
         int64 and float32 (tokens, k), the largest first.
     """
     experts = len(weight)
-    if not steps_run(x) or len(x) > _FEW_TOKENS or experts > 1024:
-        shares, chosen = linear(x, weight).softmax(-1, dtype=torch.float32).topk(k, dim=-1)
-        return chosen, shares / shares.sum(-1, keepdim=True) * scale[chosen]
-    chosen = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    routed = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
-    macros = (*_types(x), ("THREADS", _THREADS), ("EXPERTS", experts), ("CHOSEN", k))
+    if not supports_decode_step(x) or len(x) > _MAX_ROUTED_TOKENS or experts > 1024:
+        probs, topk_ids = linear(x, weight).softmax(-1, dtype=torch.float32).topk(k, dim=-1)
+        return topk_ids, probs / probs.sum(-1, keepdim=True) * scale[topk_ids]
+    topk_ids = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    topk_weights = torch.empty(len(x), k, dtype=torch.float32, device=x.device)
+    macros = (*_types(x), ("THREADS", _THREADS), ("EXPERTS", experts), ("TOP_K", k))
     _ROUTE.launch(
         x.device,
         macros,
@@ -337,11 +343,11 @@ def choose_experts(
         scale,
         scratch.floats(len(x) * experts, x.device),
         scratch.counts(len(x), x.device),
-        chosen,
-        routed,
+        topk_ids,
+        topk_weights,
         overlap=True,
     )
-    return chosen, routed
+    return topk_ids, topk_weights
 
 
 def _types(x: torch.Tensor) -> Macros:

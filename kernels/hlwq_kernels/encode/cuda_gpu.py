@@ -10,7 +10,7 @@ import torch
 
 from ..codes import CodeTables
 from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
-from ..common.custom_op import op_where_traced
+from ..common.custom_op import traceable
 from ..common.device import DTYPE_IDS
 from .cuda_config import QUAD, SOURCE, EncodeKernelConfig, kernel_table, searched_values
 from .types import EncodedRows, ScaleKind
@@ -60,7 +60,7 @@ def _encode_on_its_device(
 
 
 _encode_op = torch.library.custom_op("hlwq::encode_rows", _encode_on_its_device, mutates_args=())
-_encode = op_where_traced(_encode_op, _encode_on_its_device)
+_encode = traceable(_encode_op, _encode_on_its_device)
 
 
 @_encode_op.register_fake

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 
 from ..codes import CodeTables
-from ..common.cuda_kernel import runs_nvrtc
+from ..common.cuda_kernel import supports_nvrtc
 from .types import EncodedRows, ScaleKind
 
 
@@ -38,7 +38,7 @@ def encode_rows(
         scale: kind of block scale.
         search: try 30 scales a block and keep the best, rather than one.
     """
-    if runs_nvrtc(weight.device):
+    if supports_nvrtc(weight.device):
         from .cuda_gpu import encode_rows_cuda as encode
     elif weight.device.type == "cpu":
         try:
@@ -68,7 +68,7 @@ def prepare_encode(
     Returns:
         The call.
     """
-    if runs_nvrtc(weight.device):
+    if supports_nvrtc(weight.device):
         from .cuda_gpu import prepare_encode_cuda
 
         launch = prepare_encode_cuda(weight, tables, block_size, scale, search, out)

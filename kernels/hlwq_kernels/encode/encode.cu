@@ -30,7 +30,7 @@ struct Row {
     float up, down, unscale;
 };
 
-struct Tables {
+struct EncodeTables {
     const float *steps, *factors;
     float inverse_outermost, top, reach;  // the last cell with a centroid of its own, and where the table ends
     u32 pairs, values, centroids;
@@ -81,13 +81,13 @@ __device__ inline Measure measure(const float (&z)[N]) {
 
 __device__ inline void transform_near(float (&z)[N]) {
     rotate(z);
-    if (!EVEN) multiply(z, INVERSE_ROOT);
+    if (!EVEN) scale_block(z, INVERSE_ROOT);
 }
 
 __device__ inline void transform_far(float (&z)[N], float down) {
-    multiply(z, down);
+    scale_block(z, down);
     rotate(z);
-    multiply(z, INVERSE_ROOT);
+    scale_block(z, INVERSE_ROOT);
 }
 
 // What a block asks of its row's base, in units of z, as the bits of a float; without LOG8 whether its norm, which is
@@ -100,7 +100,7 @@ __device__ inline u32 wished_base(float first, const Measure& m, float scale, fl
 
 // The largest k with steps[k] <= ratio: a guess that is off by one at most, then the table decides.
 __device__ inline int step_below(const float* steps, float ratio) {
-    int k = (int)floorf(guess_log2(fmaxf(ratio, 1e-3f)) * 32.0f) + 255;
+    int k = (int)floorf(lg2_approx(fmaxf(ratio, 1e-3f)) * 32.0f) + 255;
     k = min(max(k, 0), 255);
     k -= steps[k] > ratio;
     return k + (steps[k + 1] <= ratio);
@@ -112,7 +112,7 @@ struct Wanted {
     float first, last;
 };
 
-__device__ inline Wanted wanted(float energy, float outermost, float base, const Tables& tables) {
+__device__ inline Wanted wanted(float energy, float outermost, float base, const EncodeTables& tables) {
     if (!LOG8) return {__fsqrt_rn(energy), outermost * ROOT};
     const float rms = __fsqrt_rn(energy * (1.0f / N)), divisor = base > 0.0f ? base : 1.0f;
     if (!SEARCH) return {(float)step_below(tables.steps, __fdiv_rn(rms * HALF_STEP, divisor)), 0.0f};
@@ -120,7 +120,7 @@ __device__ inline Wanted wanted(float energy, float outermost, float base, const
             (float)step_below(tables.steps, __fdiv_rn(outermost, divisor))};
 }
 
-__device__ inline Scale candidate(int j, const Wanted& w, float base, const Row& row, const Tables& tables) {
+__device__ inline Scale candidate(int j, const Wanted& w, float base, const Row& row, const EncodeTables& tables) {
     const bool last = j == FACTORS;
     if (LOG8) {
         const float k = fminf(fmaxf(last ? w.last : w.first + (float)j, 1.0f), 255.0f);
@@ -133,7 +133,7 @@ __device__ inline Scale candidate(int j, const Wanted& w, float base, const Row&
 
 // `largest` is that of z.
 __device__ inline Scale search(const float (&z)[N], float largest, const Wanted& w, float base, const Row& row,
-                               const Tables& tables) {
+                               const EncodeTables& tables) {
     Scale best = candidate(0, w, base, row, tables);
     float least = INFINITY_;
 #pragma unroll 1
@@ -141,7 +141,7 @@ __device__ inline Scale search(const float (&z)[N], float largest, const Wanted&
         const Scale other = candidate(j, w, base, row, tables);
         const float inverse = other.s > 0.0f ? __fdiv_rn(PER_UNIT, other.s) * row.unscale : 0.0f;
         float cells;
-        if (any_here(!(largest * inverse < tables.reach)))
+        if (any_active(!(largest * inverse < tables.reach)))
             cells = error_by_cells<true>(z, inverse, tables.top, tables.values);
         else
             cells = error_by_cells<false>(z, inverse, tables.top, tables.values);
@@ -197,7 +197,7 @@ __device__ inline void replicate(u32* to, const u32* from, int count, int words,
 }
 
 // Copies the tables, as encode/cuda_gpu.py lays them out, to where they are read from.
-__device__ inline Tables load_tables(u32* to, const u32* from, int cells) {
+__device__ inline EncodeTables load_tables(u32* to, const u32* from, int cells) {
     constexpr int codes = 1 << BITS;
     const int lane = threadIdx.x % 32;
     u32 *pairs = to, *values = pairs + 2 * (SPAN + 1) * PAIR_COPIES;
@@ -206,7 +206,7 @@ __device__ inline Tables load_tables(u32* to, const u32* from, int cells) {
     replicate(pairs, from + REST, SPAN + 1, 2, PAIR_COPIES);
     if (SEARCH) replicate(values, from + REST + 2 * (SPAN + 1), cells, 1, VALUE_COPIES);
     __syncthreads();
-    Tables t;
+    EncodeTables t;
     t.inverse_outermost = __uint_as_float(rest[0]);
     t.top = __uint_as_float(rest[1]);
     t.reach = (float)cells;
@@ -229,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
            i64 row_bytes, void* scales, u16* bases, double* errors, double* energies) {
     extern __shared__ uint4 arena[];
     uint4* scratch = arena + (STAGED ? blockDim.x * (QUADS + 1) : 0);
-    const Tables tables = load_tables((u32*)(scratch + 2 * blockDim.x), table, (int)cells);
+    const EncodeTables tables = load_tables((u32*)(scratch + 2 * blockDim.x), table, (int)cells);
     const int rows = (int)all_rows, blocks = (int)all_blocks;  // below 2^31; their products need not be
     const int held = LOOP ? 1 : (int)rows_held, width = LOOP ? blockDim.x : blocks;
     const int mine = LOOP ? 0 : threadIdx.x / width, first = threadIdx.x - mine * width;
@@ -240,21 +240,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         uint4* to = arena + threadIdx.x + threadIdx.x / QUADS;
         const int count = min(held, rows - group * held) * blocks * QUADS, step = blockDim.x;  // a multiple of QUADS
         for (int i = threadIdx.x; i < count; i += step, from += step, to += step + step / QUADS)
-            copy_16_bytes(to, from);
+            cp_async_16(to, from);
     };
     if (STAGED && blockIdx.x < groups) stage(blockIdx.x);
 
     for (int group = blockIdx.x; group < groups; group += gridDim.x) {
         const int row_index = group * held + mine;
-        const i64 place = row_index;
+        const i64 wide_row = row_index;
         const bool active = mine < held && row_index < rows;
         float z[N];
         Measure m = {0.0f, 0.0f};
         auto take = [&](int inner) {
-            widen(STAGED ? arena + threadIdx.x * (QUADS + 1) : weight + (place * blocks + inner) * QUADS, z);
+            widen(STAGED ? arena + threadIdx.x * (QUADS + 1) : weight + (wide_row * blocks + inner) * QUADS, z);
         };
         auto take_again = [&](int inner, const Row& row) {
-            widen(weight + (place * blocks + inner) * QUADS, z);
+            widen(weight + (wide_row * blocks + inner) * QUADS, z);
             if (row.near)
                 transform_near(z);
             else
@@ -264,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 
         // The largest weight and the base.
         if (STAGED) {
-            wait_for_copies();
+            cp_async_wait_all();
             __syncthreads();
         }
         Largest largest = {0, 0};
@@ -310,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
                 scale = SEARCH ? search(z, m.largest, w, base, row, tables) : candidate(0, w, base, row, tables);
                 float inverse = scale.s > 0.0f ? __fdiv_rn(1.0f, scale.s) * row.unscale : 0.0f;
                 if (!row.near) {  // to lose the signs that the definition loses
-                    multiply(z, inverse);
+                    scale_block(z, inverse);
                     inverse = 1.0f;
                 }
                 const float squares = code(z, inverse * COARSE, tables.pairs, tables.centroids, words);
@@ -321,21 +321,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             }
 #pragma unroll
             for (int i = 0; i < WORDS; i++) words[i] = kept ? words[i] : 0;
-            store_codes(codes + place * row_bytes, blocks, inner, words);
+            store_codes(codes + wide_row * row_bytes, blocks, inner, words);
             const float mark = kept ? scale.mark : 0.0f;
             if (LOG8)
-                ((u8*)scales)[place * blocks + inner] = (u8)(int)mark;
+                ((u8*)scales)[wide_row * blocks + inner] = (u8)(int)mark;
             else
-                ((u16*)scales)[place * blocks + inner] = float_to_half(mark);
+                ((u16*)scales)[wide_row * blocks + inner] = float_to_half(mark);
         }
 
         // The row's sums.
         sums = over_row(sums, scratch, held, width, mine);
         if (active && first == 0) {
             const double unit = (double)row.up * (double)row.up * (1.0 / (double)ERROR_UNIT);
-            errors[place] = too_large ? (double)INFINITY_ : (double)sums.error * unit;
-            energies[place] = row.finite ? (double)sums.energy * unit : (double)__uint_as_float(0x7FC00000u);
-            if (LOG8) bases[place] = (u16)(__float_as_uint(base * row.up) >> 16);
+            errors[wide_row] = too_large ? (double)INFINITY_ : (double)sums.error * unit;
+            energies[wide_row] = row.finite ? (double)sums.energy * unit : (double)__uint_as_float(0x7FC00000u);
+            if (LOG8) bases[wide_row] = (u16)(__float_as_uint(base * row.up) >> 16);
         }
     }
 }

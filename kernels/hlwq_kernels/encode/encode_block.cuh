@@ -3,7 +3,7 @@
 //
 // Macros: N, BITS, SPAN, PAIR_COPIES, VALUE_COPIES (see encode/cuda_gpu.py).
 
-#include "common/ptx.cuh"
+#include "common/types.cuh"
 
 #define WORDS (N * BITS / 32)
 #define PER_UNIT ((float)(2 << BITS))    // cells of the search in a unit
@@ -13,8 +13,6 @@
 #define MAGIC 8388608.0f
 #define MAGIC_BITS 0x4B000000u
 #define INFINITY_ __uint_as_float(0x7F800000u)
-
-__device__ inline float power_of_two(int exponent) { return __uint_as_float((u32)(exponent + 127) << 23); }
 
 // Butterflies from neighbours outward.
 template <int H = 1>
@@ -45,7 +43,7 @@ __device__ inline float magnitude(const float (&z)[N]) {
     return largest;
 }
 
-__device__ inline void multiply(float (&z)[N], float factor) {
+__device__ inline void scale_block(float (&z)[N], float factor) {
 #pragma unroll
     for (int i = 0; i < N; i++) z[i] *= factor;
 }
@@ -57,7 +55,7 @@ __device__ inline float error_by_cells(const float (&z)[N], float inverse, float
     return tree_sum([&](int i) {
         const float v = fabsf(z[i]) * inverse;
         const float cell = __fadd_rd(CLAMP ? fminf(v, top) : v, MAGIC);
-        const float d = v - load_shared(__float_as_uint(cell) * (4 * VALUE_COPIES) + values);
+        const float d = v - ld_shared_f32(__float_as_uint(cell) * (4 * VALUE_COPIES) + values);
         return d * d;
     });
 }
@@ -83,22 +81,22 @@ __device__ inline void pack(u32 (&words)[WORDS], int g, const u32 (&c)[8]) {
 }
 
 // Codes a block; returns the error in squared coarse cells, and leaves squares in z. `inverse` turns z into coarse
-// cells. A cell's pair is the boundary in it, or the next, and the code below that; `place` may err by far less than
+// cells. A cell's pair is the boundary in it, or the next, and the code below that; `position` may err by far less than
 // cells overlap (see encode/cuda_gpu.py), and the comparison with the boundary is exact.
 __device__ inline float code(float (&z)[N], float inverse, u32 pairs, u32 centroids, u32 (&words)[WORDS]) {
-    const float share = inverse * (1.0f / SPAN);
+    const float inverse_span = inverse * (1.0f / SPAN);
 #pragma unroll
     for (int g = 0; g < N / 8; g++) {
         u32 c[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float x = z[8 * g + i], u = x * inverse;
-            const float place = __saturatef(__fmaf_rn(x, share, 0.5f));
-            const u32 cell = __float_as_uint(__fmaf_rn(place, (float)SPAN, MAGIC));
+            const float position = __saturatef(__fmaf_rn(x, inverse_span, 0.5f));
+            const u32 cell = __float_as_uint(__fmaf_rn(position, (float)SPAN, MAGIC));
             float boundary;
-            load_shared_pair(cell * (8 * PAIR_COPIES) + pairs, boundary, c[i]);
+            ld_shared_v2(cell * (8 * PAIR_COPIES) + pairs, boundary, c[i]);
             c[i] += __float_as_uint(boundary - u) >> 31;  // one more where the boundary is below u
-            const float d = u - load_shared(c[i] * 4 + centroids);
+            const float d = u - ld_shared_f32(c[i] * 4 + centroids);
             z[8 * g + i] = d * d;
         }
         pack(words, g, c);
@@ -108,7 +106,7 @@ __device__ inline float code(float (&z)[N], float inverse, u32 pairs, u32 centro
 
 // Stores the words of one plane of a block, in the largest pieces that its place allows.
 template <int BELOW, int WIDTH>
-__device__ inline void store_plane(u8* row, i64 blocks, i64 inner, const u32 (&words)[WORDS]) {
+__device__ inline void store_block_plane(u8* row, i64 blocks, i64 inner, const u32 (&words)[WORDS]) {
     constexpr int count = N * WIDTH / 32, first = N * BELOW / 32;
     u8* at = row + blocks * (N * BELOW / 8) + inner * (N * WIDTH / 8);
     if (count % 4 == 0 && ((u64)at & 15) == 0) {
@@ -128,9 +126,9 @@ __device__ inline void store_plane(u8* row, i64 blocks, i64 inner, const u32 (&w
 }
 
 __device__ inline void store_codes(u8* row, i64 blocks, i64 inner, const u32 (&words)[WORDS]) {
-    if (BITS >= 4) store_plane<0, 4>(row, blocks, inner, words);
-    if (BITS == 8) store_plane<BITS == 8 ? 4 : 0, 4>(row, blocks, inner, words);
-    if (BITS == 6 || BITS == 7) store_plane<BITS == 6 || BITS == 7 ? 4 : 0, 2>(row, blocks, inner, words);
-    if (BITS < 4) store_plane<0, 2>(row, blocks, inner, words);
-    if (BITS % 2) store_plane<BITS % 2 ? BITS - 1 : 0, 1>(row, blocks, inner, words);
+    if (BITS >= 4) store_block_plane<0, 4>(row, blocks, inner, words);
+    if (BITS == 8) store_block_plane<BITS == 8 ? 4 : 0, 4>(row, blocks, inner, words);
+    if (BITS == 6 || BITS == 7) store_block_plane<BITS == 6 || BITS == 7 ? 4 : 0, 2>(row, blocks, inner, words);
+    if (BITS < 4) store_block_plane<0, 2>(row, blocks, inner, words);
+    if (BITS % 2) store_block_plane<BITS % 2 ? BITS - 1 : 0, 1>(row, blocks, inner, words);
 }

@@ -14,20 +14,20 @@
 constexpr int WARPS = 8, ROWS = 16, CHUNK = 128;
 constexpr float ROOT = N == 32 ? 0.17677669529663687f : N == 64 ? 0.125f : N == 128 ? 0.08838834764831845f : 0.0625f;
 
-struct Piece {
+struct RowPair {
   Planes row[2];
   u32 scale[2];
 };
 
 // Where a lane's two rows lie, which are 8 apart; what lies beyond the last row is computed of another and dropped.
-struct Place {
+struct RowPtrs {
   const u8 *codes, *scales;
   int codes_apart, scales_apart;
 };
 
 constexpr int SCALE_BYTES = LOG8 ? 1 : 2;
 
-__device__ __forceinline__ Place place(const u8* codes, const u8* scales, i64 row, i64 rows, int columns) {
+__device__ __forceinline__ RowPtrs row_ptrs(const u8* codes, const u8* scales, i64 row, i64 rows, int columns) {
   const int row_bytes = columns / 8 * BITS, row_scales = columns / N * SCALE_BYTES;
   const i64 at = row < rows ? row : 0;
   const int apart = row + 8 < rows ? 8 : 0;
@@ -35,7 +35,7 @@ __device__ __forceinline__ Place place(const u8* codes, const u8* scales, i64 ro
 }
 
 // The words of 32 codes of both rows from column k on, and the scales of the blocks that they are in.
-__device__ __forceinline__ void fetch(Piece& piece, const Place& p, int k, int columns, bool inside) {
+__device__ __forceinline__ void fetch(RowPair& piece, const RowPtrs& p, int k, int columns, bool inside) {
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     if (inside) {
@@ -53,18 +53,18 @@ __device__ __forceinline__ void fetch(Piece& piece, const Place& p, int k, int c
 
 template <int P>
 __device__ __forceinline__ void step(
-    float (*sums)[4], const Piece& p, const u32* scales, const u32 (*x)[16], u32 table, u32 copy) {
-  u32 a0 = times(weights<P>(p.row[0], table, copy), scales[0]), a1 = times(weights<P>(p.row[1], table, copy), scales[1]);
-  u32 a2 = times(weights<P + 1>(p.row[0], table, copy), scales[0]);
-  u32 a3 = times(weights<P + 1>(p.row[1], table, copy), scales[1]);
+    float (*sums)[4], const RowPair& p, const u32* scales, const u32 (*x)[16], u32 table, u32 copy) {
+  u32 a0 = hmul2(weights<P>(p.row[0], table, copy), scales[0]), a1 = hmul2(weights<P>(p.row[1], table, copy), scales[1]);
+  u32 a2 = hmul2(weights<P + 1>(p.row[0], table, copy), scales[0]);
+  u32 a3 = hmul2(weights<P + 1>(p.row[1], table, copy), scales[1]);
 #pragma unroll
-  for (int t = 0; t < TILES; t++) multiply(sums[t], a0, a1, a2, a3, x[t][P], x[t][P + 1]);
+  for (int t = 0; t < TILES; t++) mma_m16n8k16(sums[t], a0, a1, a2, a3, x[t][P], x[t][P + 1]);
   if constexpr (P + 2 < 16) step<P + 2>(sums, p, scales, x, table, copy);
 }
 
 // `x` points at the lane's next 32 activations, in each tile those of its token.
 __device__ __forceinline__ void consume(
-    float (*sums)[4], const Piece& piece, const u16* const* x, int k, const float* inverse, u32 table, const u32* steps,
+    float (*sums)[4], const RowPair& piece, const u16* const* x, int k, const float* inverse, u32 table, const u32* steps,
     u32 copy) {
   u32 values[TILES][16];
 #pragma unroll
@@ -96,7 +96,7 @@ __device__ __forceinline__ float largest_norm(const u8* scales, i64 blocks, int 
 
 // x fp16 (tokens, columns) and units float32 (tokens,), as rotate_rows leaves them; codes, scales, base of W; centroids
 // float32 (2^BITS,); steps float32 (256,); bias of y's type or null; y (tokens, rows).
-extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multiply_few(
+extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_small_m(
     const u16* x, const float* units, i64 tokens, const u8* codes, const u8* scales, const u16* base,
     const float* centroids, const float* steps, const void* bias, i64 rows, i64 columns, void* y) {
   __shared__ __align__(16) u32 table[ENTRIES * COPIES];
@@ -111,16 +111,16 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
   const int first = part * CHUNK + quarter * LANE_CODES, end = (int)columns;
   const float own = own_centroid(centroids);
   i64 first_row = blockIdx.x * rows_at_once, row = first_row + way * ROWS + lane / 4;
-  Place at = place(codes, scales, row, rows, end);
-  Piece now = {}, next = {};
+  RowPtrs at = row_ptrs(codes, scales, row, rows, end);
+  RowPair now = {}, next = {};
   u32 bases[2];
   fetch(now, at, first, end, row - lane / 4 < rows && first < end);  // on its way while the tables are made
   fetch_bases(bases, base, row, rows);
-  make_table(table, centroids, own);
+  build_lut(table, centroids, own);
   if (LOG8)
     for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = float_to_half(steps[k]) * 0x10001;
   __syncthreads();
-  wait_for_the_kernel_before();
+  griddepcontrol_wait();
   const u16* lane_x[TILES];
   float unit[TILES][2];
 #pragma unroll
@@ -150,7 +150,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void multip
       consume(sums, now, lane_x, k < end ? k : 0, inverse, table_at, step_table, copy);
       now = next;
     }
-    at = place(codes, scales, row + step_rows, rows, end);
+    at = row_ptrs(codes, scales, row + step_rows, rows, end);
     fetch(now, at, first, end, row + step_rows - lane / 4 < rows && first < end);
     fetch_bases(bases, base, row + step_rows, rows);
 #pragma unroll

@@ -4,46 +4,46 @@ from __future__ import annotations
 
 import torch
 
-from ..codes import QuantizedWeight, coding, copies_beside, readable, stored, table_bytes
-from ..common.cuda_kernel import CudaKernel, Macros, runs_nvrtc, shared_per_multiprocessor
+from ..codes import QuantizedWeight, copies_beside, kernel_macros, readable, stored, table_bytes
+from ..common.cuda_kernel import CudaKernel, Macros, shared_per_multiprocessor, supports_nvrtc
 from ..common.device import DTYPE_IDS, num_sms
-from .gemv import multiply_one, takes_one
+from .gemv import gemv, supports_gemv
 
-FEW = 16
-"""Rows of activations that `multiply_few` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for
+MAX_FUSED_TOKENS = 16
+"""Rows of activations that `gemm_small_m` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for
 17 as this for 16, and about as long for 32 as this twice (docs/benchmarks/gpu.md)."""
 
-_FEW = CudaKernel("linear/gemm_small_m.cu", name="multiply_few")
+_GEMM = CudaKernel("linear/gemm_small_m.cu", name="gemm_small_m")
 _ROTATE = CudaKernel("linear/rotate.cu", name="rotate_rows")
 _WARPS, _ROWS, _CHUNK = 8, 16, 128
 
 
-def runs_matmul(x: torch.Tensor) -> bool:
+def supports_gemm_small_m(x: torch.Tensor) -> bool:
     """Whether these kernels take activations like `x`: float16 or bfloat16, on a CUDA device that can."""
-    return x.dtype in (torch.bfloat16, torch.float16) and runs_nvrtc(x.device)
+    return x.dtype in (torch.bfloat16, torch.float16) and supports_nvrtc(x.device)
 
 
-def takes_gate(x: torch.Tensor, weight: QuantizedWeight) -> bool:
+def supports_gate(x: torch.Tensor, weight: QuantizedWeight) -> bool:
     """Whether `multiply_codes` can gate `x` itself."""
-    return len(x) == 1 and takes_one(weight) and runs_matmul(x)
+    return len(x) == 1 and supports_gemv(weight) and supports_gemm_small_m(x)
 
 
 def multiply_codes(
     x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, gate: str | None = None
 ) -> torch.Tensor:
-    """X W^T + bias for x of 1 to FEW rows: (rows, out), in the dtype of `x`, summed in float32.
+    """X W^T + bias for x of 1 to MAX_FUSED_TOKENS rows: (rows, out), in the dtype of `x`, summed in float32.
 
-    With one of GATES, where `takes_gate`, x is (1, 2 * in), and gate(first half) * second half is multiplied.
+    With one of GATES, where `supports_gate`, x is (1, 2 * in), and gate(first half) * second half is multiplied.
     """
     y = x.new_empty(len(x), weight.codes.shape[0])
-    if len(x) == 1 and takes_one(weight):
-        multiply_one(x, weight, bias, gate, y)
+    if len(x) == 1 and supports_gemv(weight):
+        gemv(x, weight, bias, gate, y)
     else:
-        _multiply_few(x, weight, y, bias)
+        _gemm_small_m(x, weight, y, bias)
     return y
 
 
-def _multiply_few(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
     x, weight = x.contiguous(), readable(weight, False)
     tokens, n = len(x), weight.block_size
     blocks = weight.padded // n
@@ -58,9 +58,10 @@ def _multiply_few(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
     resident = num_sms(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)
     macros: Macros = (
-        *coding(weight, y, 32 * _WARPS, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("SPLIT", split), ("TILES", tiles),
+        *kernel_macros(weight, y, 32 * _WARPS, copies), ("INPUT", DTYPE_IDS[x.dtype]),
+        ("SPLIT", split), ("TILES", tiles),
     )  # fmt: skip
-    _FEW.launch(
+    _GEMM.launch(
         y.device,
         macros,
         (min(resident, -(-groups * split // _WARPS)),),

@@ -7,37 +7,37 @@
 //
 // Macros, beside those of common/dequant.cuh and common/hadamard.cuh: LOG8, whether scales are steps below a row's base, else fp16 norms;
 // COLUMNS, padded; TEAMS; THREADS, TEAMS * SLICES rounded up to warps; CTAS a multiprocessor; EXPERTS, 0 none, 1 the token
-// goes to each of SHARE experts, 2 the token's SHARE rows of x go to their experts and the results are summed; NAME, by which
+// goes to each of TOP_K experts, 2 the token's TOP_K rows of x go to their experts and the results are summed; NAME, by which
 // a profile tells the three apart.
 
 #include "common/dequant.cuh"
 #include "common/hadamard.cuh"
 
-constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? SHARE : 1);
+constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? TOP_K : 1);
 constexpr int ROW_BYTES = COLUMNS / 8 * BITS, BLOCKS = COLUMNS / N, SCALE_BYTES = BLOCKS * (LOG8 ? 1 : 2);
 constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AHEAD = 2, BATCH = 4, WARPS = THREADS / 32;
 
-struct Piece {
+struct RowPiece {
   Planes codes;
   u32 scale, base;
 };
 
 template <int P>
 __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, u32 copy) {
-  u32 sum = times(weights<P>(w, table, copy), x[P]);
-  sum = plus_times(weights<P + 1>(w, table, copy), x[P + 1], sum);
-  sum = plus_times(weights<P + 2>(w, table, copy), x[P + 2], sum);
-  sum = plus_times(weights<P + 3>(w, table, copy), x[P + 3], sum);
+  u32 sum = hmul2(weights<P>(w, table, copy), x[P]);
+  sum = hfma2(weights<P + 1>(w, table, copy), x[P + 1], sum);
+  sum = hfma2(weights<P + 2>(w, table, copy), x[P + 2], sum);
+  sum = hfma2(weights<P + 3>(w, table, copy), x[P + 3], sum);
   return half_to_float((u16)sum) + half_to_float((u16)(sum >> 16));
 }
 
-// x: a row of in_columns a token, with EXPERTS 2 SHARE rows, with a gate twice as wide. codes, scales, base of (experts,)
+// x: a row of in_columns a token, with EXPERTS 2 TOP_K rows, with a gate twice as wide. codes, scales, base of (experts,)
 // rows, those of an expert *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,);
-// bias of y's type or null; chosen, routed (tokens, SHARE); y (tokens, rows), with EXPERTS 1 (tokens, SHARE, rows). An expert
+// bias of y's type or null; topk_ids, topk_weights (tokens, TOP_K); y (tokens, rows), with EXPERTS 1 (tokens, TOP_K, rows). An expert
 // that is not there counts as zeros.
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     const void* x, i64 in_columns, const u8* codes, const u8* scales, const u16* base, const float* centroids,
-    const float* steps, const void* bias, i64 rows, const i64* chosen, const float* routed, i64 experts,
+    const float* steps, const void* bias, i64 rows, const i64* topk_ids, const float* topk_weights, i64 experts,
     i64 codes_stride, i64 scales_stride, i64 base_stride, void* y) {
   __shared__ __align__(16) u32 table[ENTRIES * COPIES];
   __shared__ float step_table[256], units[X_BLOCKS];
@@ -49,17 +49,17 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   const int t = threadIdx.x, warp = t / 32, lane = t % 32, team = t / SLICES, slice = t % SLICES;
   const i64 token = EXPERTS == 1 ? blockIdx.z : blockIdx.y, slot = EXPERTS == 1 ? blockIdx.y : slice / PER_EXPERT;
   const u32 first = slice % PER_EXPERT * LANE_CODES;
-  let_the_next_kernel_start();
+  griddepcontrol_launch_dependents();
   const float own = own_centroid(centroids), own_step = LOG8 && t < 256 ? steps[t] : 0.0f;
-  auto make_tables = [&]() {
-    make_table(table, centroids, own);
+  auto build_luts = [&]() {
+    build_lut(table, centroids, own);
     if (LOG8 && t < 256) step_table[t] = own_step;
     if (LOG8)
       for (int k = t + THREADS; k < 256; k += THREADS) step_table[k] = steps[k];
   };
-  if (EXPERTS) make_tables();
-  if (EXPERTS) wait_for_the_kernel_before();
-  const i64 expert = EXPERTS ? chosen[token * SHARE + slot] : 0;
+  if (EXPERTS) build_luts();
+  if (EXPERTS) griddepcontrol_wait();
+  const i64 expert = EXPERTS ? topk_ids[token * TOP_K + slot] : 0;
   const bool known = expert >= 0 && expert < experts;
   // A thread beyond the last team reads what the first does, and nobody reads its sums.
   const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, mine = start + team % TEAMS;
@@ -73,8 +73,8 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   const u8* c = codes + (i64)mine * ROW_BYTES + COLUMNS / 8 * (PLANE_A + PLANE_B) + first / 8;
   const u8* scale = scales + (i64)mine * SCALE_BYTES + first / N * (LOG8 ? 1 : 2);
   const u16* own_base = base + mine;
-  Piece ring[AHEAD];
-  auto fetch = [&](Piece& p, int row) {
+  RowPiece ring[AHEAD];
+  auto fetch = [&](RowPiece& p, int row) {
     if (row < end) {
       load_words<PLANE_A>(p.codes.a, a);
       if constexpr (PLANE_B != 0) load_words<PLANE_B>(p.codes.b, b);
@@ -92,12 +92,12 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // on their way while the rest is made ready
-  if (!EXPERTS) make_tables();
-  if (!EXPERTS) wait_for_the_kernel_before();
+  if (!EXPERTS) build_luts();
+  if (!EXPERTS) griddepcontrol_wait();
   for (int some = warp; some * TOGETHER < X_BLOCKS; some += WARPS) {
     const int block = some * TOGETHER + lane / LANES, within = lane % LANES * 8;
     float v[8];
-    load_eight(v, x, EXPERTS == 2 ? token * SHARE + block / BLOCKS : token, in_columns,
+    load_columns8(v, x, EXPERTS == 2 ? token * TOP_K + block / BLOCKS : token, in_columns,
                block < X_BLOCKS ? block % BLOCKS * N + within : in_columns);
     rotate_eight(v, lane);
     // The block's largest goes to [2^9, 2^10): four products with the largest centroid stay below 2^15.
@@ -106,8 +106,8 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     if (lane % LANES == 0) units[block] = power_of_two(exponent) * ROOT * (LOG8 ? 1.0f : ROOT);
     const float unit = power_of_two(-exponent);
     ((uint4*)shared.x)[(block * N + within) / 8] =
-        make_uint4(two_halves(v[0] * unit, v[1] * unit), two_halves(v[2] * unit, v[3] * unit),
-                   two_halves(v[4] * unit, v[5] * unit), two_halves(v[6] * unit, v[7] * unit));
+        make_uint4(pack_half2(v[0] * unit, v[1] * unit), pack_half2(v[2] * unit, v[3] * unit),
+                   pack_half2(v[4] * unit, v[5] * unit), pack_half2(v[6] * unit, v[7] * unit));
   }
   __syncthreads();
   u32 values[16];
@@ -116,7 +116,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     const uint4 v = ((const uint4*)(shared.x + slice * LANE_CODES))[i];
     values[4 * i] = v.x, values[4 * i + 1] = v.y, values[4 * i + 2] = v.z, values[4 * i + 3] = v.w;
   }
-  const float unit = units[slice * LANE_CODES / N] * (!known ? 0.0f : EXPERTS == 2 ? routed[token * SHARE + slot] : 1.0f);
+  const float unit = units[slice * LANE_CODES / N] * (!known ? 0.0f : EXPERTS == 2 ? topk_weights[token * TOP_K + slot] : 1.0f);
   const u32 table_at = (u32)__cvta_generic_to_shared(table);
   // Through a shuffle, so that the compiler does not know its bits: it would mask them anew for every pair.
   const u32 copy = __shfl_sync(0xffffffff, t % COPIES * 4, lane);
@@ -131,7 +131,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
     }
 #pragma unroll
     for (int i = 0; i < BATCH; i++) {
-      Piece& p = ring[i % AHEAD];
+      RowPiece& p = ring[i % AHEAD];
       const int row = group + i * stride;
       if (row < end) {
         float sum = four<0>(p.codes, values, table_at, copy) + four<4>(p.codes, values, table_at, copy) +
@@ -153,7 +153,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
 #pragma unroll
       for (int h = 4; h; h /= 2) sum += __shfl_xor_sync(0xffffffff, sum, h);
       if (r < BATCH * TEAMS && row < end && lane % 8 == 0)
-        store(y, (EXPERTS == 1 ? token * SHARE + slot : token) * rows + row, sum * sizes[buffer][r] + offsets[buffer][r]);
+        store(y, (EXPERTS == 1 ? token * TOP_K + slot : token) * rows + row, sum * sizes[buffer][r] + offsets[buffer][r]);
     }
     turn += WARPS - (BATCH * TEAMS + 3) / 4 % WARPS;
   }

@@ -10,8 +10,8 @@ import torch
 from ..codes import (
     SHARED_BYTES,
     QuantizedWeight,
-    coding,
     copies_beside,
+    kernel_macros,
     readable,
     stored,
     table_bytes,
@@ -19,7 +19,7 @@ from ..codes import (
 from ..common.cuda_kernel import CudaKernel, Macros
 from ..common.device import DTYPE_IDS, num_sms
 
-_NAMES = ("multiply_one", "multiply_each", "multiply_and_sum")
+_NAMES = ("gemv", "moe_gemv_up", "moe_gemv_down")
 _KERNELS = [CudaKernel("linear/gemv.cu", name=name) for name in _NAMES]
 _GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
 _SLICE = 32
@@ -31,47 +31,47 @@ GATES = frozenset(name for name in _GATES if name)
 """Gates that the kernels apply themselves."""
 
 
-def takes_one(weight: QuantizedWeight) -> bool:
-    """Whether `multiply_one` takes a weight: rows that are not too long."""
+def supports_gemv(weight: QuantizedWeight) -> bool:
+    """Whether `gemv` takes a weight: rows that are not too long."""
     return weight.padded // _SLICE <= _THREADS
 
 
-def takes_sum(experts: QuantizedWeight, k: int) -> bool:
-    """Whether `multiply_and_sum` takes experts of which k are chosen: a row of each, and its activations, fit a CTA."""
+def supports_moe_gemv_down(experts: QuantizedWeight, k: int) -> bool:
+    """Whether `moe_gemv_down` takes k experts a token: a row of each, and its activations, fit a CTA."""
     slices = k * experts.padded // _SLICE
     beside = _beside(experts, slices, Shape(1, -(-slices // 32) * 32, 1, 1))
     return slices <= _MOST_THREADS and beside + table_bytes(experts.bits, 1) <= SHARED_BYTES
 
 
-def multiply_one(
+def gemv(
     x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, gate: str | None, y: torch.Tensor
 ) -> None:
-    """Put x W^T + bias into y (1, out), x being (1, in), or with a gate as for `multiply_and_sum`."""
+    """Put x W^T + bias into y (1, out), x being (1, in), or with a gate as for `moe_gemv_down`."""
     _launch(x, weight, y, bias=bias, gate=gate)
 
 
-def multiply_each(x: torch.Tensor, experts: QuantizedWeight, chosen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def moe_gemv_up(x: torch.Tensor, experts: QuantizedWeight, topk_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Each token times each of the experts that it chose.
 
     Args:
         x: (tokens, in).
         experts: coded (experts, out, in).
-        chosen: int64 (tokens, k); numbers that are no expert's give zeros.
+        topk_ids: int64 (tokens, k); numbers that are no expert's give zeros.
         dtype: of the result.
 
     Returns:
         (tokens * k, out).
     """
-    y = x.new_empty(chosen.numel(), experts.codes.shape[1], dtype=dtype)
-    _launch(x, experts, y, kind=1, chosen=chosen)
+    y = x.new_empty(topk_ids.numel(), experts.codes.shape[1], dtype=dtype)
+    _launch(x, experts, y, kind=1, topk_ids=topk_ids)
     return y
 
 
-def multiply_and_sum(
+def moe_gemv_down(
     x: torch.Tensor,
     experts: QuantizedWeight,
-    chosen: torch.Tensor,
-    routed: torch.Tensor,
+    topk_ids: torch.Tensor,
+    topk_weights: torch.Tensor,
     gate: str | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
@@ -80,16 +80,16 @@ def multiply_and_sum(
     Args:
         x: (tokens * k, in); with a gate (tokens * k, 2 * in), of which gate(first half) * second half counts.
         experts: coded (experts, out, in).
-        chosen: int64 (tokens, k).
-        routed: float32 (tokens, k), the weights.
+        topk_ids: int64 (tokens, k).
+        topk_weights: float32 (tokens, k), the weights.
         gate: None or one of GATES.
         dtype: of the result.
 
     Returns:
         (tokens, out).
     """
-    y = x.new_empty(len(chosen), experts.codes.shape[1], dtype=dtype)
-    _launch(x, experts, y, kind=2, chosen=chosen, routed=routed, gate=gate)
+    y = x.new_empty(len(topk_ids), experts.codes.shape[1], dtype=dtype)
+    _launch(x, experts, y, kind=2, topk_ids=topk_ids, topk_weights=topk_weights, gate=gate)
     return y
 
 
@@ -116,26 +116,26 @@ def _launch(
     *,
     kind: int = 0,
     bias: torch.Tensor | None = None,
-    chosen: torch.Tensor | None = None,
-    routed: torch.Tensor | None = None,
+    topk_ids: torch.Tensor | None = None,
+    topk_weights: torch.Tensor | None = None,
     gate: str | None = None,
 ) -> None:
     """Kinds are the kernel's EXPERTS, and have names of their own."""
     if not y.numel():
         return
     x, weight = x.contiguous(), readable(weight, kind > 0)
-    share = 1 if chosen is None else chosen.shape[1]
-    tokens = 1 if chosen is None else len(chosen)
-    slices = weight.padded // _SLICE * (share if kind == 2 else 1)
-    at_once = tokens * (share if kind == 1 else 1)
+    top_k = 1 if topk_ids is None else topk_ids.shape[1]
+    tokens = 1 if topk_ids is None else len(topk_ids)
+    slices = weight.padded // _SLICE * (top_k if kind == 2 else 1)
+    at_once = tokens * (top_k if kind == 1 else 1)
     shape = lay_out(y.shape[1], slices, at_once, num_sms(y.device))
     copies = copies_beside(weight.bits, _beside(weight, slices, shape))
     macros: Macros = (
-        *coding(weight, y, shape.threads, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", _GATES[gate]),
-        ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("SHARE", share),
+        *kernel_macros(weight, y, shape.threads, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", _GATES[gate]),
+        ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("TOP_K", top_k),
         ("NAME", _NAMES[kind]),
     )  # fmt: skip
-    grid = (shape.grid, share, tokens) if kind == 1 else (shape.grid, tokens)
+    grid = (shape.grid, top_k, tokens) if kind == 1 else (shape.grid, tokens)
     _KERNELS[kind].launch(
         y.device,
         macros,
@@ -146,8 +146,8 @@ def _launch(
         *stored(weight, y),
         bias,
         y.shape[1],
-        chosen,
-        routed,
+        topk_ids,
+        topk_weights,
         weight.codes.shape[0] if kind else 1,
         *_strides(weight, kind),
         y,

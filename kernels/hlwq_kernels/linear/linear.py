@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ..codes import QuantizedWeight, block_scales, hadamard, unpack_codes
-from ..common.custom_op import op_where_traced
+from ..common.custom_op import traceable
 from ..decode import decode_rows
-from .gemm_small_m import FEW, multiply_codes, runs_matmul
+from .gemm_small_m import MAX_FUSED_TOKENS, multiply_codes, supports_gemm_small_m
 
 _TILE_WEIGHTS = 2**22
 _DECODED_WEIGHTS = 2**28
@@ -62,17 +62,17 @@ def _linear_on_its_device(
     weight, rows = QuantizedWeight(codes, scales, base, centroids, block_size), x.reshape(-1, x.shape[-1])
     if not rows.shape[0]:
         y = x.new_empty(0, codes.shape[0])
-    elif len(rows) <= FEW and runs_matmul(x):
+    elif len(rows) <= MAX_FUSED_TOKENS and supports_gemm_small_m(x):
         y = multiply_codes(rows, weight, bias)
     elif x.is_cuda:
         y = _decode_and_multiply(rows, weight, bias)
     else:
-        y = coded_linear_torch(rows, weight, bias)
+        y = coded_linear_reference(rows, weight, bias)
     return y.reshape(*x.shape[:-1], codes.shape[0])
 
 
 _linear_op = torch.library.custom_op("hlwq::coded_linear", _linear_on_its_device, mutates_args=())
-_linear = op_where_traced(_linear_op, _linear_on_its_device)
+_linear = traceable(_linear_op, _linear_on_its_device)
 
 
 @_linear_op.register_fake
@@ -129,7 +129,7 @@ def rotate_activation(x: torch.Tensor, block_size: int) -> torch.Tensor:
     return (hadamard(blocks) * float(np.float32(block_size**-0.5))).reshape(padded.shape).to(x.dtype)
 
 
-def coded_linear_torch(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+def coded_linear_reference(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     """The torch twin: a few rows of the weight at a time. (rows, in) to (rows, out)."""
     rotated = rotate_activation(x, weight.block_size)
     step = max(1, _TILE_WEIGHTS // rotated.shape[-1])

@@ -3,7 +3,7 @@
 #include "common/hadamard.cuh"
 
 extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u16* out, float* units) {
-  let_the_next_kernel_start();
+  griddepcontrol_launch_dependents();
   __shared__ float largest_of[32];
   const i64 row = blockIdx.x;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;

@@ -1,6 +1,6 @@
 """Mixtures of experts: products with the experts of each token, and their weighted sum."""
 
-from .combine import weigh_rows
+from .combine import combine_expert_outputs
 from .experts import (
     MAX_FUSED_PAIRS,
     ExpertBatch,
@@ -18,8 +18,8 @@ __all__ = [
     "Gate",
     "coded_experts",
     "coded_experts_reference",
+    "combine_expert_outputs",
     "fused_experts",
     "grouped_experts",
     "loop_over_experts",
-    "weigh_rows",
 ]

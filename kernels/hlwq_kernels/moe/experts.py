@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from ..codes import QuantizedWeight
-from ..common.custom_op import op_where_traced
+from ..common.custom_op import traceable
 from ..decode import decode_rows
-from ..linear.gemm_small_m import runs_matmul
-from ..linear.gemv import GATES, multiply_and_sum, multiply_each, takes_sum
+from ..linear.gemm_small_m import supports_gemm_small_m
+from ..linear.gemv import GATES, moe_gemv_down, moe_gemv_up, supports_moe_gemv_down
 from ..linear.linear import coded_linear
-from .combine import weigh_rows
+from .combine import combine_expert_outputs
 from .grouped import can_decode_all, grouped_gemm_experts
 
 MAX_FUSED_PAIRS = 512
@@ -52,7 +52,7 @@ def coded_experts(
         (tokens, hidden), in the dtype of `x`.
     """
     learns = torch.is_grad_enabled() and (x.requires_grad or topk_weights.requires_grad)
-    if learns or not runs_matmul(x) or not x.shape[0]:
+    if learns or not supports_gemm_small_m(x) or not x.shape[0]:
         return coded_experts_reference(x, topk_ids, topk_weights, gate_up, down, gate)
     if topk_ids.numel() > MAX_FUSED_PAIRS and can_decode_all(x, gate_up):
         return grouped_gemm_experts(x, topk_ids.to(torch.int64), topk_weights, gate_up, down, gate)
@@ -73,9 +73,9 @@ def fused_experts(
 ) -> torch.Tensor:
     """Compute `coded_experts` of a few pairs directly from codes; a token's result does not depend on the others."""
     topk_ids, topk_weights = topk_ids.to(torch.int64).contiguous(), topk_weights.to(torch.float32).contiguous()
-    if not takes_sum(down, topk_ids.shape[1]):
+    if not supports_moe_gemv_down(down, topk_ids.shape[1]):
         rows = _each(gate(_each(x, topk_ids, *gate_up, x.dtype)), topk_ids.view(-1, 1), *down, x.dtype)
-        return weigh_rows(rows, torch.arange(len(rows), device=x.device).view_as(topk_ids), topk_weights)
+        return combine_expert_outputs(rows, torch.arange(len(rows), device=x.device).view_as(topk_ids), topk_weights)
     if gate_name is not None and gate_name in GATES:
         inner = _each(x, topk_ids, *gate_up, torch.float32)
     else:
@@ -150,7 +150,7 @@ def _each_on_device(
     block_size: int,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    return multiply_each(x, QuantizedWeight(codes, scales, base, centroids, block_size), chosen, dtype)
+    return moe_gemv_up(x, QuantizedWeight(codes, scales, base, centroids, block_size), chosen, dtype)
 
 
 def _sum_on_device(
@@ -166,13 +166,13 @@ def _sum_on_device(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     experts = QuantizedWeight(codes, scales, base, centroids, block_size)
-    return multiply_and_sum(x, experts, chosen, routed, gate or None, dtype)
+    return moe_gemv_down(x, experts, chosen, routed, gate or None, dtype)
 
 
 _each_op = torch.library.custom_op("hlwq::experts_each", _each_on_device, mutates_args=())
 _sum_op = torch.library.custom_op("hlwq::experts_sum", _sum_on_device, mutates_args=())
-_each = op_where_traced(_each_op, _each_on_device)
-_sum = op_where_traced(_sum_op, _sum_on_device)
+_each = traceable(_each_op, _each_on_device)
+_sum = traceable(_sum_op, _sum_on_device)
 
 
 @_each_op.register_fake
@@ -212,7 +212,7 @@ def grouped_experts(
         start = end
     row_of = torch.full_like(order, -1)
     row_of[order[:start]] = torch.arange(start, device=x.device)
-    return weigh_rows(rows, row_of.view(tokens, k), topk_weights.float())
+    return combine_expert_outputs(rows, row_of.view(tokens, k), topk_weights.float())
 
 
 def _resident_batches(gate_up: QuantizedWeight, down: QuantizedWeight) -> ExpertBatches:

@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import grouped_mm
 
 from ..codes import QuantizedWeight
-from ..common.device import runs_triton
+from ..common.device import supports_triton
 from ..decode import decode_used_parts
-from .combine import weigh_rows
+from .combine import combine_expert_outputs
 
 _MAX_DECODED_WEIGHTS = 2**29
 """1 GiB in bfloat16, which a mixture that is too large for the device cannot spare."""
@@ -23,7 +23,7 @@ _MAX_DECODED_WEIGHTS = 2**29
 def can_decode_all(x: torch.Tensor, gate_up: QuantizedWeight) -> bool:
     """Return whether `grouped_gemm_experts` takes these: bfloat16, few enough weights, and a device with Triton."""
     weights = gate_up.codes.numel() * 8 // gate_up.bits
-    supported = x.dtype == torch.bfloat16 and runs_triton(x.device)
+    supported = x.dtype == torch.bfloat16 and supports_triton(x.device)
     return supported and weights <= _MAX_DECODED_WEIGHTS and gate_up.codes.is_contiguous()
 
 
@@ -47,7 +47,7 @@ def grouped_gemm_experts(
     numbers = torch.arange(len(order), device=x.device)
     row_of = torch.empty_like(order)
     row_of[order] = torch.where(numbers < ends[-1], numbers, -1)
-    return weigh_rows(rows, row_of.view(tokens, k), topk_weights.float())
+    return combine_expert_outputs(rows, row_of.view(tokens, k), topk_weights.float())
 
 
 def _multiply(x: torch.Tensor, weight: QuantizedWeight, counts: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

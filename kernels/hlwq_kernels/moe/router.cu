@@ -1,24 +1,24 @@
-// The choice of experts for a few tokens: logits, the k largest, their shares. A CTA takes an expert's row; the one that
+// The choice of experts for a few tokens: logits, the k largest, their prob_sum. A CTA takes an expert's row; the one that
 // comes last of a token's takes the logits of all and chooses.
 //
-// Macros, beside those of common/types.cuh: EXPERTS, at most 1024; CHOSEN, k; THREADS.
+// Macros, beside those of common/types.cuh: EXPERTS, at most 1024; TOP_K, k; THREADS.
 
 #include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32;
 
 // x (tokens, columns), weight (EXPERTS, columns), scale (EXPERTS,), columns a multiple of 8; logits (tokens, EXPERTS) float32
-// and arrived (tokens,), zeros, for the kernel's own use; chosen int64, routed float32 (tokens, CHOSEN), the largest first.
-extern "C" __global__ __launch_bounds__(THREADS) void choose_experts(
-    const void* x, i64 columns, const void* weight, const void* scale, float* logits, u32* arrived, i64* chosen,
-    float* routed) {
-  let_the_next_kernel_start();
-  __shared__ float sums[WARPS], all[EXPERTS], best[CHOSEN];
-  __shared__ int which[CHOSEN];
+// and arrived (tokens,), zeros, for the kernel's own use; topk_ids int64, topk_weights float32 (tokens, TOP_K), the largest first.
+extern "C" __global__ __launch_bounds__(THREADS) void route_topk(
+    const void* x, i64 columns, const void* weight, const void* scale, float* logits, u32* arrived, i64* topk_ids,
+    float* topk_weights) {
+  griddepcontrol_launch_dependents();
+  __shared__ float sums[WARPS], all[EXPERTS], best[TOP_K];
+  __shared__ int which[TOP_K];
   __shared__ bool last;
   const int t = threadIdx.x, expert = blockIdx.x;
   const i64 token = blockIdx.y;
-  wait_for_the_kernel_before();
+  griddepcontrol_wait();
   float sum = 0.0f;
   for (i64 at = t * 8; at < columns; at += THREADS * 8) {
 #if INPUT == FLOAT32
@@ -47,18 +47,18 @@ extern "C" __global__ __launch_bounds__(THREADS) void choose_experts(
   __threadfence();
   if (t == 0) arrived[token] = 0;
   for (int i = t; i < EXPERTS; i += THREADS) all[i] = __ldcg(logits + token * EXPERTS + i);
-  for (int k = t; k < CHOSEN; k += THREADS) best[k] = 0.0f, which[k] = k;  // where NaN has no rank
+  for (int k = t; k < TOP_K; k += THREADS) best[k] = 0.0f, which[k] = k;  // where NaN has no rank
   __syncthreads();
   for (int i = t; i < EXPERTS; i += THREADS) {  // of equals the first
     int rank = 0;
     for (int j = 0; j < EXPERTS; j++) rank += all[j] > all[i] || (all[j] == all[i] && j < i);
-    if (rank < CHOSEN) best[rank] = all[i], which[rank] = i;
+    if (rank < TOP_K) best[rank] = all[i], which[rank] = i;
   }
   __syncthreads();
-  float shares = 0.0f;
-  for (int k = 0; k < CHOSEN; k++) shares += expf(best[k] - best[0]);
-  for (int k = t; k < CHOSEN; k += THREADS) {
-    chosen[token * CHOSEN + k] = which[k];
-    routed[token * CHOSEN + k] = expf(best[k] - best[0]) / shares * load_input(scale, which[k]);
+  float prob_sum = 0.0f;
+  for (int k = 0; k < TOP_K; k++) prob_sum += expf(best[k] - best[0]);
+  for (int k = t; k < TOP_K; k += THREADS) {
+    topk_ids[token * TOP_K + k] = which[k];
+    topk_weights[token * TOP_K + k] = expf(best[k] - best[0]) / prob_sum * load_input(scale, which[k]);
   }
 }

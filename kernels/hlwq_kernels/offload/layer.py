@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..codes import QuantizedWeight
-from ..linear.gemm_small_m import runs_matmul
+from ..linear.gemm_small_m import supports_gemm_small_m
 from ..moe import MAX_FUSED_PAIRS, ExpertBatch, Gate, fused_experts, grouped_experts, loop_over_experts
 from .memory import ExpertSlots, Records
 from .slots import (
@@ -74,7 +74,7 @@ class OffloadedLayer:
             slots.streams.sync_streams()
             self._fetched = None  # the event of another step may belong to another capture
             learns = torch.is_grad_enabled() and (x.requires_grad or topk_weights.requires_grad)
-            if learns or not runs_matmul(x) or not x.shape[0]:
+            if learns or not supports_gemm_small_m(x) or not x.shape[0]:
                 return self._run_reference(x, topk_ids, topk_weights, gate, learns)
             tokens = slots.counts.max_resident_pairs // topk_ids.shape[1]
             if topk_ids.numel() > MAX_FUSED_PAIRS or not tokens:

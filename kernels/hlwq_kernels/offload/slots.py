@@ -27,8 +27,8 @@ _THREADS = 256
 _FETCH_CTAS = 4
 """CTAs per multiprocessor that copy, so that many reads from the host are under way."""
 _WARP = 32
-_PLAN = CudaKernel("offload/slots.cu", name="plan")
-_PLAN_AHEAD = CudaKernel("offload/slots.cu", name="plan_ahead")
+_PLAN = CudaKernel("offload/slots.cu", name="assign_slots")
+_PLAN_AHEAD = CudaKernel("offload/slots.cu", name="assign_prefetch")
 _FETCH = CudaKernel("offload/slots.cu", name="fetch")
 _FETCH_AHEAD = CudaKernel("offload/slots.cu", name="fetch_ahead")
 

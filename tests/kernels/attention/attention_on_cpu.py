@@ -38,7 +38,7 @@ static i64 a[6];
 extern "C" void launch(unsigned x, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
     run_grid({x, 1, 1}, threads, []() {
-        merge((const float*)a[0], (const float*)a[1], (const float*)a[2], a[3], a[4], (void*)a[5]);
+        combine_splits((const float*)a[0], (const float*)a[1], (const float*)a[2], a[3], a[4], (void*)a[5]);
     });
 }
 """

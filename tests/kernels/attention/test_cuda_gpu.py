@@ -132,7 +132,7 @@ def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) ->
     )
     assert config.shared_bytes <= (64 if arch == "sm_75" else 160) * 1024
     assert compile_kernel(SOURCE, "attend", config.macros, arch).code
-    assert compile_kernel(MERGE_SOURCE, "merge", config.merge_macros, arch).code
+    assert compile_kernel(MERGE_SOURCE, "combine_splits", config.merge_macros, arch).code
 
 
 @pytest.mark.parametrize(

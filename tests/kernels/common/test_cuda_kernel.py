@@ -23,12 +23,12 @@ def lookup(bits: int, threads: int) -> list[tuple[str, str | int]]:
 )
 def test_products_compile(bits: int, arch: str) -> None:
     few = (*lookup(bits, 256), ("N", 64), ("LOG8", 1), ("SPLIT", 4), ("TILES", 2))
-    assert compile_kernel("linear/gemm_small_m.cu", "multiply_few", few, arch).code
+    assert compile_kernel("linear/gemm_small_m.cu", "gemm_small_m", few, arch).code
     for experts, gate, log8, name in (
-        (0, 0, 1, "multiply_one"), (1, 0, 1, "multiply_each"), (2, 2, 0, "multiply_and_sum"),
+        (0, 0, 1, "gemv"), (1, 0, 1, "moe_gemv_up"), (2, 2, 0, "moe_gemv_down"),
     ):  # fmt: skip
         one = (*lookup(bits, 352), ("N", 64), ("LOG8", log8), ("COLUMNS", 704), ("TEAMS", 2), ("CTAS", 2),
-               ("EXPERTS", experts), ("SHARE", 8), ("GATE", gate), ("NAME", name))  # fmt: skip
+               ("EXPERTS", experts), ("TOP_K", 8), ("GATE", gate), ("NAME", name))  # fmt: skip
         assert compile_kernel("linear/gemv.cu", name, one, arch).code
 
 
@@ -52,24 +52,24 @@ def test_what_kernels_need_is_named_where_it_is_not_there() -> None:
 @pytest.mark.parametrize(("arch", "kind"), [*(("sm_90", kind) for kind in (0, 1, 2)), *OLDER])
 def test_what_a_step_does_between_products_compiles(arch: str, kind: int) -> None:
     types = (("INPUT", kind), ("OUTPUT", kind))
-    for name in ("norms_between", "norms_after"):
+    for name in ("fused_add_rmsnorm_pre_ffn", "fused_add_rmsnorm_post_ffn"):
         macros = (*types, ("THREADS", 352), ("COLUMNS", 2816))
         assert compile_kernel("decode_step/norms.cu", name, macros, arch).code
     heads = (*types, ("THREADS", 32), ("SIZE", 512), ("QUERIES", 16), ("KEYS", 2))
     assert compile_kernel(
         "decode_step/qk_norm_rope.cu",
-        "turn_heads",
+        "qk_norm_rope_append",
         heads,
         arch,
     ).code
-    routes = (*types, ("THREADS", 128), ("EXPERTS", 128), ("CHOSEN", 8))
-    assert compile_kernel("moe/router.cu", "choose_experts", routes, arch).code
+    routes = (*types, ("THREADS", 128), ("EXPERTS", 128), ("TOP_K", 8))
+    assert compile_kernel("moe/router.cu", "route_topk", routes, arch).code
     if kind:
         attends = (*types, ("THREADS", 128), ("SIZE", 256), ("GROUP", 2))
-        for name in ("attend_dense", "join_parts"):
+        for name in ("decode_attention", "combine_decode_splits"):
             assert compile_kernel("decode_step/decode_attention.cu", name, attends, arch).code
         weighs = (*types, ("THREADS", 352))
-        assert compile_kernel("moe/combine.cu", "weigh_rows", weighs, arch).code
+        assert compile_kernel("moe/combine.cu", "combine_expert_outputs", weighs, arch).code
 
 
 AT_ONCE = """

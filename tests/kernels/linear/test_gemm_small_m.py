@@ -16,7 +16,7 @@ static i64 a[12];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
     run_grid({grid, 1, 1}, threads, []() {
-        multiply_few((const u16*)a[0], (const float*)a[1], a[2], (const u8*)a[3], (const u8*)a[4], (const u16*)a[5],
+        gemm_small_m((const u16*)a[0], (const float*)a[1], a[2], (const u8*)a[3], (const u8*)a[4], (const u16*)a[5],
                      (const float*)a[6], (const float*)a[7], (const void*)a[8], a[9], a[10], (void*)a[11]);
     });
 }

@@ -54,7 +54,7 @@ def product(
     macros = (
         ("BITS", bits), ("N", 64), ("LOG8", int(log8)), ("ALIGN", 4), ("COPIES", 2), ("INPUT", 0), ("OUTPUT", 0),
         ("GATE", 0), ("COLUMNS", columns), ("TEAMS", shape.teams), ("THREADS", shape.threads), ("CTAS", shape.ctas),
-        ("EXPERTS", kind), ("SHARE", k), ("NAME", "multiply"),
+        ("EXPERTS", kind), ("TOP_K", k), ("NAME", "gemv"),
         ("__shared__", "static"),
     )  # fmt: skip
     grid = (shape.grid, k, tokens) if kind == 1 else (shape.grid, tokens, 1)

@@ -15,8 +15,8 @@ static i64 a[11];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
     run_grid({grid, 1, 1}, threads, []() {
-        plan((const i64*)a[0], a[1], a[2], a[3], (int*)a[4], (int*)a[5], (int*)a[6], (i64*)a[7], (int*)a[8], (int*)a[9],
-             (i64*)a[10]);
+        assign_slots((const i64*)a[0], a[1], a[2], a[3], (int*)a[4], (int*)a[5], (int*)a[6], (i64*)a[7], (int*)a[8],
+             (int*)a[9], (i64*)a[10]);
     });
 }
 """
@@ -25,7 +25,7 @@ static i64 a[9];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
     run_grid({grid, 1, 1}, threads, []() {
-        plan_ahead((const i64*)a[0], a[1], a[2], (int*)a[3], (int*)a[4], (const int*)a[5], a[6], (int*)a[7],
+        assign_prefetch((const i64*)a[0], a[1], a[2], (int*)a[3], (int*)a[4], (const int*)a[5], a[6], (int*)a[7],
                    (int*)a[8]);
     });
 }

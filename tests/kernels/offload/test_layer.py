@@ -59,7 +59,7 @@ def of_few(
 @pytest.fixture
 def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     run_slot_kernels_on_cpu(monkeypatch)
-    monkeypatch.setattr(offloaded, "runs_matmul", lambda x: True)
+    monkeypatch.setattr(offloaded, "supports_gemm_small_m", lambda x: True)
     monkeypatch.setattr(offloaded, "fused_experts", of_few)
 
 

@@ -70,7 +70,7 @@ def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_90"])
 def test_both_kernels_compile(arch: str) -> None:
-    for name in ("plan", "plan_ahead", "fetch", "fetch_ahead"):
+    for name in ("assign_slots", "assign_prefetch", "fetch", "fetch_ahead"):
         assert compile_kernel("offload/slots.cu", name, slot_macros(128, 36), arch).code
 
 

@@ -20,13 +20,13 @@ from hlwq_kernels.decode_step.step import (
     Cache,
     Norm,
     Scratch,
-    attend_dense,
-    choose_experts,
-    norms_after,
-    norms_between,
-    turn_heads,
+    decode_attention,
+    fused_add_rmsnorm_post_ffn,
+    fused_add_rmsnorm_pre_ffn,
+    qk_norm_rope_append,
+    route_topk,
 )
-from hlwq_kernels.linear.gemm_small_m import multiply_codes, takes_gate
+from hlwq_kernels.linear.gemm_small_m import multiply_codes, supports_gate
 from hlwq_kernels.linear.linear import coded_linear
 from hlwq_kernels.offload import OffloadedLayer
 
@@ -131,8 +131,8 @@ class StepLayer:
         keys, values = kv[0], kv[-1]
         kv_cache = Cache(ring.keys, ring.values, ring.position.slots[ring.size])
         cosines, sines = (t.reshape(len(x), size) for t in embeddings)
-        query = turn_heads(q, keys, values, _norm(a.q_norm), _norm(a.k_norm), cosines, sines, kv_cache)
-        out = attend_dense(query, kv_cache, mask.reshape(len(x), -1), a.scaling, self.scratch)
+        query = qk_norm_rope_append(q, keys, values, _norm(a.q_norm), _norm(a.k_norm), cosines, sines, kv_cache)
+        out = decode_attention(query, kv_cache, mask.reshape(len(x), -1), a.scaling, self.scratch)
         projected: torch.Tensor = a.o_proj(out)
         return projected
 
@@ -147,7 +147,7 @@ class StepLayer:
     def _feed_forward(self, attended: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         layer = self.layer
         experts, router = (layer.experts, layer.router) if layer.enable_moe_block else (None, None)
-        total, x, for_experts, for_router = norms_between(
+        total, x, for_experts, for_router = fused_add_rmsnorm_pre_ffn(
             attended,
             residual,
             _norm(layer.post_attention_layernorm),
@@ -159,7 +159,7 @@ class StepLayer:
         dense, routed = self._dense_and_experts(x, for_experts, for_router)
         if routed is not None and self.following is not None and len(total) == 1:
             self.following.prefetch(total, self)
-        return norms_after(
+        return fused_add_rmsnorm_post_ffn(
             dense,
             routed,
             total,
@@ -199,11 +199,11 @@ class StepLayer:
         if self._router_norm is None:
             self._router_norm = Norm(router.scale * router.scalar_root_size, router.eps)
         x, k = self._router_norm.torch(total), self.layer.config.top_k_experts
-        return choose_experts(x, router.proj.weight, router.per_expert_scale, k, self.scratch.beside())[0]
+        return route_topk(x, router.proj.weight, router.per_expert_scale, k, self.scratch.beside())[0]
 
     def _experts(self, x: torch.Tensor, for_router: torch.Tensor) -> torch.Tensor:
         router = self.layer.router
-        chosen, weights = choose_experts(
+        chosen, weights = route_topk(
             for_router, router.proj.weight, router.per_expert_scale, self.layer.config.top_k_experts, self.scratch
         )
         routed: torch.Tensor = self.layer.experts(x, chosen, weights)
@@ -211,7 +211,7 @@ class StepLayer:
 
     def _dense(self, x: torch.Tensor) -> torch.Tensor:
         m = self.layer.mlp
-        if self.of_gates is not None and self.of_down is not None and self.gate_name and takes_gate(x, self.of_down):
+        if self.of_gates is not None and self.of_down is not None and self.gate_name and supports_gate(x, self.of_down):
             return multiply_codes(coded_linear(x, *self.of_gates), self.of_down, None, self.gate_name)
         gate, up = self._products(x, [m.gate_proj, m.up_proj], self.of_gates)
         out: torch.Tensor = m.down_proj(m.act_fn(gate) * up)
