@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ..ui.errors import handle_errors
-from ..ui.options import (
+from ..ui import (
     DtypeOption,
     ExecutionOption,
+    Format,
     FormatOption,
     GpuMemoryOption,
     JsonOption,
     ModelDeviceOption,
     QuietOption,
+    Sink,
     as_execution,
+    handle_errors,
 )
-from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:
-    from ..measure.report import BenchReport
-    from ..measure.windows import ProtocolName
+    from ..measure import BenchReport, ProtocolName
 
 
 @handle_errors
@@ -82,15 +82,11 @@ def bench(
 ) -> None:
     """Measure perplexity, divergence, weight error and speed; draw a chart; check limits."""
     sink = Sink(format, json, quiet)
-    from ..measure.chart import check_drawable
-    from ..measure.gates import Gates, check_gates
-    from ..measure.report import Request
-    from ..measure.report import bench as measure
-    from ..measure.saved import check_savable
+    from ..measure import Gates, Request, check_drawable, check_gates, check_savable
+    from ..measure import bench as measure
     from ..runtime.kv.bits import KVBits
     from ..runtime.offload.expert_cache import ExpertBudget
-    from ..ui.progress import hide_library_bars, progress_display, quiet_log
-    from ..ui.show_bench import show_bench
+    from ..ui import hide_library_bars, progress_display, quiet_log, show_bench
 
     how = as_execution(execution)
     gates = Gates(max_ppl_delta, max_kld, min_top1)
@@ -133,14 +129,14 @@ def bench(
 
 
 def _draw(sink: Sink, report: BenchReport, chart: Path) -> None:
-    from ..measure.chart import draw
+    from ..measure import draw
 
     sink.note(f"Chart: {', '.join(str(p) for p in draw(report, chart))}")
 
 
 def _save(sink: Sink, report: BenchReport) -> None:
-    from ..hub.card import remake_card
-    from ..measure.saved import save_report
+    from ..hub import remake_card
+    from ..measure import save_report
 
     for path in save_report(report):
         sink.note(f"Saved: {path}; {remake_card(path.parent).path}")

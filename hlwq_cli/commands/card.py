@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..ui.errors import handle_errors
-from ..ui.options import FormatOption, JsonOption, QuietOption
-from ..ui.sink import Format, Sink
+from ..ui import Format, FormatOption, JsonOption, QuietOption, Sink, handle_errors
 
 
 @handle_errors
@@ -24,9 +22,9 @@ def card(
 ) -> None:
     """Write README.md again, with the figures of `hlwq bench --save`. Your notes below the card's last line stay."""
     sink = Sink(format, json, quiet)
-    from ..checkpoint.io.hub_repo import is_repo_id
+    from ..checkpoint import is_repo_id
     from ..errors import UsageError
-    from ..hub.card import remake_card
+    from ..hub import remake_card
 
     if repo is not None and not is_repo_id(repo):
         raise UsageError(f"{repo} is not a valid repository id.", "Write owner/name.")

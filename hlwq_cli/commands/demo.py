@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..ui.errors import INTERRUPTED, handle_errors
-from ..ui.options import (
+from ..ui import (
+    INTERRUPTED,
     DtypeOption,
     ExecutionOption,
+    Format,
     FormatOption,
     GpuMemoryOption,
     JsonOption,
     ModelDeviceOption,
     QuietOption,
+    Sink,
     as_execution,
+    handle_errors,
 )
-from ..ui.sink import Format, Sink
 
 if TYPE_CHECKING:
     from ..runtime.modules.format import Execution
@@ -64,8 +66,8 @@ def demo(
     sink = Sink(format, json, quiet)
     from ..runtime.kv.bits import KVBits
     from ..runtime.offload.expert_cache import ExpertBudget
-    from ..ui.demo.serve import check_gradio, check_port, choose_access, gradio_environment, served
-    from ..ui.show_demo import show_demo, show_login
+    from ..ui import show_demo, show_login
+    from ..ui.demo import check_gradio, check_port, choose_access, gradio_environment, served
 
     how = as_execution(execution)
     access = choose_access(share, open_to_all, auth)
@@ -101,9 +103,8 @@ class _Load:
 def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
     from ..progress import Progress
     from ..runtime.model import HLWQModel
-    from ..ui.demo.page import ShownModel, build_page
-    from ..ui.demo.summary import describe
-    from ..ui.progress import hide_library_bars, progress_display, quiet_log
+    from ..ui import hide_library_bars, progress_display, quiet_log
+    from ..ui.demo import ShownModel, build_page, describe
 
     shown = []
     hide_library_bars(sink)

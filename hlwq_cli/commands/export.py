@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from ..sizes import format_size, parse_size
-from ..ui.errors import handle_errors
-from ..ui.options import FormatOption, JsonOption, QuietOption
-from ..ui.sink import Format, Sink
+from ..ui import Format, FormatOption, JsonOption, QuietOption, Sink, handle_errors
 
 
 @handle_errors
@@ -28,7 +26,7 @@ def export(
     """Write a plain checkpoint that any tool loads, with the names and layout of the source."""
     sink = Sink(format, json, quiet)
     from ..checkpoint import export as decode_to
-    from ..ui.progress import progress_display
+    from ..ui import progress_display
 
     with progress_display(sink) as progress:
         result = decode_to(path, out, to, max_shard_bytes=parse_size(max_shard_size), progress=progress)

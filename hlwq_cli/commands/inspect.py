@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..ui.errors import handle_errors
-from ..ui.options import FormatOption, JsonOption, QuietOption
-from ..ui.sink import Format, Sink
+from ..ui import Format, FormatOption, JsonOption, QuietOption, Sink, handle_errors
 
 
 @handle_errors
@@ -42,7 +40,7 @@ def inspect(
         _verify(sink, path, revision)
     else:
         from ..checkpoint import inspect as describe
-        from ..ui.show import show_inspected
+        from ..ui import show_inspected
 
         show_inspected(sink, describe(path, revision))
 
@@ -50,7 +48,7 @@ def inspect(
 def _diff(sink: Sink, path: str, other: Path, revision: str | None) -> None:
     from ..checkpoint import diff
     from ..errors import GateMissedError
-    from ..ui.show import show_diff
+    from ..ui import show_diff
 
     report = diff(path, other, revision)
     show_diff(sink, report)
@@ -62,8 +60,7 @@ def _verify(sink: Sink, path: str, revision: str | None) -> None:
     from ..checkpoint import open_coded
     from ..checkpoint import verify as check
     from ..errors import GateMissedError
-    from ..ui.progress import progress_display
-    from ..ui.show import show_verified
+    from ..ui import progress_display, show_verified
 
     checkpoint = open_coded(path, revision)
     with progress_display(sink) as progress:

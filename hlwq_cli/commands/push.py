@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..ui.errors import handle_errors
-from ..ui.options import FormatOption, JsonOption, QuietOption
-from ..ui.sink import Format, Sink
+from ..ui import Format, FormatOption, JsonOption, QuietOption, Sink, handle_errors
 
 
 @handle_errors
@@ -38,9 +36,8 @@ def push(
     Run the same command again to continue an interrupted push.
     """
     sink = Sink(format, json, quiet)
-    from ..hub.push import push as upload
-    from ..ui.progress import hide_library_bars, progress_display
-    from ..ui.show import show_pushed
+    from ..hub import push as upload
+    from ..ui import hide_library_bars, progress_display, show_pushed
 
     hide_library_bars(sink)
     with progress_display(sink, uploads=True) as progress:

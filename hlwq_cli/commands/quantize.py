@@ -9,9 +9,7 @@ import typer
 
 from ..sizes import parse_fraction, parse_size
 from ..startup import imports_without_gc, start_driver
-from ..ui.errors import handle_errors
-from ..ui.options import FormatOption, JsonOption, QuietOption
-from ..ui.sink import Format, Sink
+from ..ui import Format, FormatOption, JsonOption, QuietOption, Sink, handle_errors
 
 if TYPE_CHECKING:
     from ..checkpoint import Recipe, Source
@@ -75,8 +73,7 @@ def quantize(
     sink = Sink(format, json, quiet)
     start_driver(device)
     with imports_without_gc():
-        from ..checkpoint import load_recipe
-        from ..checkpoint.run.trace import recorded
+        from ..checkpoint import load_recipe, recorded
 
     settled = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
@@ -84,9 +81,7 @@ def quantize(
     share = None if max_unquantized is None else parse_fraction(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
-        from ..checkpoint import open_source
-        from ..checkpoint.run.devices import find_devices
-        from ..checkpoint.run.quantize import check_origin
+        from ..checkpoint import check_origin, find_devices, open_source
 
         find_devices(device)
         source = open_source(model, revision)
@@ -94,8 +89,7 @@ def quantize(
         _show_plan(sink, source, settled, share, threads)
         return
     from ..checkpoint import quantize as run
-    from ..ui.progress import progress_display
-    from ..ui.show import show_quantized
+    from ..ui import progress_display, show_quantized
 
     folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
     with recorded() as trace, progress_display(sink) as progress:
@@ -118,9 +112,8 @@ def quantize(
 
 
 def _show_plan(sink: Sink, source: Source, recipe: Recipe, share: float | None, threads: int | None) -> None:
-    from ..checkpoint import estimate, make_plan
-    from ..checkpoint.run.quantize import check_unquantized
-    from ..ui.show import show_plan
+    from ..checkpoint import check_unquantized, estimate, make_plan
+    from ..ui import show_plan
 
     plan = make_plan(source, recipe)
     source.close()

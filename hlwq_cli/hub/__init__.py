@@ -1,4 +1,4 @@
-"""A result and the Hub: its card, and its way there."""
+"""Checkpoints on the Hub: the model card, and the upload."""
 
 from .card import CardResult, remake_card
 from .push import PushResult, push

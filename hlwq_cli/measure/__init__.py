@@ -1,1 +1,22 @@
-"""What a coded model is worth: perplexity, divergence from a reference, weight error, speed, charts."""
+"""Measurements of a model: perplexity, divergence from a reference, weight error, speed, tasks; reports and charts."""
+
+from .chart import check_drawable, draw
+from .gates import Gates, check_gates
+from .report import BenchReport, Measured, Request
+from .runner import bench
+from .saved import check_savable, save_report
+from .windows import ProtocolName
+
+__all__ = [
+    "BenchReport",
+    "Gates",
+    "Measured",
+    "ProtocolName",
+    "Request",
+    "bench",
+    "check_drawable",
+    "check_gates",
+    "check_savable",
+    "draw",
+    "save_report",
+]

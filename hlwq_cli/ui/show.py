@@ -13,7 +13,7 @@ from .sink import Sink
 
 if TYPE_CHECKING:
     from ..checkpoint import DiffReport, Estimate, InspectReport, QuantizeResult, VerifyReport
-    from ..hub.push import PushResult
+    from ..hub import PushResult
 
 
 def show_plan(sink: Sink, plan: Estimate) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from hlwq_cli.measure.report import Request, bench
+from hlwq_cli.measure import Request, bench
 from hlwq_cli.runtime.kv.bits import KVBits
 from hlwq_cli.runtime.kv.cache import CodedLayer
 from hlwq_cli.runtime.model import HLWQModel

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.measure import report
-from hlwq_cli.measure.report import Request, bench
+from hlwq_cli.measure import Request, bench, runner
 from hlwq_cli.measure.speed import DECODE, PREFILL, measure_speed, release_memory
 from hlwq_cli.runtime.decode.decoder import Decoder
 from hlwq_cli.runtime.decode.generation import Generation
@@ -21,7 +20,7 @@ Family = Callable[[str], Path]
 
 
 def test_every_run_reads_the_prompt_and_decodes_its_tokens(coded: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = report.load_model(str(coded("llama")), device="cpu")
+    model = runner.load_model(str(coded("llama")), device="cpu")
     lengths: list[tuple[int, int]] = []
     generate = Generation.generate
 
@@ -49,7 +48,7 @@ def test_it_says_when_the_static_loop_decoded(coded: Family, monkeypatch: pytest
         self.decoder = Decoder(model)
 
     monkeypatch.setattr(Generation, "__init__", static)
-    assert measure_speed(report.load_model(str(coded("llama")), device="cpu"), runs=1).decoding == "eager"
+    assert measure_speed(runner.load_model(str(coded("llama")), device="cpu"), runs=1).decoding == "eager"
 
 
 def test_a_rate_is_tokens_over_time(coded: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +58,7 @@ def test_a_rate_is_tokens_over_time(coded: Family, monkeypatch: pytest.MonkeyPat
         time.sleep(seconds[options["max_new_tokens"]])
 
     monkeypatch.setattr(Generation, "generate", pause)
-    speed = measure_speed(report.load_model(str(coded("llama")), device="cpu"), runs=2)
+    speed = measure_speed(runner.load_model(str(coded("llama")), device="cpu"), runs=2)
     assert speed.decode.mean == pytest.approx(DECODE / 0.1, rel=0.1)
     assert speed.prefill.mean == pytest.approx(PREFILL / 0.01, rel=0.3)
 
@@ -69,7 +68,7 @@ def test_a_model_is_gone_when_the_next_is_loaded(coded: Family, kld: bool, monke
     """Two of 51 GB would not fit; only --kld needs the reference beside each."""
     loaded: list[Any] = []
     alive: list[int] = []
-    load = report.load_model
+    load = runner.load_model
 
     def watch(path: str, **options: Any) -> Any:
         alive.append(sum(model() is not None for model in loaded))
@@ -77,8 +76,8 @@ def test_a_model_is_gone_when_the_next_is_loaded(coded: Family, kld: bool, monke
         loaded.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(report, "load_model", watch)
-    monkeypatch.setattr(report, "measure_speed", lambda model: measure_speed(model, runs=1))
+    monkeypatch.setattr(runner, "load_model", watch)
+    monkeypatch.setattr(runner, "measure_speed", lambda model: measure_speed(model, runs=1))
     request = Request(speed=True, kld=kld, data="sample", window=32, windows=1, device="cpu")
     monkeypatch.setattr("hlwq_cli.measure.speed.DECODE", 4)
     bench(["sample", "sample"], request, ref="sample")

@@ -44,7 +44,7 @@ def test_a_model_that_keeps_nothing_of_the_past_is_refused(coded: Callable[[str]
 
 
 def test_nothing_asked_for_is_refused() -> None:
-    assert_refused(hlwq("bench", "sample"), 2, "Nothing was asked for")
+    assert_refused(hlwq("bench", "sample"), 2, "No measure is requested.")
 
 
 @pytest.mark.parametrize("measure", ["--kld", "--cosine"])
@@ -80,7 +80,7 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
 def test_what_cannot_be_meant_is_said_before_any_work(
     args: tuple[str, ...], code: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hlwq_cli.measure.report.load_text", None)  # not even the text is looked for
+    monkeypatch.setattr("hlwq_cli.measure.runner.load_text", None)  # not even the text is looked for
     assert_refused(hlwq("bench", *args, "--ppl"), code, says)
 
 

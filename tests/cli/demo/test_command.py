@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from hlwq_cli.ui.demo.serve import Access, Address, choose_access
-from hlwq_cli.ui.show_demo import show_demo, show_login
+from hlwq_cli.ui.demo_address import show_demo, show_login
 from hlwq_cli.ui.sink import Format, Sink
 from tests.cli.run_command import assert_refused, environment, hlwq
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from .sink import Sink
 
 if TYPE_CHECKING:
-    from .demo.serve import Access, Address
+    from .demo import Access, Address
 
 
 def show_demo(sink: Sink, address: Address) -> None:

@@ -10,8 +10,8 @@ from ..sizes import format_size
 from .sink import Sink
 
 if TYPE_CHECKING:
+    from ..measure import BenchReport, Measured
     from ..measure.expert_traffic import ExpertTraffic
-    from ..measure.report import BenchReport, Measured
     from ..measure.speed import Speed
 
 _WORST = 5
