@@ -1,4 +1,4 @@
-"""README.md and the manifest's line about it, made anew from what lies in a checkpoint's folder."""
+"""Write README.md, the model card, from the files in a checkpoint's folder, and its hash into the manifest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class CardResult:
-    """A card as written.
+    """The result of `remake_card`.
 
     Attributes:
-        path: of README.md.
-        changed: whether it differs from the one before.
-        measured: whether it shows figures of `hlwq bench`.
-        notes: what people should know of it.
+        path: path of README.md.
+        changed: whether the card differs from the previous one.
+        measured: whether the card shows figures of `hlwq bench`.
+        notes: remarks for the user.
     """
 
     path: Path
@@ -37,22 +37,23 @@ class CardResult:
 
 
 def open_folder(path: str | os.PathLike[str]) -> CodedCheckpoint:
-    """Open a finished checkpoint that lies in a folder; see `open_coded` for the rest of what it raises.
+    """Open a finished checkpoint in a local folder.
 
     Raises:
         NotFoundError: there is no such folder, or its run is not finished.
+        HlwqError: other errors of `open_coded`.
     """
     if not Path(path).is_dir():
-        raise NotFoundError(f"There is no folder {path}.", "Give the folder that `hlwq quantize` made.")
+        raise NotFoundError(f"There is no folder {path}.", "Give the output folder of `hlwq quantize`.")
     return open_coded(path)
 
 
 def remake_card(path: str | os.PathLike[str], repo: str | None = None) -> CardResult:
-    """Write a checkpoint's card anew; what its owner wrote below the card's last line stays.
+    """Write a checkpoint's card again. The owner's text below the card's last line stays.
 
     Args:
-        path: the folder.
-        repo: Hub id that the card tells people to load from.
+        path: folder of the checkpoint.
+        repo: Hub id to load from, as the card states it.
     """
     checkpoint = open_folder(path)
     text, notes = render_card(checkpoint, repo)
@@ -65,18 +66,18 @@ def remake_card(path: str | os.PathLike[str], repo: str | None = None) -> CardRe
 def render_card(
     checkpoint: CodedCheckpoint, repo: str | None, inherited: Mapping[str, Any] = {}
 ) -> tuple[str, tuple[str, ...]]:
-    """A checkpoint's card, and what people should know of it; nothing is written."""
+    """Return the text of a checkpoint's card, and remarks for the user. Nothing is written."""
     fidelity, notes = fidelity_section(checkpoint.folder, checkpoint.manifest)
     text = model_card(
         checkpoint.folder, checkpoint.config, checkpoint.manifest, repo=repo, inherited=inherited, fidelity=fidelity
     )
     found = [notes] if notes else []
     if "\nlicense:" not in text.partition("\n---\n")[0]:
-        found.append("The card names no licence; add `license: ...` to the head of README.md and run `hlwq card`.")
+        found.append("The card states no licence; add `license: ...` to the head of README.md and run `hlwq card`.")
     return text, tuple(found)
 
 
 def write_card(folder: Path, manifest: Manifest, text: str) -> None:
-    """Write README.md, and the manifest with its hash."""
+    """Write README.md, and the manifest with the hash of README.md."""
     write_file(folder / CARD, text.encode())
     write_file(folder / MANIFEST, manifest.with_files([file_record(folder, CARD)]).dump())

@@ -1,4 +1,4 @@
-"""From a folder to a repository: verified, described, and nothing of others undone."""
+"""Push a checkpoint to the Hub: verify it, write its card, check for conflicts, upload what is missing."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from .upload import Committed, create, push_errors, send
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did, or with `dry_run` would do.
+    """What a push did, or would do with `dry_run`.
 
     Attributes:
-        url: of the repository, the revision or the pull request.
-        repo: owner/name.
+        url: address of the repository, the revision or the pull request.
+        repo: repository id, OWNER/NAME.
         revision: branch.
-        commit: the revision's head now; None where a dry run found none.
-        created: whether the repository was not there before.
-        private: whether it is, or will be.
-        sent: names of files uploaded.
-        sent_bytes: their bytes.
-        removed: names of files removed.
-        unchanged: number of files that were there already.
-        dry_run: nothing was written.
-        notes: what people should know of it.
+        commit: head of the revision after the push; None if a dry run found no revision.
+        created: whether the repository did not exist before.
+        private: whether the repository is private, or will be.
+        sent: names of uploaded files.
+        sent_bytes: size of the uploaded files.
+        removed: names of removed files.
+        unchanged: number of files that were in the repository already.
+        dry_run: whether nothing was written.
+        notes: remarks for the user.
     """
 
     url: str
@@ -70,18 +70,18 @@ def push(
     """Upload a finished checkpoint.
 
     Args:
-        path: its folder.
-        repo: owner/name; created, private unless `public`, where it is not there.
-        public: of a new repository.
-        revision: branch, created where it is not there, or refs/pr/N.
+        path: folder of the checkpoint.
+        repo: repository id, OWNER/NAME. It is created if it does not exist, as private unless `public`.
+        public: create a new repository as public.
+        revision: branch, created if it does not exist, or refs/pr/N.
         pr: open a pull request instead of changing the branch.
-        overwrite: replace what others left in the way.
-        dry_run: look and write nothing, neither there nor here.
-        progress: called while files are hashed, and before and after each file is sent.
+        overwrite: replace another checkpoint, or files that somebody else changed.
+        dry_run: find out what a push would do; write nothing to the Hub or the folder.
+        progress: called while files are hashed, and before and after each upload of a file.
 
     Raises:
-        CorruptError: a file is not what the manifest states.
-        NotAllowedError: no token, or one that may not write there.
+        CorruptError: a file differs from the manifest.
+        NotAllowedError: there is no token, or it may not write to the repository.
         ConflictError: the revision was changed by somebody else.
     """
     _check_arguments(repo, revision, pr)
@@ -123,11 +123,11 @@ def push(
 
 def _check_arguments(repo: str, revision: str | None, pr: bool) -> None:
     if not is_repo_id(repo):
-        raise UsageError(f"{repo} is no name of a repository.", "Write owner/name.")
+        raise UsageError(f"{repo} is not a valid repository id.", "Write owner/name.")
     if pr and revision not in (None, "main"):
         raise UsageError("--pr opens a pull request against main.", "Leave --revision out.")
     if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UsageError("--revision is a commit, and a push needs a branch.", "Name a branch.")
+        raise UsageError("--revision is a commit; a push needs a branch.", "Give the name of a branch.")
 
 
 def _check_token() -> None:
@@ -138,14 +138,14 @@ def _check_token() -> None:
 
 
 def _verified_manifest(checkpoint: CodedCheckpoint, progress: ProgressCallback) -> Manifest:
-    """The manifest with the hash of every file, when all is as it states."""
+    """Verify a checkpoint; return its manifest with the hash of every file."""
     manifest = checkpoint.manifest
     verified = bytes_to_verify(manifest)
     total = verified + sum(f.size for f in manifest.files if f.sha256 is None)
     problems = verify(checkpoint, lambda event: progress(replace(event, total=total))).problems
     if problems:
         only_card = all(p.startswith(f"{CARD} ") for p in problems)
-        hint = "Run `hlwq card` on the folder." if only_card else "Make the checkpoint again, or fetch it again."
+        hint = "Run `hlwq card` on the folder." if only_card else "Quantize again, or download the checkpoint again."
         raise CorruptError(f"{problems[0]} ({len(problems)} in all); nothing was sent.", hint)
     return with_all_hashes(
         checkpoint.folder, manifest, lambda event: progress(replace(event, done=verified + event.done, total=total))
@@ -159,7 +159,7 @@ def _check_role(repo: str) -> None:
         who = with_retries(HfApi(library_name="hlwq").whoami)
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
-        raise NotAllowedError("The token may only read.", "Make one that may write, then run `hf auth login`.")
+        raise NotAllowedError("The token is read-only.", "Create a token with write access, then run `hf auth login`.")
 
 
 def _check_target(remote: Remote, pr: bool) -> None:
@@ -170,7 +170,7 @@ def _check_target(remote: Remote, pr: bool) -> None:
 
 
 def _read_base_card(checkpoint: CodedCheckpoint) -> tuple[Mapping[str, Any], tuple[str, ...]]:
-    """The base model's front matter, and a warning where it is gated; neither where it cannot be seen."""
+    """Return the front matter of the base model's card, and warnings if it is gated or not accessible."""
     from huggingface_hub import HfApi
 
     base = base_model(checkpoint.manifest, checkpoint.config)
@@ -180,22 +180,22 @@ def _read_base_card(checkpoint: CodedCheckpoint) -> tuple[Mapping[str, Any], tup
         with hub_errors(base):
             info = HfApi(library_name="hlwq").model_info(base)
     except HlwqError:
-        return {}, (f"{base}, the base model, cannot be seen; check that its licence lets you share this.",)
+        return {}, (f"The base model {base} is not accessible; check that its licence lets you share this.",)
     inherited: dict[str, Any] = dict(vars(info.card_data)) if info.card_data else {}
     if not info.gated:
         return inherited, ()
-    terms = "whoever gets this model must accept the same terms. Gate the repository, or keep it private."
+    terms = "users of this model must accept the same terms. Gate the repository, or keep it private."
     return inherited, (f"{base} is gated: {terms}",)
 
 
 def _visibility_notes(remote: Remote, public: bool) -> tuple[str, ...]:
     if not remote.exists or remote.private == (not public):
         return ()
-    return (f"{remote.repo} is {'private' if remote.private else 'public'} already, and stays so.",)
+    return (f"{remote.repo} is {'private' if remote.private else 'public'} already; this does not change.",)
 
 
 def _with_card(manifest: Manifest, text: str) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest with a card that is yet to be written, and the bytes of both."""
+    """Return the manifest with the hash of a card that is not written yet, and the bytes of both files."""
     import hashlib
 
     card = text.encode()
@@ -219,7 +219,7 @@ def _upload(
         create(remote, public)
         remote = read_remote(remote.repo, remote.revision)
         ours = {f.name for f in changes.sent}
-        # A new branch begins as a copy of main, whose checkpoint is not this one.
+        # A new branch starts as a copy of main, so the files of main's checkpoint must be removed.
         left = tuple(n for n in remote.files if n not in ours)
         changes = Changes(changes.sent, left, changes.unchanged)
     return send(remote, folder, changes, "Upload an HLWQ checkpoint", pr, progress)

@@ -1,4 +1,4 @@
-"""What a repository holds now, and what a push would change there."""
+"""The current state of a repository on the Hub, and what a push would change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .retry import with_retries
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the Hub: sha256 of a large one, git's blob hash of the others."""
+    """A file on the Hub: its size, its git blob hash, and for an LFS file its sha256."""
 
     size: int
     sha256: str | None
@@ -30,16 +30,16 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """A revision of a repository; `commit` is None where there is none yet.
+    """A revision of a repository.
 
     Attributes:
-        repo: owner/name.
+        repo: repository id, OWNER/NAME.
         revision: branch or refs/pr/N.
-        exists: whether the repository does.
-        private: whether it is.
-        commit: the revision's head.
-        files: by name, without .gitattributes.
-        manifest: of the checkpoint it holds, or None.
+        exists: whether the repository exists.
+        private: whether the repository is private.
+        commit: head of the revision; None if the revision does not exist.
+        files: files by name, without .gitattributes.
+        manifest: manifest of the checkpoint in this revision, or None.
     """
 
     repo: str
@@ -53,7 +53,7 @@ class Remote:
 
 @dataclass(frozen=True)
 class Changes:
-    """What a push sends and removes."""
+    """The files that a push uploads and removes."""
 
     sent: tuple[FileRecord, ...]
     removed: tuple[str, ...]
@@ -61,15 +61,15 @@ class Changes:
 
     @property
     def bytes(self) -> int:
-        """To send."""
+        """Size of the files to upload."""
         return sum(f.size for f in self.sent)
 
 
 def read_remote(repo: str, revision: str) -> Remote:
-    """Read a revision's files and its manifest.
+    """Read the list of files and the manifest of a revision.
 
     Raises:
-        NotAllowedError: the token may not.
+        NotAllowedError: the token does not allow it.
         HlwqError: the Hub cannot be reached.
     """
     from huggingface_hub import HfApi, errors
@@ -93,7 +93,7 @@ def _file(sibling: Any) -> RemoteFile:
 
 
 def _manifest(repo: str, commit: str | None) -> Manifest | None:
-    """The manifest there; one that cannot be understood is no manifest."""
+    """Return the manifest in a repository, or None if it is missing or not valid."""
     try:
         return read_manifest(_fetch(repo, MANIFEST, commit).parent, repo)
     except (CorruptError, NotFoundError):
@@ -108,13 +108,13 @@ def _fetch(repo: str, name: str, commit: str | None) -> Path:
 
 
 def compare(remote: Remote, folder: Path, records: list[FileRecord], contents: Mapping[str, bytes]) -> Changes:
-    """What has to be sent so that a revision holds these files, and what of an older result has to go.
+    """Return which files to upload so that a revision has these files, and which files of an older result to remove.
 
     Args:
         remote: the revision.
-        folder: that the files lie in.
-        records: all of them.
-        contents: of those that are yet to be written.
+        folder: local folder of the files.
+        records: all files.
+        contents: bytes of those files that are not written yet.
     """
 
     def read(name: str) -> bytes:
@@ -137,9 +137,9 @@ def _is_there(there: RemoteFile | None, record: FileRecord, read: Callable[[str]
 
 
 def check_conflict(remote: Remote, ours: Manifest, changes: Changes) -> None:
-    """Raise ConflictError where a push would undo what somebody else did.
+    """Raise ConflictError if a push would undo somebody else's change.
 
-    A push may replace what an earlier push of the same checkpoint left there, and nothing else.
+    A push may only replace files of an earlier push of the same checkpoint.
     """
     touched = [n for n in (*(f.name for f in changes.sent), *changes.removed) if n in remote.files]
     if not touched:
@@ -147,19 +147,20 @@ def check_conflict(remote: Remote, ours: Manifest, changes: Changes) -> None:
     where = f"{remote.repo} at {remote.revision}"
     if remote.manifest is None:
         raise ConflictError(
-            f"{where} holds {touched[0]}, which no push of hlwq left there.", "Push elsewhere, or --overwrite."
+            f"{where} has {touched[0]}, which hlwq did not push.", "Push to another repository, or use --overwrite."
         )
     if remote.manifest.digest != ours.digest:
         different = describe_differences(ours.fingerprint, remote.manifest.fingerprint) or "its weights"
         raise ConflictError(
-            f"{where} holds another checkpoint, which differs in {different}.", "Push elsewhere, or --overwrite."
+            f"{where} has another checkpoint, which differs in {different}.",
+            "Push to another repository, or use --overwrite.",
         )
     stated = {f.name: f for f in remote.manifest.files}
     changed = [n for n in touched if n != MANIFEST and not _is_as_stated(remote, n, stated.get(n))]
     if changed:
         raise ConflictError(
-            f"{', '.join(changed[:3])} of {where} was changed there since it was pushed.",
-            "Fetch that change, or --overwrite.",
+            f"{', '.join(changed[:3])} of {where} was changed since the last push.",
+            "Download that change, or use --overwrite.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What `hlwq bench --save` left in a checkpoint's folder, as a section of its card."""
+"""The figures of `hlwq bench --save` in a checkpoint's folder, as a section of its card."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..sizes import format_size
 
 
 def fidelity_section(folder: Path, manifest: Manifest) -> tuple[str, str]:
-    """The section in Markdown, empty where nothing was measured; and what people should know of it.
+    """Return the section in Markdown, empty if nothing was measured, and a remark for the user, or "".
 
     Raises:
-        CorruptError: the results cannot be understood.
+        CorruptError: the file of results is not valid.
     """
     path = folder / RESULTS
     if not path.is_file():
@@ -25,12 +25,10 @@ def fidelity_section(folder: Path, manifest: Manifest) -> tuple[str, str]:
     try:
         document = json.loads(path.read_text())
         if document["checkpoint"] != manifest.digest:
-            return "", f"{RESULTS} was measured on another checkpoint and is left out of the card."
+            return "", f"{RESULTS} was measured on another checkpoint, so the card leaves it out."
         return _section(document, (folder / CHART).is_file()), ""
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptError(
-            f"{path} cannot be understood: {error}.", "Measure again with `hlwq bench --save`."
-        ) from error
+        raise CorruptError(f"{path} is not valid: {error}.", "Measure again with `hlwq bench --save`.") from error
 
 
 def _section(document: Mapping[str, Any], has_chart: bool) -> str:
@@ -88,12 +86,12 @@ def _tasks(m: Mapping[str, Any]) -> str:
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no figure")
+        raise ValueError(f"{value!r:.40} is not a number")
     return float(value)
 
 
 def _text(value: Any) -> str:
-    """A line of text that cannot break out of a table."""
+    """Return one line of text, escaped so that it stays inside its table cell."""
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not a string")
     return " ".join(value.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Asking the Hub again where it is busy: huggingface_hub does so only for uploads of files, not before and after."""
+"""Retry requests that the Hub is too busy to answer; huggingface_hub retries only uploads of files."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _BUSY = (429, 502, 503, 504)
-_TRIES = 4
-_LONGEST_WAIT = 60.0
+_MAX_TRIES = 4
+_MAX_WAIT_SECONDS = 60.0
 
 
 def with_retries(action: Callable[[], T]) -> T:
-    """What `action` gives; asked up to _TRIES times, as late as the answer wishes, while the Hub says that it is busy.
+    """Return the result of `action`, tried up to _MAX_TRIES times while the Hub answers that it is busy.
 
-    An answer of 429 or 503 says that nothing was done. One of 502 or 504 may hide that something was: a repository is
-    then there already, which making it again allows; a commit then has another parent, which is a conflict.
+    The wait between tries is that of the Retry-After header, or else it doubles from one second.
+    With 429 or 503 the Hub did nothing. With 502 or 504 it may have acted all the same. Then a repository exists
+    already, which `create_repo` allows, or a commit has another parent, which is a conflict.
+
+    Raises:
+        HfHubHTTPError: the last answer, or one that asks for a wait of more than _MAX_WAIT_SECONDS.
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    for tries in range(1, _TRIES + 1):
+    for tries in range(1, _MAX_TRIES + 1):
         try:
             return action()
         except HfHubHTTPError as error:
-            if error.response is None or error.response.status_code not in _BUSY or tries == _TRIES:
+            if error.response is None or error.response.status_code not in _BUSY or tries == _MAX_TRIES:
                 raise
-            wished = error.response.headers.get("Retry-After", "")
-            wait = float(wished) if wished.isdecimal() else 2.0 ** (tries - 1)
-            if wait > _LONGEST_WAIT:
+            retry_after = error.response.headers.get("Retry-After", "")
+            wait = float(retry_after) if retry_after.isdecimal() else 2.0 ** (tries - 1)
+            if wait > _MAX_WAIT_SECONDS:
                 raise
         time.sleep(wait)
     raise AssertionError

@@ -1,7 +1,7 @@
-"""Sending: a repository, a branch, the large files one by one, and then one commit that shows them all.
+"""Upload a checkpoint: create repository and branch, send the large files one by one, then commit once.
 
-A reader of the repository therefore sees the old checkpoint or the new one and nothing between. What has arrived before
-a run was cut off is known to the Hub by its hash and is not sent again.
+So readers of the repository see either the old checkpoint or the new one. The Hub knows files that arrived before an
+interruption by their hash, and they are not sent again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .retry import with_retries
 
 @dataclass(frozen=True)
 class Committed:
-    """Where it went."""
+    """The commit of an upload, and the address of its pull request if there is one."""
 
     commit: str
     pull_request: str | None
@@ -31,7 +31,7 @@ class Committed:
 
 @contextmanager
 def push_errors(repo: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises while it writes into errors that say what to do."""
+    """Turn exceptions of huggingface_hub during a push into errors that say what to do."""
     from huggingface_hub import errors
 
     with hub_errors(repo, "write to"):
@@ -40,18 +40,18 @@ def push_errors(repo: str) -> Iterator[None]:
         except errors.HfHubHTTPError as error:
             if error.response is not None and error.response.status_code in (409, 412):
                 raise ConflictError(
-                    f"{repo} was changed while this ran.", "Run the same command again; it looks anew."
+                    f"{repo} was changed during this push.", "Run the same command again; it reads the new state."
                 ) from error
             raise
-        except RuntimeError as error:  # huggingface_hub wraps what went wrong with one file
+        except RuntimeError as error:  # huggingface_hub wraps the error of one file in it
             if isinstance(error.__cause__, Exception):
                 raise error.__cause__ from error
             raise HlwqError(f"The upload to {repo} failed: {_first_line(error)}", _AGAIN) from error
         except ValueError as error:
-            raise HlwqError(f"The Hub refuses what is pushed to {repo}: {_first_line(error)}", _AGAIN) from error
+            raise HlwqError(f"The Hub rejects the push to {repo}: {_first_line(error)}", _AGAIN) from error
 
 
-_AGAIN = "Run the same command again; what has arrived is not sent twice."
+_AGAIN = "Run the same command again; files that have arrived are not sent twice."
 
 
 def _first_line(error: Exception) -> str:
@@ -60,14 +60,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _redact_queries(record: logging.LogRecord) -> bool:
-    """Signatures of storage addresses are secrets for as long as they are valid."""
+    """Remove the query of each address: the signature of a storage address is a secret while it is valid."""
     record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), ()
     return True
 
 
 @contextmanager
 def redact_logged_urls() -> Iterator[None]:
-    """Keep the queries of addresses out of what huggingface_hub logs."""
+    """Inside this context, remove the queries of addresses from the log of huggingface_hub."""
     handlers = logging.getLogger("huggingface_hub").handlers
     for handler in handlers:
         handler.addFilter(_redact_queries)
@@ -79,7 +79,7 @@ def redact_logged_urls() -> Iterator[None]:
 
 
 def create(remote: Remote, public: bool) -> None:
-    """Make the repository and the branch, where they are not there."""
+    """Create the repository and the branch if they do not exist."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="hlwq")
@@ -87,7 +87,9 @@ def create(remote: Remote, public: bool) -> None:
         if not remote.exists:
             with_retries(lambda: api.create_repo(remote.repo, private=not public, exist_ok=True))
             if not public and not with_retries(lambda: api.model_info(remote.repo)).private:
-                raise HlwqError(f"The Hub made {remote.repo} public.", "Make it private there; nothing was uploaded.")
+                raise HlwqError(
+                    f"The Hub created {remote.repo} as public.", "Make it private on the Hub; nothing was uploaded."
+                )
         if remote.commit is None and remote.revision != "main":
             with_retries(lambda: api.create_branch(remote.repo, branch=remote.revision, exist_ok=True))
 
@@ -98,10 +100,10 @@ def send(
     """Upload files and commit.
 
     Args:
-        remote: as last seen; somebody's commit in between is a conflict.
-        folder: that the files lie in.
-        changes: what to send and what to remove.
-        message: of the commit.
+        remote: the revision as last read; a commit since then is a conflict.
+        folder: local folder of the files.
+        changes: files to upload and to remove.
+        message: commit message.
         pr: open a pull request.
         progress: called before and after each file.
     """

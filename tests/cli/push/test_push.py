@@ -77,7 +77,7 @@ def test_shard_without_a_hash_that_was_changed_there_is_a_conflict(
     raw = path.read_bytes()
     path.unlink()
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
-    assert_refused(hlwq("push", folder, REPO), 5, shard, "was changed there", "--overwrite")
+    assert_refused(hlwq("push", folder, REPO), 5, shard, "was changed since the last push", "--overwrite")
     assert tree(folder) == before
     push_json(folder, REPO, "--overwrite")
     assert remote_files(account) == tree(folder)
@@ -131,7 +131,7 @@ def test_card_changed_on_the_hub_is_a_conflict(account: HubServer, folder: Path)
     repo = account.repos[REPO]
     repo.write("main", {"README.md": b"---\nlicense: mit\n---\nMine.\n"}, {}, [], "main")
     before = remote_files(account)
-    assert_refused(hlwq("push", folder, REPO), 5, "README.md", "was changed there", "--overwrite")
+    assert_refused(hlwq("push", folder, REPO), 5, "README.md", "was changed since the last push", "--overwrite")
     assert remote_files(account) == before
     push_json(folder, REPO, "--overwrite")
     assert remote_files(account) == tree(folder)
@@ -142,7 +142,7 @@ def test_other_checkpoint_is_a_conflict_and_overwriting_removes_it(account: HubS
     for bits in (5, 4):
         quantize(str(model), tmp_path / str(bits), load_recipe(bits=bits), max_shard_bytes=(9 - bits) * 30_000)
     push_json(tmp_path / "5", REPO)
-    assert_refused(hlwq("push", tmp_path / "4", REPO), 5, "holds another checkpoint", "--overwrite")
+    assert_refused(hlwq("push", tmp_path / "4", REPO), 5, "has another checkpoint, which differs in", "--overwrite")
     push_json(tmp_path / "4", REPO, "--overwrite")
     assert remote_files(account) == tree(tmp_path / "4")
 
@@ -157,7 +157,7 @@ def test_files_of_others_are_a_conflict_only_where_they_are_in_the_way(
     assert remote_files(account) == tree(folder) | tree(tmp_path / "theirs")
     (tmp_path / "theirs" / "config.json").write_text("{}")
     account.publish("ann/taken", tmp_path / "theirs")
-    assert_refused(hlwq("push", folder, "ann/taken"), 5, "no push of hlwq left there")
+    assert_refused(hlwq("push", folder, "ann/taken"), 5, "which hlwq did not push.")
 
 
 def test_revision_is_made_without_the_files_of_main(account: HubServer, folder: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_unknown_token_is_4(hub: HubServer, folder: Path, monkeypatch: pytest.Mo
 
 def test_token_that_may_only_read_is_4(account: HubServer, folder: Path) -> None:
     account.login(TOKEN, "ann", "read")
-    assert_refused(hlwq("push", folder, REPO), 4, "The token may only read.")
+    assert_refused(hlwq("push", folder, REPO), 4, "The token is read-only.")
 
 
 def test_name_of_others_is_4(account: HubServer, folder: Path) -> None:
