@@ -1,4 +1,4 @@
-"""Bench reports, for people: Markdown that can be pasted."""
+"""Bench reports for people, as Markdown that can be pasted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _WORST = 5
 
 
 def show_bench(sink: Sink, report: BenchReport, missed: tuple[str, ...]) -> None:
-    """Tables of all that was measured."""
+    """Show all figures of a report."""
     value = {"report": report, "gates_missed": missed}
     sink.result("bench", value, lambda console: _human(console, report), _line(report))
 
 
 def _line(report: BenchReport) -> str:
-    """The last model's first figure, in this order: divergence, perplexity, worst error, tokens a second, task."""
+    """Return one figure of the last model: the first of divergence, perplexity, worst error, decode speed and task."""
     last = report.measured[-1] if report.measured else report.reference
     if last is None:
         return ""
@@ -89,7 +89,7 @@ def _decoding(speed: Speed) -> str:
     words = {
         "graph": "by replaying a CUDA graph",
         "eager": "step by step, without a CUDA graph",
-        "transformers": "by transformers' own loop",
+        "transformers": "by the loop of transformers",
     }[speed.decoding]
     return f"{words} ({speed.not_captured.rstrip('.')})" if speed.not_captured else words
 
@@ -99,27 +99,29 @@ def _experts(e: ExpertTraffic) -> str:
     text = (
         f"{e.slots} of {e.experts} experts in each of {e.layers} layers on the device, all "
         f"({format_size(e.outside_bytes)}) in {where}; hit rate {e.hit_rate:.3f}, {format_size(e.token_bytes)} fetched "
-        "a decoded token"
+        "per decoded token"
     )
     if e.ahead_bytes:
-        text += f", and {format_size(e.ahead_bytes)} ahead, by guesses"
+        text += f", and {format_size(e.ahead_bytes)} prefetched"
     if e.copy_bound is None:
         return f"{text}."
-    return f"{text}; copying alone, {e.copy_rate / 1e9:.1f} GB/s, would allow {e.copy_bound:.0f} tokens a second."
+    return (
+        f"{text}; the copies alone, at {e.copy_rate / 1e9:.1f} GB/s, limit it to {e.copy_bound:.0f} tokens per second."
+    )
 
 
 def _details(console: Console, m: Measured) -> None:
     if m.kv_cache:
         k = m.kv_cache
         console.print(
-            f"{m.path}: keys and values of {k.layers} layers in codes of {k.bits} bits: {k.token_bytes} bytes a token "
-            f"for {k.dense_token_bytes}, {k.dense_token_bytes / k.token_bytes:.2f} times smaller; "
+            f"{m.path}: keys and values of {k.layers} layers in codes of {k.bits} bits: {k.token_bytes} bytes per "
+            f"token instead of {k.dense_token_bytes}, {k.dense_token_bytes / k.token_bytes:.2f} times smaller; "
             f"the newest {k.window} tokens and up to {k.group - 1} more stay exact."
         )
     if m.speed and m.speed.experts:
         console.print(f"{m.path}: {_experts(m.speed.experts)}")
     if m.perplexity and m.perplexity.non_finite:
-        console.print(f"{m.path}: {m.perplexity.non_finite} tokens have no finite likelihood and are left out.")
+        console.print(f"{m.path}: {m.perplexity.non_finite} tokens without a finite likelihood are left out.")
     if m.divergence:
         d = m.divergence
         percentiles = ", ".join(f"{q} % {v:.5f}" for q, v in d.percentiles.items())
@@ -129,14 +131,14 @@ def _details(console: Console, m: Measured) -> None:
         )
         for b in d.buckets:
             console.print(
-                f"  reference sure to {b.low:.2f}-{b.high:.2f}: {b.tokens} tokens, KLD {b.kld:.5f}, "
-                f"same {b.same_top:.3f}"
+                f"  reference confidence {b.low:.2f}-{b.high:.2f}: {b.tokens} tokens, KLD {b.kld:.5f}, "
+                f"same top-1 {b.same_top:.3f}"
             )
     if m.similarity:
-        console.print(f"{m.path}: worst tensors by error over what their width predicts")
+        console.print(f"{m.path}: tensors with the largest error relative to the expected error of their width")
         for t in m.similarity[:_WORST]:
-            sick = "  <- odd" if t.sick else ""
-            console.print(f"  {t.name}: {t.bits} bits, cosine {t.cosine:.6f}, error {t.error:.3e}{sick}")
+            mark = "  <- suspicious" if t.sick else ""
+            console.print(f"  {t.name}: {t.bits} bits, cosine {t.cosine:.6f}, error {t.error:.3e}{mark}")
     for s in m.tasks or ():
         error = "" if s.error is None else f" ± {s.error:.4f}"
         console.print(f"{m.path}: {s.task} {s.metric} {s.value:.4f}{error}")

@@ -1,4 +1,4 @@
-"""Where the page of `hlwq demo` is, and how to get in."""
+"""The address of the page of `hlwq demo`, and its login."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_demo(sink: Sink, address: Address) -> None:
-    """The address, at once even where stdout is a pipe."""
+    """Show the address; flush it, so that it appears at once even if stdout is a pipe."""
     urls = [u for u in (address.share_url, address.url) if u]
 
     def human(console: Console) -> None:
@@ -23,11 +23,11 @@ def show_demo(sink: Sink, address: Address) -> None:
 
     sink.result("demo", address, human, urls[0])
     sys.stdout.flush()
-    sink.note("Ctrl-C ends it.")
+    sink.note("Press Ctrl-C to stop.")
 
 
 def show_login(sink: Sink, access: Access) -> None:
-    """A login that was made up, once, even where only the result is wanted: nobody could get in without it."""
+    """Show a generated login once, with --quiet too, as nobody can log in without it."""
     if access.generated and access.login:
         user, password = access.login
         sink.err.print(f"Login: {user}, password {password} (not shown again)")

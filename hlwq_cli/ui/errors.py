@@ -1,4 +1,4 @@
-"""From exception to sentence and exit code."""
+"""Turn exceptions into error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
-    """Make a command end with a sentence on stderr and the error's exit code; HLWQ_DEBUG=1 adds the traceback."""
+    """Wrap a command: an exception becomes a message on stderr and an exit code. HLWQ_DEBUG=1 adds the traceback."""
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -40,7 +40,7 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from None
         except Exception as error:
             _debug()
-            _say(f"Unexpected {type(error).__name__}: {error}", "HLWQ_DEBUG=1 shows where; please report it.")
+            _say(f"Unexpected {type(error).__name__}: {error}", "HLWQ_DEBUG=1 shows the traceback; please report this.")
             raise typer.Exit(1) from None
 
     return run

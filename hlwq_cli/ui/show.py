@@ -1,4 +1,4 @@
-"""Results of quantize and inspect, for people."""
+"""Results of quantize, inspect and push, for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def show_plan(sink: Sink, plan: Estimate) -> None:
-    """Show how each tensor is coded or why it is kept; then sizes, disk and memory."""
+    """Show how each tensor is coded or why it is kept, then sizes, disk and memory."""
 
     def human(console: Console) -> None:
         table = Table(box=None, header_style="bold")
@@ -46,7 +46,7 @@ def _summary(console: Console, roles: dict[str, dict[str, int]]) -> None:
 
 
 def show_quantized(sink: Sink, result: QuantizeResult) -> None:
-    """What a run made."""
+    """Show the result of a run."""
     m = result.manifest
     total = m.output_bytes
 
@@ -74,7 +74,7 @@ def show_quantized(sink: Sink, result: QuantizeResult) -> None:
 
 
 def show_inspected(sink: Sink, report: InspectReport) -> None:
-    """A checkpoint, tensor by tensor and in all."""
+    """Show a checkpoint tensor by tensor, and its totals."""
 
     def human(console: Console) -> None:
         table = Table(box=None, header_style="bold")
@@ -107,7 +107,7 @@ def _histogram(console: Console, bits: dict[int, int]) -> None:
 
 
 def show_verified(sink: Sink, report: VerifyReport) -> None:
-    """The verdict on hashes and scales."""
+    """Show the result of checking hashes and scales."""
 
     def human(console: Console) -> None:
         for problem in report.problems:
@@ -118,14 +118,14 @@ def show_verified(sink: Sink, report: VerifyReport) -> None:
 
 
 def show_diff(sink: Sink, report: DiffReport) -> None:
-    """Where two checkpoints differ."""
+    """Show where two checkpoints differ."""
 
     def human(console: Console) -> None:
         groups: dict[str, list[str]] = defaultdict(list)
         groups["only in the first"] = list(report.only_first)
         groups["only in the second"] = list(report.only_second)
-        groups["coded otherwise"] = [f"{name}: {how}" for name, how in report.recoded]
-        groups["other bytes"] = list(report.changed)
+        groups["coded differently"] = [f"{name}: {how}" for name, how in report.recoded]
+        groups["different bytes"] = list(report.changed)
         for title, names in groups.items():
             for name in names:
                 console.print(f"{title}: {name}")
@@ -135,7 +135,7 @@ def show_diff(sink: Sink, report: DiffReport) -> None:
 
 
 def show_pushed(sink: Sink, result: PushResult) -> None:
-    """Where a checkpoint went, and how much of it had to go."""
+    """Show where a checkpoint was pushed to, and which files were sent."""
 
     def human(console: Console) -> None:
         if result.dry_run:
@@ -148,7 +148,7 @@ def show_pushed(sink: Sink, result: PushResult) -> None:
                 console.print(f"  {name}: removed")
         verb = "to send" if result.dry_run else "sent"
         console.print(
-            f"{len(result.sent)} files {verb}, {format_size(result.sent_bytes)}; {result.unchanged} there already."
+            f"{len(result.sent)} files {verb}, {format_size(result.sent_bytes)}; {result.unchanged} already there."
         )
         console.print(result.url)
 

@@ -1,4 +1,4 @@
-"""Where results go: stdout carries the result and nothing else, in the form that was asked for."""
+"""Output of commands: stdout carries only the result, in the requested form; everything else goes to stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA = 1
 
 
 class Format(StrEnum):
-    """How results are written; `auto` is `human`."""
+    """Form of a result; `auto` is `human`."""
 
     auto = "auto"
     human = "human"
@@ -27,28 +27,28 @@ class Format(StrEnum):
 
 
 class _Out(Console):
-    """A console on stdout that leaves a reader who stopped to `Sink.result`; Rich ends the program there."""
+    """A console on stdout that raises BrokenPipeError for `Sink.result` to handle; Rich would end the program."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class Sink:
-    """Writes one result to stdout; everything else a command says goes to `err`, a console on stderr."""
+    """Writes one result to stdout; all other output of a command goes to `err`, a console on stderr."""
 
     def __init__(self, format: Format, json_flag: bool = False, quiet_flag: bool = False) -> None:
         self.format = Format.json if json_flag else Format.quiet if quiet_flag else format
         wide = 120 if not sys.stdout.isatty() else None
-        # Names of files may hold brackets, which are no markup.
+        # Brackets in file names must not be read as markup.
         self.out = _Out(width=wide, highlight=False, markup=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False, markup=False, width=wide if not sys.stderr.isatty() else None)
 
     def result(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
-        """Write a result: as JSON from `value`, for people by `human`, or the one line `quiet`."""
+        """Write a result: as JSON from `value`, for people with `human`, or as the one line `quiet`."""
         try:
             self._write(command, value, human, quiet)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has seen enough, as `head` does
+        except BrokenPipeError:  # the reader closed the pipe early, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _write(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
@@ -62,13 +62,13 @@ class Sink:
             human(self.out)
 
     def note(self, text: str) -> None:
-        """Tell people something beside the result."""
+        """Write a line to stderr, unless --quiet is given."""
         if self.format is not Format.quiet:
             self.err.print(text)
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses, paths and tuples to what JSON knows, numbers that are not finite to null; no properties."""
+    """Convert dataclasses (without properties), paths and tuples to JSON types; numbers that are not finite to null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

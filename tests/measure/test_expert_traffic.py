@@ -57,7 +57,7 @@ def test_both_forms_of_the_result_show_it(measured: Measured, capsys: pytest.Cap
     show_bench(Sink(Format.human), report, ())
     shown = capsys.readouterr().out
     assert "out: 2 of 4 experts in each of 2 layers on the device, all (" in shown
-    assert "fetched a decoded token." in shown
+    assert "fetched per decoded token." in shown
     show_bench(Sink(Format.json), report, ())
     experts = json.loads(capsys.readouterr().out)["report"]["measured"][0]["speed"]["experts"]
     assert set(experts) == set(ExpertTraffic.__dataclass_fields__)
@@ -71,5 +71,5 @@ def test_the_copy_bound_is_named_where_there_is_one(capsys: pytest.CaptureFixtur
     other = replace(measured, speed=replace(measured.speed, experts=traffic))
     show_bench(Sink(Format.human), BenchReport(None, "", None, (other,)), ())
     shown = capsys.readouterr().out
-    assert "hit rate 0.266, 673.00 MB fetched a decoded token, and 110.00 MB ahead, by guesses; copying" in shown
-    assert "copying alone, 54.6 GB/s, would allow 70 tokens" in shown
+    assert "hit rate 0.266, 673.00 MB fetched per decoded token, and 110.00 MB prefetched; the copies" in shown
+    assert "the copies alone, at 54.6 GB/s, limit it to 70 tokens per second." in shown

@@ -1,4 +1,4 @@
-"""What happens when the parts of the page are used."""
+"""Event handlers of the page."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SEND, STOP = "Send", "Stop"
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of the page that do something.
+    """The components of the page that have event handlers.
 
     Attributes:
-        state: each person's own `Session`, None until the first message.
-        chats: one for each model.
-        box: where a message is written.
-        again: button that answers anew.
-        clear: button that forgets.
-        settings: in the order of `Settings`.
+        state: each visitor's own `Session`, None until the first message.
+        chats: one chat for each model.
+        box: text box for messages.
+        again: button that answers the last message again.
+        clear: button that clears the conversation.
+        settings: inputs in the order of `Settings`.
     """
 
     state: gr.State
@@ -40,7 +40,11 @@ class Parts:
 
 
 def connect(parts: Parts, models: Sequence[HLWQModel]) -> None:
-    """Tie them together. Gradio's own queue admits everybody; `RequestQueue` decides the order."""
+    """Attach the event handlers.
+
+    Events go through Gradio's queue, as only queued events can show errors on the page. It has no limit here;
+    `RequestQueue` makes visitors wait for the model.
+    """
     box, chats, queue = parts.box, parts.chats, RequestQueue()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     queued, at_once = {**quiet, "concurrency_limit": None}, {**quiet, "queue": False}
@@ -93,12 +97,12 @@ def _settings(
 ) -> Settings:
     digits = (seed or "").strip()
     if digits and not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"The seed {digits!r} is no whole number.", "Leave it empty for a random one.")
+        raise UsageError(f"The seed {digits!r} is not a whole number.", "Leave it empty for a random seed.")
     return Settings(system or "", temperature, top_p, int(max_new_tokens), int(digits) if digits else None)
 
 
 def _show_errors(action: Callable[[], None]) -> None:
-    """Do it; what cannot be done is told on the page, and nothing else changes."""
+    """Run `action`; show an HlwqError on the page, and change nothing else."""
     try:
         action()
     except HlwqError as error:
@@ -106,7 +110,7 @@ def _show_errors(action: Callable[[], None]) -> None:
 
 
 def _outputs(values: list[Any]) -> Any:
-    """A single output is returned as it is."""
+    """Return the values of several outputs, or the only value itself, as Gradio expects."""
     return values if len(values) > 1 else values[0]
 
 
@@ -121,5 +125,5 @@ def _empty(box: Any) -> Any:
 
 
 def _switched(box: Any, busy: bool, **changes: Any) -> Any:
-    """The box with its button to send, or while an answer comes with one to stop."""
+    """Update the box: its button sends, or stops the answer while the model is busy."""
     return type(box)(submit_btn=False if busy else SEND, stop_btn=STOP if busy else False, **changes)

@@ -1,4 +1,4 @@
-"""Headers of every response: the page loads nothing from elsewhere, whatever a model writes, and is in no search."""
+"""Headers of every response: the page loads nothing from other hosts, whatever a model writes, and is not indexed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _HEADERS = (
 
 
 class Headers:
-    """ASGI middleware that adds them."""
+    """ASGI middleware that adds the headers to each response."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
 
     async def __call__(self, scope: Message, receive: Callable[[], Awaitable[Message]], send: Send) -> None:
-        """Answer a request, with the headers."""
+        """Handle a request and add the headers to its response."""
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

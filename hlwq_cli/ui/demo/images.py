@@ -1,4 +1,4 @@
-"""Pictures that people drop in: opened with suspicion."""
+"""Uploaded images, which are not trusted: only common formats, with a limit on pixels."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ if TYPE_CHECKING:
 MAX_UPLOAD = "20MB"
 MAX_IMAGES = 8
 _MAX_PIXELS = 50_000_000
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow would hand others to programs of the system
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # for other formats Pillow may start external programs
 
 
 def open_image(path: Path) -> PILImage:
-    """An RGB picture, upright, on white where it is transparent; of an animation the first frame.
+    """Open an image as RGB, rotated as its EXIF data says, on white where it is transparent.
+
+    Of an animation it takes the first frame.
 
     Raises:
-        UsageError: it is no picture, a broken one, or too large to unpack.
+        UsageError: the file is not an image, is corrupt, or has too many pixels.
     """
     from PIL import Image, ImageOps
 
@@ -34,6 +36,6 @@ def open_image(path: Path) -> PILImage:
             white = Image.new("RGBA", upright.size, "white")
             return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
     except Image.DecompressionBombError as error:
-        raise UsageError(f"{path.name} is far too large to unpack.", "Make it smaller.") from error
+        raise UsageError(f"{path.name} has far too many pixels.", "Make it smaller.") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise UsageError(f"{path.name} is no picture that can be read.", "Take a PNG or JPEG file.") from error
+        raise UsageError(f"{path.name} is not a picture that can be read.", "Use a PNG or JPEG file.") from error

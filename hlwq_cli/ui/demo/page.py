@@ -1,4 +1,4 @@
-"""The page: its parts and how they lie; events.py says what they do."""
+"""The layout of the page; events.py has its event handlers."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _MONO = ("ui-monospace", "Consolas", "monospace")
 
 @dataclass(frozen=True)
 class ShownModel:
-    """A model on the page."""
+    """A model on the page, and the summary of its checkpoint."""
 
     model: HLWQModel
     summary: CheckpointSummary
 
 
 def theme() -> gr.themes.Base:
-    """Colours, and the system's own fonts: nothing is fetched. Subdued text is darker than gradio's, to be read."""
+    """Return the colours and the system's fonts, so that none is downloaded. Subdued text is darker than Gradio's."""
     plain = gr.themes.Default(
         primary_hue="indigo",
         secondary_hue="indigo",
@@ -50,7 +50,7 @@ def theme() -> gr.themes.Base:
 
 
 def build_page(shown: Sequence[ShownModel]) -> gr.Blocks:
-    """The page for one model, or for two side by side."""
+    """Build the page for one model, or for two side by side."""
     sees = any(s.model.supports_images for s in shown)
     page: gr.Blocks
     with gr.Blocks(
@@ -100,7 +100,7 @@ def _box(sees: bool) -> gr.Textbox | gr.MultimodalTextbox:
     if not sees:
         return gr.Textbox(placeholder="Write a message", **common)
     return gr.MultimodalTextbox(
-        placeholder="Write a message, drop a picture in",
+        placeholder="Write a message or drop in a picture",
         file_types=["image"],
         file_count="multiple",
         sources=["upload"],
@@ -129,9 +129,9 @@ def _settings(model: HLWQModel) -> list[Any]:
     with gr.Accordion("Settings", open=True, elem_id="settings"):
         system = gr.Textbox(label="System prompt", lines=2, visible=model.has_chat_template, placeholder="None")
         heat = (usual.temperature or 1.0) if sampled else 0.0
-        temperature = gr.Slider(0, 2, heat, step=0.05, label="Temperature", info="0 takes the likeliest token")
+        temperature = gr.Slider(0, 2, heat, step=0.05, label="Temperature", info="0 picks the most likely token")
         top_p = gr.Slider(0.05, 1, (usual.top_p or 1.0) if sampled else 1.0, step=0.05, label="Top-p")
-        length = gr.Slider(1, longest, min(256, longest), step=1, label="Longest answer, in tokens")
+        length = gr.Slider(1, longest, min(256, longest), step=1, label="Maximum answer length, in tokens")
         seed = gr.Textbox(
             label="Seed", info="The same seed gives the same answer", placeholder="random", max_length=10, max_lines=1
         )

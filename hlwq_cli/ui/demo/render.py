@@ -1,4 +1,4 @@
-"""A session and a checkpoint's facts, as the page shows them."""
+"""HTML and chat messages for a session and a checkpoint's summary."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ...sizes import format_size
 from .session import Exchange, Reply, Session
 from .summary import CheckpointSummary
 
-_ENDS = {"stopped": "stopped", "full": "as long as allowed"}
+_ENDS = {"stopped": "stopped", "full": "reached the maximum length"}
 
 
 def messages(session: Session | None, model: int) -> list[dict[str, Any]]:
-    """One model's side of a conversation, as gradio's Chatbot takes it."""
+    """Return the conversation with one model, as messages of Gradio's Chatbot."""
     found: list[dict[str, Any]] = []
     for exchange in session.exchanges if session else ():
         found.append({"role": "user", "content": _asked(exchange)})
@@ -23,7 +23,7 @@ def messages(session: Session | None, model: int) -> list[dict[str, Any]]:
 
 
 def figures(reply: Reply) -> str:
-    """What stands beneath an answer: tokens, speed, memory, and how it ended if not by itself."""
+    """Return the line below an answer: tokens, speed, memory, and why it ended if it did not end by itself."""
     parts = [f"{reply.tokens} token{'' if reply.tokens == 1 else 's'}"]
     if reply.tokens_per_second is not None:
         parts.append(f"{reply.tokens_per_second:.1f} tok/s")
@@ -34,14 +34,14 @@ def figures(reply: Reply) -> str:
 
 
 def headline(summaries: Sequence[CheckpointSummary]) -> str:
-    """HTML of the page's title."""
+    """Return the HTML of the page's title."""
     names = " and ".join(html.escape(f.name) for f in summaries)
     sizes = " against ".join(html.escape(f.headline) for f in summaries)
     return f"<h1>{names}</h1><p>{sizes}</p>"
 
 
 def summary_table(summary: CheckpointSummary) -> str:
-    """HTML of what a checkpoint is."""
+    """Return the HTML of a checkpoint's summary."""
     rows = "".join(f"<dt>{html.escape(a)}</dt><dd>{html.escape(b)}</dd>" for a, b in summary.lines)
     return f'<section class="facts"><h2>{html.escape(summary.name)}</h2><dl>{rows}</dl></section>'
 
@@ -52,17 +52,17 @@ def _asked(exchange: Exchange) -> list[Any]:
 
 
 def _answered(reply: Reply) -> list[str]:
-    """The answer and, as a part of its own that no Markdown of the model's can swallow, what there is to say of it."""
+    """Return the answer and the line below it, as two parts, so that the model's Markdown cannot affect the line."""
     if not reply.end and not reply.text:
         return [_waiting(reply)]
     if reply.problem:
         about = f"⚠ {html.escape(reply.problem)}"
     else:
-        about = figures(reply) if reply.tokens else _ENDS.get(reply.end, "no words")
+        about = figures(reply) if reply.tokens else _ENDS.get(reply.end, "empty answer")
     return [*([reply.text] if reply.text else []), about]
 
 
 def _waiting(reply: Reply) -> str:
     if reply.ahead:
-        return f"{reply.ahead} {'person is' if reply.ahead == 1 else 'people are'} first …"
+        return f"{reply.ahead} {'person' if reply.ahead == 1 else 'people'} before you …"
     return "…"

@@ -1,4 +1,4 @@
-"""People who wait for the model: first come, first served."""
+"""The queue of requests that wait for the model, first come, first served."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class RequestQueue:
-    """A queue whose head has the model to itself until it leaves."""
+    """A queue in which the first request has the model to itself until it leaves."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -17,7 +17,7 @@ class RequestQueue:
 
     @contextmanager
     def ticket(self) -> Iterator[Ticket]:
-        """Stand in line; on leaving, from whichever ticket, the next moves up."""
+        """Join the queue; leave it at the end of the context, from whatever position."""
         ticket = Ticket(self._changed, self._tickets)
         with self._changed:
             self._tickets.append(ticket)
@@ -30,7 +30,7 @@ class RequestQueue:
 
 
 class Ticket:
-    """Where one request stands."""
+    """One request in the queue."""
 
     def __init__(self, changed: threading.Condition, tickets: deque[Ticket]) -> None:
         self._changed = changed
@@ -38,11 +38,11 @@ class Ticket:
 
     @property
     def ahead(self) -> int:
-        """How many come first, the one being served included."""
+        """Number of requests before this one, including the one being served."""
         with self._changed:
             return self._tickets.index(self)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is one's turn, at most so long; whether it is."""
+        """Wait until this request is first, at most `seconds`; return whether it is first."""
         with self._changed:
             return self._changed.wait_for(lambda: self._tickets[0] is self, seconds)

@@ -1,4 +1,4 @@
-"""Serving the page: on this machine only, or with --share through Gradio's tunnel, behind a login."""
+"""Serve the page: on this machine only, or with --share through Gradio's tunnel, protected by a login."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Access:
     """Who may open the page.
 
     Attributes:
-        share: whether a public address is made.
-        login: user and password, or None for whoever can reach it.
-        generated: whether the password was made here, and must be told.
+        share: whether to create a public address.
+        login: user and password, or None for no login.
+        generated: whether the password was generated here and must be shown.
     """
 
     share: bool
@@ -37,25 +37,25 @@ class Access:
 
 @dataclass(frozen=True)
 class Address:
-    """Where the page is."""
+    """The addresses of the page: the local one, and the public one if it is shared."""
 
     url: str
     share_url: str | None
 
 
 def choose_access(share: bool, open_to_all: bool, auth: str | None) -> Access:
-    """The login that was given, one made up where the page is shared, or none.
+    """Return the given login, a generated one if the page is shared, or none.
 
     Raises:
-        UsageError: --open without --share or with a login; a login that is not user:password.
+        UsageError: --open without --share or with a login, or a login that is not USER:PASSWORD.
     """
     if open_to_all and (auth or not share):
-        other = "a login is given too" if auth else "the page is not shared"
-        raise UsageError(f"--open lets anybody in who has the address, but {other}.", "Leave it out.")
+        other = "a login is given" if auth else "--share is not given"
+        raise UsageError(f"--open shares the page without a login, but {other}.", "Omit --open.")
     if auth:
         user, colon, password = auth.partition(":")
         if not (user and colon and password):
-            raise UsageError("The login is not user:password.", "Write it so in HLWQ_DEMO_AUTH or --auth.")
+            raise UsageError("The login is not USER:PASSWORD.", "Use that form in HLWQ_DEMO_AUTH or --auth.")
         return Access(share, (user, password))
     if share and not open_to_all:
         return Access(share, (USER, secrets.token_urlsafe(16)), generated=True)
@@ -63,13 +63,13 @@ def choose_access(share: bool, open_to_all: bool, auth: str | None) -> Access:
 
 
 def check_gradio() -> None:
-    """Raise HlwqError where gradio is not installed."""
+    """Raise HlwqError if gradio is not installed."""
     if find_spec("gradio") is None:
         raise HlwqError("gradio is not installed.", "Install it with `pip install 'hlwq[demo]'`.")
 
 
 def check_port(port: int | None) -> None:
-    """Raise HlwqError where something listens on `port`: before a model is loaded for nothing."""
+    """Raise HlwqError if `port` is in use; checked before a model is loaded."""
     if port is None:
         return
     with socket.socket() as probe:
@@ -77,14 +77,14 @@ def check_port(port: int | None) -> None:
         try:
             probe.bind((HOST, port))
         except PermissionError as error:
-            raise HlwqError(f"Port {port} needs rights you do not have.", "Give one from 1024 up.") from error
+            raise HlwqError(f"You are not allowed to use port {port}.", "Use a port from 1024 up.") from error
         except OSError as error:
-            raise HlwqError(f"Port {port} is in use.", "Give another --port, or none to have a free one.") from error
+            raise HlwqError(f"Port {port} is in use.", "Use another --port, or omit it to get a free one.") from error
 
 
 @contextmanager
 def gradio_environment() -> Iterator[None]:
-    """What gradio takes from its environment: it reports nothing, and what people drop in is removed at the end."""
+    """Set Gradio's environment variables: no analytics, and a temporary folder for uploads, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="hlwq-demo-") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         yield
@@ -92,18 +92,18 @@ def gradio_environment() -> Iterator[None]:
 
 @contextmanager
 def served(page: Any, access: Access, port: int | None) -> Iterator[Address]:
-    """Serve a page until the block ends.
+    """Serve a page until the context ends.
 
     Raises:
-        HlwqError: the port was taken meanwhile; the tunnel cannot be made, in which case nothing is served.
+        HlwqError: the port is in use, or the tunnel cannot be created. Then nothing is served.
     """
-    said = io.StringIO()  # gradio prints, and stdout is for the result
+    printed = io.StringIO()  # Gradio prints messages, but stdout is for the result
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             address = _launch(page, access, port)
         yield address
     finally:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             _close(page)
 
 
@@ -137,18 +137,18 @@ def _launch(page: Any, access: Access, port: int | None) -> Address:
             app_kwargs={"middleware": [Middleware(Headers)]},
         )
     except OSError as error:
-        raise HlwqError(f"No port could be had: {error}", "Give another --port.") from error
+        raise HlwqError(f"There is no free port: {error}", "Use another --port.") from error
     if access.share and not share_url:
         raise HlwqError(
-            "Gradio's tunnel could not be made, so the page is not shared.",
-            "Check the network, or leave --share out to serve this machine only.",
+            "Gradio's tunnel could not be created, so the page is not shared.",
+            "Check the network, or omit --share to serve on this machine only.",
         )
-    page.share = False  # else the page would load its scripts from a store of Gradio's
+    page.share = False  # otherwise the page would load its scripts from Gradio's CDN
     return Address(url, share_url)
 
 
 def _reach_loopback_directly() -> None:
-    """Gradio looks whether its server answers, and must not ask a proxy for it."""
+    """Bypass proxies for the loopback address, where Gradio checks whether its server answers."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), HOST, "localhost")))
 

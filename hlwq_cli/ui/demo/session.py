@@ -1,4 +1,4 @@
-"""One person's conversation, with one model or two: kept here on the server, shared with nobody."""
+"""One visitor's conversation with one or two models, kept on the server and not shared with other visitors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STOP_SECONDS = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """How an answer is drawn; see `HLWQModel.generate`."""
+    """Sampling settings of an answer; see `HLWQModel.generate`."""
 
     system: str = ""
     temperature: float = 0.0
@@ -39,12 +39,12 @@ class Reply:
     """One model's answer so far.
 
     Attributes:
-        text: what it said.
-        tokens: of the answer.
-        tokens_per_second: while it spoke.
-        memory: bytes held when it ended or was last looked at.
-        ahead: people whose turn comes first, while it waits.
-        end: "" until it ends; then "done", "stopped", "full" (as long as it was allowed) or "failed".
+        text: the text so far.
+        tokens: number of tokens of the answer.
+        tokens_per_second: decode speed, without the first token.
+        memory: bytes held at the last token.
+        ahead: number of requests before this one, while it waits.
+        end: "" until it ends; then "done", "stopped", "full" (it reached the maximum length) or "failed".
         problem: why it failed.
     """
 
@@ -59,7 +59,7 @@ class Reply:
 
 @dataclass
 class Exchange:
-    """A prompt and each model's answer to it."""
+    """A prompt, and the answer of each model."""
 
     text: str
     images: tuple[Path, ...]
@@ -68,10 +68,10 @@ class Exchange:
 
 @dataclass
 class Session:
-    """A conversation. Its handlers may run in any thread; at most one `answer` runs at a time.
+    """A conversation. Its methods may run in any thread; at most one `answer` runs at a time.
 
     Attributes:
-        exchanges: from the first to the last.
+        exchanges: prompts and answers, the oldest first.
     """
 
     exchanges: list[Exchange] = field(default_factory=list)
@@ -83,24 +83,24 @@ class Session:
         """Add a prompt, to be answered next.
 
         Raises:
-            UsageError: it is empty, too long to look at, comes while another is answered, or a picture is none.
+            UsageError: it is empty or too long, another answer is in progress, or an image cannot be opened.
         """
         self._begin()
         if not text.strip() and not images:
-            raise UsageError("There is nothing to answer.", "Write something first.")
+            raise UsageError("The message is empty.", "Write something first.")
         if len(text) > MAX_CHARACTERS:
-            raise UsageError(f"That is {len(text):,} characters.", f"At most {MAX_CHARACTERS:,} are read.")
+            raise UsageError(f"The message has {len(text):,} characters.", f"The maximum is {MAX_CHARACTERS:,}.")
         if len(images) > MAX_IMAGES:
-            raise UsageError(f"Those are {len(images)} pictures.", f"Send at most {MAX_IMAGES} at once.")
+            raise UsageError(f"The message has {len(images)} pictures.", f"The maximum is {MAX_IMAGES}.")
         for path in images:
             open_image(path)
         self.exchanges.append(Exchange(text, tuple(images), [Reply() for _ in range(models)]))
 
     def retry(self) -> None:
-        """Forget the last answer, so that it is given anew.
+        """Discard the last answer, so that the prompt is answered again.
 
         Raises:
-            UsageError: there is none, or it is still coming.
+            UsageError: there is no answer, or it is in progress.
         """
         self._begin()
         if not self.exchanges:
@@ -109,7 +109,7 @@ class Session:
         last.replies = [Reply() for _ in last.replies]
 
     def stop(self) -> None:
-        """End the answer that is coming, or being waited for, at the model's next token."""
+        """Stop the answer that is in progress or waiting, at the model's next token."""
         self._stopped.set()
         if self._current is not None:
             self._current.cancel()
@@ -117,20 +117,20 @@ class Session:
             self._end()
 
     def fail(self, problem: str) -> None:
-        """End the answer that was to come, and say why."""
+        """End the pending answers as failed, with the reason."""
         for reply in self.exchanges[-1].replies if self.exchanges else ():
             if not reply.end:
                 reply.end, reply.problem = "failed", problem
 
     def clear(self) -> None:
-        """Stop, and forget everything."""
+        """Stop, and discard the conversation."""
         self.stop()
         self.exchanges = []
 
     def answer(self, models: Sequence[HLWQModel], queue: RequestQueue, settings: Settings) -> Iterator[None]:
-        """Answer the last prompt with each model in turn, yielding whenever there is something new to see.
+        """Answer the last prompt with each model in turn; yield whenever there is something new to show.
 
-        Closing the iterator stops the model, and whoever is next in queue has it.
+        Closing the iterator stops the model and lets the next request in the queue use it.
         """
         if not self.exchanges or self.exchanges[-1].replies[0].end or not self._answering.acquire(blocking=False):
             return
@@ -186,21 +186,21 @@ class Session:
             max_new_tokens=settings.max_new_tokens,
         )
         self._current = answer
-        if self._stopped.is_set():  # between the check and the start
+        if self._stopped.is_set():  # stop() was called between the check and the start
             answer.cancel()
         return answer
 
     def _begin(self) -> None:
-        """Check that no answer is coming; one that was stopped is given the time to end."""
+        """Check that no answer is in progress; wait for one that was stopped to end."""
         if not self._answering.acquire(timeout=_STOP_SECONDS if self._stopped.is_set() else 0):
-            raise UsageError("An answer is still coming.", "Wait for it, or stop it.")
+            raise UsageError("An answer is in progress.", "Wait for it, or stop it.")
         self._answering.release()
         if self.exchanges and not self.exchanges[-1].replies[-1].end:
-            raise UsageError("An answer is still to come.", "Wait for it, or stop it.")
+            raise UsageError("An answer is pending.", "Wait for it, or stop it.")
         self._stopped.clear()
 
     def _end(self) -> None:
-        """No answer is coming any more: what was not given was stopped."""
+        """Mark all answers that have not ended as stopped."""
         for reply in self.exchanges[-1].replies if self.exchanges else ():
             reply.end = reply.end or "stopped"
 
@@ -212,7 +212,7 @@ def _count(reply: Reply, answer: TextStream, piece: str, model: HLWQModel) -> No
 
 
 def _turns(exchanges: Sequence[Exchange], model: int) -> list[Turn]:
-    """What one model has heard and said; questions that it could not answer are left out."""
+    """Return one model's conversation as turns, without the prompts that it did not answer."""
     turns = []
     for exchange in exchanges:
         said = exchange.replies[model].text

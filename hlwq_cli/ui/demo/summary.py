@@ -1,4 +1,4 @@
-"""What a checkpoint is, in a few lines, from its headers and small files."""
+"""A short summary of a checkpoint, from its headers and small files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CheckpointSummary:
-    """A checkpoint at a glance.
+    """A summary of a checkpoint.
 
     Attributes:
-        name: of the repository or folder.
-        headline: what matters most, in a few words.
-        lines: label and value of each fact.
-        chart: the chart that `hlwq bench --save` left, when it is of these very weights.
+        name: name of the repository or folder.
+        headline: widths and size, in a few words.
+        lines: label and value of each line.
+        chart: the chart of `hlwq bench --save`, if it belongs to this checkpoint, else None.
     """
 
     name: str
@@ -40,7 +40,7 @@ class CheckpointSummary:
 
 
 def describe(path: str, model: HLWQModel) -> CheckpointSummary:
-    """Describe a checkpoint, coded or plain, and how it is held."""
+    """Summarize a checkpoint, coded or plain, and the model that was loaded from it."""
     try:
         found = _coded(path)
     except NotFoundError:
@@ -97,7 +97,7 @@ def _live(model: HLWQModel) -> list[tuple[str, str]]:
     return [
         *lines,
         ("Architecture", type(network).__name__),
-        ("Takes", "text and pictures" if model.supports_images else "text"),
+        ("Input", "text and pictures" if model.supports_images else "text"),
         ("Context", context),
         ("Keys and values", kind if (bits := kv_bits_of(network)) is None else f"codes of {bits} bits"),
         ("Runs on", f"{network.device}, {kind}"),
@@ -112,7 +112,7 @@ def _chart(checkpoint: CodedCheckpoint) -> Path | None:
         document = json.loads(checkpoint.path(RESULTS).read_text())
         chart = checkpoint.path(CHART)
         return chart if document["checkpoint"] == checkpoint.manifest.digest and chart.is_file() else None
-    except (OSError, ValueError, KeyError, TypeError):  # a page without its chart is still a page
+    except (OSError, ValueError, KeyError, TypeError):  # the page works without the chart
         return None
 
 

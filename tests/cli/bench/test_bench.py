@@ -118,7 +118,10 @@ def test_people_read_the_width_of_keys_and_values_and_what_a_token_takes() -> No
     ran = hlwq("bench", "sample", "--ppl", *TEXT, "--kv-bits", "4")
     assert ran.code == 0, ran.err
     assert "| KV bits |" in ran.out
-    assert "keys and values of 2 layers in codes of 4 bits: 260 bytes a token for 1024, 3.94 times smaller" in ran.out
+    assert (
+        "keys and values of 2 layers in codes of 4 bits: 260 bytes per token instead of 1024, 3.94 times smaller"
+        in ran.out
+    )
 
 
 @pytest.mark.parametrize("measure", ["--ppl", "--cosine"])

@@ -121,5 +121,5 @@ def greedy(open_page: Callable[..., ChatPage], length: int = 48, **options: obje
     """Somebody whose answers are always the same, and so many tokens long at most."""
     one = open_page(**options)
     one.set("Temperature", 0)
-    one.set("Longest answer, in tokens", length)
+    one.set("Maximum answer length, in tokens", length)
     return one

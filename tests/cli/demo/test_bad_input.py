@@ -29,7 +29,7 @@ def test_a_picture_that_is_none(open_chat: OpenChat, tmp_path: Path) -> None:
     one.attach(tmp_path / "holiday.png")
     one.box.fill("What is in the picture?")
     one.box.press("Enter")
-    assert_error_shown(one, "holiday.png is no picture that can be read.")
+    assert_error_shown(one, "holiday.png is not a picture that can be read.")
     expect(one.box).to_have_value("What is in the picture?")
     expect(one.replies()).to_have_count(0)
     one.page.get_by_label("Remove file").click()
@@ -80,7 +80,7 @@ def test_an_empty_message(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     one.box.fill("   ")
     one.box.press("Enter")
-    assert_error_shown(one, "There is nothing to answer.")
+    assert_error_shown(one, "The message is empty.")
     expect(one.replies()).to_have_count(0)
 
 
@@ -93,7 +93,7 @@ def test_try_again_with_nothing_to_try(open_chat: OpenChat) -> None:
 def test_a_seed_that_is_no_number(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     one.set("Seed", "abc")
-    assert "The seed 'abc' is no whole number." in one.ask("We")
+    assert "The seed 'abc' is not a whole number." in one.ask("We")
     one.set("Seed", "")
     assert "seed" not in one.ask("We")
 
@@ -110,7 +110,7 @@ def test_marks_that_would_load_or_run_something(browser: Browser, server: DemoSe
     failed: list[tuple[str, str | None]] = []
     context.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
     one = ChatPage(context, server.url)
-    one.set("Longest answer, in tokens", 4)
+    one.set("Maximum answer length, in tokens", 4)
     one.ask(f'![x]({ELSEWHERE}) <img src="no" onerror="window.hacked = 1"><script>window.hacked = 1</script>')
     assert (ELSEWHERE, "csp") in failed
     assert one.page.evaluate("window.hacked") is None

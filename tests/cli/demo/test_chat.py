@@ -31,7 +31,7 @@ def test_answers_stream_and_are_those_of_the_model(open_chat: OpenChat, model: H
     assert one.pieces() > 5
     first = model.stream(ENDLESS, max_new_tokens=100)
     assert one.said() == "".join(first).strip()
-    assert one.figures() == (first.tokens, "as long as allowed")
+    assert one.figures() == (first.tokens, "reached the maximum length")
     second = model.stream("We", max_new_tokens=100, history=[Turn("user", ENDLESS), Turn("assistant", one.said())])
     assert one.ask("We") == "".join(second).strip()
     assert one.figures()[0] == second.tokens
@@ -65,14 +65,14 @@ def test_stop_ends_the_answer_and_keeps_what_was_said(open_chat: OpenChat, model
     whole = model.generate(ENDLESS, max_new_tokens=tokens)
     assert isinstance(whole, str)
     assert whole.startswith(one.said())
-    one.set("Longest answer, in tokens", 8)
+    one.set("Maximum answer length, in tokens", 8)
     assert one.ask("We") != ""
 
 
 def test_try_again_answers_anew_and_a_seed_repeats(open_chat: OpenChat) -> None:
     one = open_chat()
     one.set("Temperature", 1.5)
-    one.set("Longest answer, in tokens", 24)
+    one.set("Maximum answer length, in tokens", 24)
     one.set("Seed", 7)
     first = one.ask("The public debt")
 
@@ -100,7 +100,7 @@ def test_two_people_wait_for_each_other_and_see_only_their_own(open_chat: OpenCh
     one.send(ENDLESS)
     one.streams()
     two.send("The state of our Union is")
-    expect(two.replies().last).to_contain_text("1 person is first")
+    expect(two.replies().last).to_contain_text("1 person before you")
     whole = one.seconds(LONGEST)
     one.stop_button.click()
     stopped = time.monotonic()
@@ -120,7 +120,7 @@ def test_who_waits_can_stop_too(open_chat: OpenChat) -> None:
     one.send(ENDLESS)
     one.streams()
     two.send("We")
-    expect(two.replies().last).to_contain_text("1 person is first")
+    expect(two.replies().last).to_contain_text("1 person before you")
     two.stop_button.click()
     two.wait()
     assert two.parts() == ["stopped"]
@@ -144,7 +144,7 @@ def test_a_seed_gives_the_same_answer_whatever_others_do(open_chat: OpenChat) ->
     one, two = open_chat(), open_chat()
     for who, seed in ((one, "7"), (two, "9")):
         who.set("Temperature", 1.5)
-        who.set("Longest answer, in tokens", 40)
+        who.set("Maximum answer length, in tokens", 40)
         who.set("Seed", seed)
     alone = [who.ask("The public debt") for who in (one, two)]
     for who in (one, two):

@@ -46,8 +46,8 @@ def test_gradio_missing_names_what_to_install() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--open"], "the page is not shared"),
-        (["--open", "--share", "--auth", "a:b"], "a login is given too"),
+        (["--open"], "--share is not given."),
+        (["--open", "--share", "--auth", "a:b"], "but a login is given."),
         (["--auth", "nocolon"], "not user:password"),
         (["--auth", ":secret"], "not user:password"),
         (["--auth", "ann:"], "not user:password"),
@@ -109,6 +109,6 @@ def test_a_tunnel_that_cannot_be_made_serves_nothing() -> None:
     )
     assert (ran.returncode, ran.stdout) == (1, "")
     what, hint = ran.stderr.splitlines()[-2:]
-    assert what == "Error: Gradio's tunnel could not be made, so the page is not shared."
-    assert hint == "Check the network, or leave --share out to serve this machine only."
+    assert what == "Error: Gradio's tunnel could not be created, so the page is not shared."
+    assert hint == "Check the network, or omit --share to serve on this machine only."
     assert "password" not in ran.stderr

@@ -140,7 +140,7 @@ def test_tensors_of_one_side_only_are_listed(made: Callable[..., Path]) -> None:
 def test_difference_is_told_to_people_on_stdout_and_the_verdict_on_stderr(made: Callable[..., Path]) -> None:
     ran = hlwq("inspect", made("a", dense()), "--diff", made("b", dense(), "--bits", "4"))
     assert ran.code == 6
-    assert f"coded otherwise: {Q}: 5 bits [128, 128] / 4 bits [128, 128]\n" in ran.out
+    assert f"coded differently: {Q}: 5 bits [128, 128] / 4 bits [128, 128]\n" in ran.out
     assert ran.err == "Error: The checkpoints differ.\n"
 
 
