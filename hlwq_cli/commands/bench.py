@@ -90,7 +90,7 @@ def bench(
 
     how = as_execution(execution)
     gates = Gates(max_ppl_delta, max_kld, min_top1)
-    gates.check_askable(ppl=ppl, kld=kld, ref=ref)
+    gates.check_measured(ppl=ppl, kld=kld, ref=ref)
     names = tuple(t.strip() for t in (tasks or "").split(",") if t.strip())
     request = Request(
         ppl=ppl,

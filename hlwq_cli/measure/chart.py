@@ -1,4 +1,4 @@
-"""Charts for a card: fidelity against size, error by layer, and rotated weights over their centroids."""
+"""Charts for a card: fidelity against size, error by tensor, and rotated weights with their centroids."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ from ..errors import NotFoundError, UsageError
 from ..samples import resolve_model
 from .report import BenchReport, Measured
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# The palette of Okabe and Ito, which colour-blind people can distinguish.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _THEMES = {"": ("#ffffff", "#222222", "#d9d9d9"), "-dark": ("#0d1117", "#e6edf3", "#30363d")}
 
 
 def check_drawable(out: Path) -> None:
-    """Find out before any work whether a chart can be written.
+    """Check before any work that a chart can be written.
 
     Raises:
-        UsageError: `out` is no PNG.
-        NotFoundError: its folder is not there.
+        UsageError: the name of `out` does not end in .png.
+        NotFoundError: the folder of `out` does not exist.
     """
     if out.suffix.lower() != ".png":
-        raise UsageError(f"--chart draws a PNG, and {out} is none.", "Write for example out.png.")
+        raise UsageError(f"--chart writes a PNG file, and {out} does not end in .png.", "Use for example out.png.")
     if not out.parent.is_dir():
-        raise NotFoundError(f"There is no folder {out.parent} for {out.name}.", "Make it, or choose another.")
+        raise NotFoundError(f"There is no folder {out.parent} for {out.name}.", "Create it, or choose another.")
 
 
 def draw(report: BenchReport, out: Path) -> tuple[Path, ...]:
-    """Draw a report as PNG, for light pages, and beside it as NAME-dark.png for dark ones.
+    """Draw a report as PNG for light pages, and as NAME-dark.png in the same folder for dark pages.
 
-    Panels: fidelity against size (where text was measured), the error of every coded tensor, and the histogram of
-    rotated weights over the centroids; the last two for the first coded checkpoint.
+    The panels are fidelity against size (if text was measured), the error of each coded tensor, and a histogram of
+    rotated weights with the centroids. The last two show the first coded checkpoint.
+
+    Returns:
+        The paths of the light and the dark image.
     """
     import matplotlib
 
@@ -64,8 +67,8 @@ def _draw(report: BenchReport, path: Path, background: str, ink: str, grid: str)
         panels += [lambda axes: _errors(axes, coded), lambda axes: _histogram(axes, coded, ink)]
     with plt.rc_context(style):
         figure, axes = plt.subplots(1, max(len(panels), 1), figsize=(4.6 * max(len(panels), 1), 4.0), squeeze=False)
-        for panel, place in zip(panels, axes[0], strict=False):
-            panel(place)
+        for panel, panel_axes in zip(panels, axes[0], strict=False):
+            panel(panel_axes)
         figure.tight_layout()
         figure.savefig(path, dpi=150)
         plt.close(figure)
@@ -126,11 +129,11 @@ def _histogram(axes: Any, measured: Measured, ink: str) -> None:
     assert folder is not None
     checkpoint = open_coded(folder)
     record = max(checkpoint.manifest.coded, key=lambda r: math.prod(r.shape))
-    shares = _code_shares(checkpoint, record)
+    fractions = _code_fractions(checkpoint, record)
     checkpoint.close()
     c = np.array(lloyd_max(record.bits))
     edges = np.concatenate([[c[0] - 0.4], (c[1:] + c[:-1]) / 2, [c[-1] + 0.4]])
-    axes.stairs(shares / np.diff(edges), edges, fill=True, color=_COLOURS[0], label="weights, by their codes")
+    axes.stairs(fractions / np.diff(edges), edges, fill=True, color=_COLOURS[0], label="weights, by their codes")
     x = np.linspace(-4, 4, 200)
     axes.plot(x, np.exp(-x * x / 2) / math.sqrt(2 * math.pi), color=_COLOURS[1], lw=1.5, label="normal density")
     axes.plot(c, np.zeros_like(c), "|", color=ink, ms=9, mew=1.2, label="centroids")
@@ -140,8 +143,8 @@ def _histogram(axes: Any, measured: Measured, ink: str) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _code_shares(checkpoint: CodedCheckpoint, record: TensorRecord) -> Any:
-    """Share of weights at each code, over up to 2048 rows."""
+def _code_fractions(checkpoint: CodedCheckpoint, record: TensorRecord) -> Any:
+    """Return the fraction of weights at each code, float32 (2**bits,), over up to 2048 rows."""
     info = checkpoint.stored(record)[0]
     row_bytes = info.shape[-1]
     rows = min(2048, info.nbytes // row_bytes)

@@ -1,4 +1,4 @@
-"""How far a model's predictions are from a reference's: KL divergence and the share of equal first choices."""
+"""Divergence of a model's predictions from a reference's: KL divergence and top-1 agreement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tokens at which the reference's highest probability lies in [low, high)."""
+    """Figures of the positions where the reference's highest probability is in [low, high)."""
 
     low: float
     high: float
@@ -35,17 +35,17 @@ class Divergence:
     """KL(reference || model) over the whole vocabulary, per scored position, in nats.
 
     Attributes:
-        mean: of positions where both are finite.
-        error: its standard error.
-        percentiles: by percent.
-        maximum: the largest.
-        same_top: share of positions at which both have the same most probable token.
-        same_top_error: its standard error.
-        noise_floor: mean KL of the reference against itself with every logit moved by a half step of bfloat16, up and
-            down by turns, which is what rounding does at most: differences below it say nothing.
-        non_finite: positions left out because logits are not finite.
-        positions: how many were compared.
-        buckets: by the reference's confidence.
+        mean: mean over the positions where both models have finite logits.
+        error: standard error of `mean`.
+        percentiles: divergence by percent.
+        maximum: largest divergence.
+        same_top: fraction of positions where both models have the same most probable token.
+        same_top_error: standard error of `same_top`.
+        noise_floor: mean KL of the reference against itself with logits moved by half a step of bfloat16, up and down
+            in turn. Rounding moves them at most that far, so smaller divergences mean nothing.
+        non_finite: number of positions left out because logits are not finite.
+        positions: number of positions compared.
+        buckets: figures by the reference's confidence.
     """
 
     mean: float
@@ -62,7 +62,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model and a reference over the same windows."""
+    """Figures of a model and a reference over the same windows."""
 
     perplexity: Perplexity
     reference_perplexity: Perplexity
@@ -81,7 +81,13 @@ class _Tally:
 
 
 def compare(model: Any, reference: Any, windows: Windows, progress: ProgressCallback = ignore_progress) -> Comparison:
-    """Run both models window by window; nothing is kept but a few numbers a position.
+    """Run both models window by window; only a few numbers per position are kept.
+
+    Args:
+        model: the model.
+        reference: the reference, on any device.
+        windows: tokens that both models read.
+        progress: called after each window.
 
     Raises:
         UsageError: the vocabularies differ.
@@ -110,24 +116,24 @@ def _add(tally: _Tally, ours: torch.Tensor, theirs: torch.Tensor, ids: torch.Ten
         raw = theirs[at].float().to(ours.device)
         log_p = torch.log_softmax(raw, dim=-1)
         log_q = torch.log_softmax(ours[at].float(), dim=-1)
-        log_r = torch.log_softmax(_moved(raw), dim=-1)
+        log_rounded = torch.log_softmax(_moved_by_rounding(raw), dim=-1)
         p = log_p.exp()
         tally.nll.append(-log_q.gather(1, target)[:, 0].double().cpu())
         tally.reference_nll.append(-log_p.gather(1, target)[:, 0].double().cpu())
         tally.kld.append(_kl(p, log_p, log_q))
-        tally.floor.append(_kl(p, log_p, log_r))
+        tally.floor.append(_kl(p, log_p, log_rounded))
         tally.same.append((log_p.argmax(-1) == log_q.argmax(-1)).cpu())
         tally.confidence.append(p.amax(-1).double().cpu())
 
 
-def _moved(logits: torch.Tensor) -> torch.Tensor:
-    """Logits as rounding to 8 bits might have left them; those of a bfloat16 model have been rounded already."""
-    turns = torch.arange(logits.shape[-1], device=logits.device) % 2
-    return logits * (1 + 2.0**-9 - turns * 2.0**-8)
+def _moved_by_rounding(logits: torch.Tensor) -> torch.Tensor:
+    """Move logits by half a step of bfloat16 (8 significant bits), as its rounding could."""
+    is_odd = torch.arange(logits.shape[-1], device=logits.device) % 2
+    return logits * (1 + 2.0**-9 - is_odd * 2.0**-8)
 
 
 def _kl(p: torch.Tensor, log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Sum p (log p - log q), summed in float64; a token of probability zero adds nothing."""
+    """Return sum p (log p - log q) of each row, summed in float64; a token with p = 0 adds nothing."""
     terms = torch.where(p > 0, p * (log_p - log_q), 0.0)
     return terms.double().sum(-1).cpu()
 
@@ -138,14 +144,14 @@ def _divergence(tally: _Tally) -> Divergence:
     kept, top = kld[ok].clamp(min=0.0), same[ok]
     n = max(int(ok.sum()), 1)
     floor = torch.cat(tally.floor)
-    share = float(top.mean()) if len(top) else math.nan
+    fraction = float(top.mean()) if len(top) else math.nan
     return Divergence(
         mean=float(kept.mean()),
         error=float(kept.std()) / math.sqrt(n) if n > 1 else math.nan,
         percentiles={f"{q:g}": float(kept.quantile(q / 100)) for q in PERCENTILES} if len(kept) else {},
         maximum=float(kept.max()) if len(kept) else math.nan,
-        same_top=share,
-        same_top_error=math.sqrt(share * (1 - share) / n),
+        same_top=fraction,
+        same_top_error=math.sqrt(fraction * (1 - fraction) / n),
         noise_floor=float(floor[floor.isfinite()].clamp(min=0.0).mean()),
         non_finite=int((~ok).sum()),
         positions=int(ok.sum()),

@@ -1,4 +1,4 @@
-"""What experts outside the GPU cost while tokens are decoded, and what copying alone would allow."""
+"""Traffic of experts outside the GPU during decoding, and the limit that the copies alone set."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 
 from ..runtime.offload.expert_cache import ExpertCache, Tier, Traffic
 
-_COPY = 2**26
-_COPIES = 4
+_COPY_BYTES = 2**26
+_NUM_COPIES = 4
 
 
 @dataclass(frozen=True)
 class ExpertTraffic:
-    """A model whose experts have slots on its device.
+    """Figures of a model whose experts have slots on its device.
 
     Attributes:
-        slots: experts of each layer there.
-        experts: of each layer.
-        layers: how many.
-        outside_bytes: of all experts.
-        tier: where they lie: in `host` memory, or in the `files`.
-        hit_rate: share of the experts that a decoded token needed that were there.
-        token_bytes: fetched for a decoded token when its experts were known.
-        ahead_bytes: fetched for a decoded token before, of experts that were guessed.
-        copy_rate: bytes a second from pinned host memory to the GPU, measured; 0 on the CPU.
-        copy_bound: tokens a second that copying all these bytes so fast would allow; None where nothing is copied.
+        slots: experts of each layer that are on the device.
+        experts: experts of each layer.
+        layers: number of layers with experts.
+        outside_bytes: size of all experts.
+        tier: where all experts are: in `host` memory, or in the `files`.
+        hit_rate: fraction of the experts needed by decoded tokens that were on the device.
+        token_bytes: bytes fetched per decoded token after its experts were known.
+        ahead_bytes: bytes prefetched per decoded token, of predicted experts.
+        copy_rate: measured bytes per second from pinned host memory to the GPU; 0 on the CPU.
+        copy_bound: tokens per second if copying all these bytes were the only cost; None if nothing is copied.
     """
 
     slots: int
@@ -44,7 +44,13 @@ class ExpertTraffic:
 
 
 def expert_traffic(cache: ExpertCache, fetched: Sequence[Traffic], tokens: int) -> ExpertTraffic:
-    """Figures of so many decoded tokens, from all fetched before prompts, after them, and after answers."""
+    """Return the figures of decoding.
+
+    Args:
+        cache: the cache of experts.
+        fetched: traffic counted before the prompts, after the prompts, and after the answers.
+        tokens: number of decoded tokens.
+    """
     prompts, answers = fetched[1] - fetched[0], fetched[2] - fetched[1]
     rate = copy_rate(cache.groups[0].device)
     token_bytes = max(answers.fetched - prompts.fetched, 0) / tokens
@@ -66,16 +72,16 @@ def expert_traffic(cache: ExpertCache, fetched: Sequence[Traffic], tokens: int) 
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second from pinned host memory to a GPU, the best of a few copies; 0 on the CPU."""
+    """Return bytes per second from pinned host memory to a GPU, the best of several copies; 0 on the CPU."""
     if device.type != "cuda":
         return 0.0
-    host = torch.empty(_COPY, dtype=torch.uint8, pin_memory=True)
-    there = torch.empty(_COPY, dtype=torch.uint8, device=device)
+    host = torch.empty(_COPY_BYTES, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty(_COPY_BYTES, dtype=torch.uint8, device=device)
     seconds = []
-    for _ in range(_COPIES):
+    for _ in range(_NUM_COPIES):
         torch.cuda.synchronize(device)
         start = time.perf_counter()
-        there.copy_(host, non_blocking=True)
+        target.copy_(host, non_blocking=True)
         torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return _COPY / min(seconds)
+    return _COPY_BYTES / min(seconds)

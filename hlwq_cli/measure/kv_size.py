@@ -1,4 +1,4 @@
-"""What a token of the past takes in a key/value cache of codes, and what it would take dense."""
+"""Bytes per token of a quantized key/value cache, and of a dense one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..runtime.kv.cache import GROUP, WINDOW, CodedLayer, coded_cache
 
 @dataclass(frozen=True)
 class KVCacheSize:
-    """Bytes of one token of one sequence, in the layers that hold codes, all of them together.
+    """Bytes of one token of one sequence, over all layers that hold codes.
 
     Attributes:
         bits: widths of keys and values, as in `KVBits`.
-        layers: how many layers hold codes.
-        token_bytes: codes and scales of a token.
-        dense_token_bytes: keys and values of a token in the model's type.
-        window: newest tokens that are always exact.
-        group: tokens that are coded at once, when they have left the window.
+        layers: number of layers that hold codes.
+        token_bytes: bytes of codes and scales per token.
+        dense_token_bytes: bytes of keys and values per token in the model's dtype.
+        window: number of newest tokens that always stay exact.
+        group: number of tokens that are coded together after they leave the window.
     """
 
     bits: str
@@ -34,7 +34,7 @@ class KVCacheSize:
 
 
 def kv_cache_size(model: Any, bits: KVBits) -> KVCacheSize:
-    """Read one token and look at what is held."""
+    """Run the model on one token and measure its cache."""
     cache = coded_cache(model.config, bits)
     with torch.inference_mode():
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), **cache_argument(model, cache))

@@ -1,4 +1,7 @@
-"""Log-probabilities of windows, a few positions at a time, so that no (window, vocabulary) float32 is ever made."""
+"""Log-probabilities of windows, computed for a few positions at a time.
+
+So no float32 tensor (window, vocabulary) is ever allocated.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,21 @@ _VALUES_AT_ONCE = 2**25
 
 
 def window_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Logits (window, vocabulary) of one window (window,), in the model's dtype, on its device."""
+    """Return the logits (window, vocabulary) of one window (window,), in the model's dtype, on its device."""
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
     return logits
 
 
 def pieces(window: int, first: int, vocabulary: int) -> Iterator[slice]:
-    """The positions that predict the scored tokens `first` .. window - 1, in pieces that fit memory."""
+    """Yield the positions that predict the scored tokens `first` .. window - 1, in slices that fit in memory."""
     step = max(1, _VALUES_AT_ONCE // vocabulary)
     for start in range(first - 1, window - 1, step):
         yield slice(start, min(start + step, window - 1))
 
 
 def token_nlls(logits: torch.Tensor, ids: torch.Tensor, first: int) -> torch.Tensor:
-    """-log p of each scored token: float64 (window - first,), on the CPU; log-softmax in float32."""
+    """Return -log p of each scored token: float64 (window - first,), on the CPU. The log-softmax is in float32."""
     parts = []
     for at in pieces(len(ids), first, logits.shape[-1]):
         log_p = torch.log_softmax(logits[at].float(), dim=-1)

@@ -15,14 +15,14 @@ from .windows import Windows
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood over scored tokens.
+    """Perplexity: exp of the mean negative log-likelihood of the scored tokens.
 
     Attributes:
         value: the perplexity.
-        error: its standard error, value * sd(nll) / sqrt(tokens): first order, tokens taken as independent.
-        nll: mean, in nats.
-        tokens: how many were scored.
-        non_finite: tokens whose likelihood is not a finite number; they are left out of the mean.
+        error: standard error, value * sd(nll) / sqrt(tokens), to first order for independent tokens.
+        nll: mean negative log-likelihood, in nats.
+        tokens: number of tokens in the mean.
+        non_finite: number of tokens left out because their likelihood is not finite.
     """
 
     value: float
@@ -34,11 +34,11 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class PairedDelta:
-    """How a model differs from a reference on the same tokens.
+    """Difference of a model's perplexity from a reference's on the same tokens.
 
     Attributes:
         log_ratio: ln(PPL / PPL of the reference), the mean difference in nats.
-        error: its standard error from the differences token by token, far below that of either perplexity.
+        error: standard error of `log_ratio`, from the difference at each token; much smaller than that of each PPL.
         difference: PPL - PPL of the reference.
     """
 
@@ -48,7 +48,7 @@ class PairedDelta:
 
 
 def score(model: Any, windows: Windows, progress: ProgressCallback = ignore_progress) -> torch.Tensor:
-    """-log p of every scored token of every window, float64 (windows, scored)."""
+    """Return -log p of every scored token of every window: float64 (windows, scored)."""
     rows = []
     for i, ids in enumerate(windows.ids):
         rows.append(token_nlls(window_logits(model, ids), ids, windows.first))
@@ -57,7 +57,7 @@ def score(model: Any, windows: Windows, progress: ProgressCallback = ignore_prog
 
 
 def perplexity(nlls: torch.Tensor) -> Perplexity:
-    """The perplexity of token likelihoods; see `score`."""
+    """Return the perplexity of the likelihoods from `score`."""
     finite = nlls[nlls.isfinite()].double()
     if not finite.numel():
         return Perplexity(math.nan, math.nan, math.nan, 0, nlls.numel())
@@ -70,7 +70,7 @@ def perplexity(nlls: torch.Tensor) -> Perplexity:
 
 
 def paired(nlls: torch.Tensor, reference: torch.Tensor) -> PairedDelta:
-    """Compare token likelihoods with a reference's on the same tokens; tokens not finite in either are left out."""
+    """Compare likelihoods with a reference's on the same tokens; tokens that are not finite in both are left out."""
     both = nlls.isfinite() & reference.isfinite()
     a, b = nlls[both].double(), reference[both].double()
     differences = a - b

@@ -1,6 +1,6 @@
-"""A report, left beside the checkpoint that it is about: hlwq_bench.json and hlwq_bench.png, for the card.
+"""Save a report in the folder of its checkpoint, for the card: hlwq_bench.json and hlwq_bench.png.
 
-The results name the checkpoint by its digest, so that they cannot pass for those of another.
+The results contain the checkpoint's digest, so that they cannot be used for another checkpoint.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .report import BenchReport, Measured
 
 
 def check_savable(paths: list[str]) -> None:
-    """Raise UsageError where results have no folder of a coded checkpoint to lie in."""
+    """Raise UsageError if a path is not the folder of a coded checkpoint."""
     for path in paths:
         if not (Path(path) / MANIFEST).is_file():
-            raise UsageError(f"--save needs folders of coded checkpoints, and {path} is none.", "Leave it out.")
+            raise UsageError(f"--save needs folders of coded checkpoints, and {path} is not one.", "Omit --save.")
 
 
 def save_report(report: BenchReport) -> tuple[Path, ...]:
@@ -39,8 +39,8 @@ def _save(report: BenchReport, measured: Measured) -> Path:
     manifest = read_manifest(folder)
     document = json.dumps(_document(report, measured, manifest), indent=1, ensure_ascii=False)
     write_file(folder / RESULTS, (document + "\n").encode())
-    with tempfile.TemporaryDirectory() as drawn:
-        light, _ = draw(replace(report, measured=(measured,)), Path(drawn) / CHART)
+    with tempfile.TemporaryDirectory() as scratch:
+        light, _ = draw(replace(report, measured=(measured,)), Path(scratch) / CHART)
         write_file(folder / CHART, light.read_bytes())
     records = [file_record(folder, name) for name in (RESULTS, CHART)]
     write_file(folder / MANIFEST, manifest.with_files(records).dump())
@@ -61,6 +61,6 @@ def _document(report: BenchReport, measured: Measured, manifest: Manifest) -> di
 
 
 def _public(measured: Measured) -> dict[str, Any]:
-    """Figures under a name without the path to it, which is nobody's business."""
+    """Return the figures with the folder's name instead of its path, which is private."""
     is_repo = is_repo_id(measured.path) and not Path(measured.path).exists()
     return asdict(replace(measured, path=measured.path if is_repo else Path(measured.path).resolve().name))

@@ -1,4 +1,4 @@
-"""How far each coded tensor is from its source: cosine and relative squared error, the worst first."""
+"""Error of each coded tensor against its source: cosine and relative squared error, the worst first."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..codec import lloyd_max
 from ..errors import UsageError
 from ..progress import Progress, ProgressCallback, ignore_progress
 
-_SICK = 1.25
+_SUSPICIOUS_RATIO = 1.25  # of error to expected error
 
 
 @dataclass(frozen=True)
 class TensorSimilarity:
-    """One coded tensor against its source.
+    """Error of one coded tensor against its source.
 
     Attributes:
-        name: of the coded tensor.
-        bits: its width.
+        name: name of the coded tensor.
+        bits: width of its codes.
         cosine: <W, W'> / (||W|| ||W'||).
         error: ||W - W'||^2 / ||W||^2.
-        expected: the error its width has on Gaussian weights without a scale search.
-        sick: whether the error is more than a quarter above that: something is odd about this tensor.
+        expected: error of this width on Gaussian weights, without a scale search.
+        sick: whether the tensor is suspicious: its error is more than 1.25 times the expected one. A key in JSON.
     """
 
     name: str
@@ -38,7 +38,7 @@ class TensorSimilarity:
 
 
 def similarity_of(path: str, ref: str, progress: ProgressCallback) -> tuple[TensorSimilarity, ...]:
-    """`similarity` of a coded folder or Hub id and its source's; see there."""
+    """Open a coded checkpoint and its source, and return their `similarity`."""
     checkpoint, source = open_coded(path), open_source(ref)
     try:
         return similarity(checkpoint, source, progress)
@@ -50,7 +50,15 @@ def similarity_of(path: str, ref: str, progress: ProgressCallback) -> tuple[Tens
 def similarity(
     checkpoint: CodedCheckpoint, source: Source, progress: ProgressCallback = ignore_progress
 ) -> tuple[TensorSimilarity, ...]:
-    """Compare every coded tensor with its source, a slice at a time; the largest error first.
+    """Compare every coded tensor with its source, a slice at a time.
+
+    Args:
+        checkpoint: a coded checkpoint.
+        source: the checkpoint that it was made from.
+        progress: called after each tensor.
+
+    Returns:
+        A record for each coded tensor, the largest error relative to the expected error first.
 
     Raises:
         UsageError: the source lacks a tensor, or has it in another shape.
@@ -63,7 +71,7 @@ def similarity(
 
 
 def codebook_error(bits: int) -> float:
-    """The relative squared error of the Lloyd-Max quantizer of N(0, 1): 1 - E[Q(Z)^2]."""
+    """Return the relative squared error of the Lloyd-Max quantizer of N(0, 1): 1 - E[Q(Z)^2]."""
     c = lloyd_max(bits)
     edges = [-math.inf, *((a + b) / 2 for a, b in pairwise(c)), math.inf]
     cdf = [0.5 * (1 + math.erf(e / math.sqrt(2))) for e in edges]
@@ -89,4 +97,4 @@ def _compare(checkpoint: CodedCheckpoint, source: Source, record: TensorRecord) 
     error = difference / theirs if theirs else 0.0
     cosine = dot / math.sqrt(ours * theirs) if ours and theirs else 1.0
     expected = codebook_error(record.bits)
-    return TensorSimilarity(record.name, record.bits, cosine, error, expected, error > _SICK * expected)
+    return TensorSimilarity(record.name, record.bits, cosine, error, expected, error > _SUSPICIOUS_RATIO * expected)

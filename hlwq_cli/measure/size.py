@@ -1,4 +1,4 @@
-"""How large a checkpoint's weights are, and in how many bits, from headers and small files only."""
+"""Size and bits per weight of a checkpoint, from headers and small files only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from ..samples import resolve_model
 
 
 def weights_size(path: str) -> tuple[int, float | None]:
-    """Bytes of a folder's or Hub repository's weights, and bits per weight where it is coded.
+    """Return the bytes of a checkpoint's weights, and its bits per weight, or None if it is not coded.
+
+    Args:
+        path: a folder, a Hub id, or `sample`.
 
     Raises:
-        NotFoundError: there is neither.
-        CorruptError: it is coded, and its files contradict each other.
+        NotFoundError: there is no such folder or repository.
+        CorruptError: the checkpoint is coded and its files are inconsistent.
     """
     folder = Path(resolve_model(path))
     if folder.is_dir() and not (folder / MANIFEST).exists():

@@ -1,4 +1,4 @@
-"""Tokens per second: prefill and decode as `HLWQModel` does them, after a warm-up, several times, with the spread."""
+"""Prefill and decode speed with the loop of `HLWQModel`: several runs after a warm-up, with their spread."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ class Rate:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model answers, one sequence at a time.
+    """Speed and memory of a model, for one sequence at a time.
 
     Attributes:
-        device: what it ran on.
-        decoding: how it decoded: by replaying a CUDA `graph`, `eager` steps of the same loop, or `transformers`' own.
-        not_captured: why a GPU did not replay a graph, where it did not; else empty.
-        prefill: tokens per second of a prompt of 512, up to its first new token.
-        decode: tokens per second while 128 are generated greedily after a prompt of 8.
-        device_peak: bytes of device memory at most, from the start of loading; 0 on the CPU.
-        host_peak: bytes of host memory the process has held at most, from the start of loading, mapped files included.
-        experts: what experts outside the GPU cost in decoding, where there are some.
+        device: name of the device.
+        decoding: how tokens were decoded: by replaying a CUDA `graph`, with `eager` steps of the same loop, or by the
+            loop of `transformers`.
+        not_captured: why a GPU did not replay a graph; empty if it did, or on a CPU.
+        prefill: tokens per second of a prompt of 512 tokens, up to the first new token.
+        decode: tokens per second of 128 tokens, generated greedily after a prompt of 8.
+        device_peak: peak bytes of device memory since loading began; 0 on the CPU.
+        host_peak: peak bytes of host memory since loading began, mapped files included.
+        experts: traffic of experts outside the GPU during decoding, if there are any.
     """
 
     device: str
@@ -55,7 +56,7 @@ class Speed:
 
 
 def measure_speed(model: Any, runs: int = 5) -> Speed:
-    """Time a model on fixed tokens; `runs` counted runs after one warm-up of each kind."""
+    """Time a model on fixed random tokens; each kind of run is repeated `runs` times after one warm-up."""
     device: torch.device = model.device
     generation = Generation(model)
     random = torch.Generator().manual_seed(0)
@@ -88,9 +89,9 @@ def _traffic(model: Any) -> Traffic:
 
 
 def release_memory() -> None:
-    """Let go of models that nobody holds any more, and forget the peaks they made; Linux forgets the host's."""
+    """Free the memory of models that are no longer referenced, and reset the peaks of device and host memory."""
     gc.collect()
-    if torch.cuda.is_initialized():  # before, there is nothing to forget, and torch refuses to
+    if torch.cuda.is_initialized():  # torch raises if CUDA is not initialized
         torch.cuda.empty_cache()
         for device in range(torch.cuda.device_count()):
             torch.cuda.reset_peak_memory_stats(device)
@@ -101,7 +102,7 @@ def release_memory() -> None:
 
 
 def _answer(generation: Generation, ids: torch.Tensor, tokens: int) -> None:
-    """Greedy, to the last token asked for."""
+    """Generate `tokens` tokens greedily, without a stop token."""
     generation.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),

@@ -1,4 +1,4 @@
-"""Downstream tasks, through EleutherAI's lm-eval, where that is installed."""
+"""Downstream tasks with EleutherAI's lm-eval, an optional dependency."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class TaskScore:
     """One metric of one task.
 
     Attributes:
-        task: its name in lm-eval.
-        metric: its name there, without the filter.
+        task: name of the task in lm-eval.
+        metric: name of the metric in lm-eval, without the filter.
         value: the score.
-        error: its standard error, None where lm-eval gives none.
+        error: standard error of the score, or None if lm-eval gives none.
     """
 
     task: str
@@ -30,17 +30,17 @@ class TaskScore:
 
 
 def open_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
-    """lm-eval's index of tasks, once it is sure that it knows these; to be asked before any model is loaded.
+    """Return lm-eval's index of tasks after checking that it has these; called before any model is loaded.
 
-    Where all of them lie in one's own folder, lm-eval's own are left alone: to read those thousands takes seconds.
+    If the user's folder has all of them, lm-eval's own index, with thousands of tasks, is not read: that takes seconds.
 
     Args:
-        tasks: names that lm-eval knows, such as `hellaswag`.
-        folder: a folder of task files of one's own.
+        tasks: names of lm-eval tasks, such as `hellaswag`.
+        folder: folder with the user's own task files.
 
     Raises:
         HlwqError: lm-eval is not installed.
-        NotFoundError: no such task or folder.
+        NotFoundError: there is no such task or folder.
     """
     if find_spec("lm_eval") is None:
         raise HlwqError("--tasks needs lm-eval, which is not installed.", "Run `pip install 'hlwq[eval]'`.")
@@ -50,12 +50,12 @@ def open_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
 
     if folder is not None:
         own = TaskManager(include_path=str(folder), include_defaults=False)
-        if set(tasks) <= set(own.all_subtasks):  # groups may name tasks of lm-eval's
+        if set(tasks) <= set(own.all_subtasks):  # all_subtasks: a group may contain tasks of lm-eval
             return own
     manager = TaskManager(include_path=None if folder is None else str(folder))
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
-        raise NotFoundError(f"lm-eval knows no task {', '.join(unknown)}.", "`lm-eval ls tasks` lists them.")
+        raise NotFoundError(f"lm-eval has no task {', '.join(unknown)}.", "`lm-eval ls tasks` lists them.")
     return manager
 
 
@@ -66,13 +66,13 @@ def run_tasks(
 
     Args:
         model: a transformers model.
-        tokenizer: its tokenizer.
-        tasks: names of tasks, or of groups of them.
-        manager: of `open_tasks`.
-        limit: use at most so many examples of each.
+        tokenizer: the model's tokenizer.
+        tasks: names of tasks or groups of tasks.
+        manager: the index from `open_tasks`.
+        limit: maximum number of examples per task.
 
     Raises:
-        HlwqError: a task's data cannot be had.
+        HlwqError: the data of a task cannot be loaded.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM

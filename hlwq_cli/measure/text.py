@@ -1,4 +1,4 @@
-"""The text that a measurement reads."""
+"""The text that perplexity and divergence are measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIKITEXT = "wikitext-2-raw"
 
 @dataclass(frozen=True)
 class Text:
-    """A text, its name for the protocol line, and what people should know of it."""
+    """A text, its name for the protocol line, and a remark for the user."""
 
     name: str
     text: str
@@ -22,7 +22,7 @@ class Text:
 
     @property
     def sha256(self) -> str:
-        """Of the text's bytes."""
+        """sha256 of the text in UTF-8."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
@@ -31,10 +31,11 @@ def load_text(data: str | None = None) -> Text:
 
     Args:
         data: a file; `sample`, the bundled text; `NAME[:CONFIG[:SPLIT]]` of a dataset with a `text` column; or None,
-            which means wikitext-2-raw's test split, or the bundled text where that cannot be reached.
+            the test split of wikitext-2-raw, or the bundled text if that cannot be downloaded.
 
     Raises:
-        NotFoundError: no such file or dataset.
+        NotFoundError: there is no such file or dataset.
+        UsageError: the dataset has no `text` column.
     """
     if data == "sample":
         return _bundled("")
@@ -44,7 +45,7 @@ def load_text(data: str | None = None) -> Text:
         except HlwqError:
             if data is not None:
                 raise
-            return _bundled(f"{WIKITEXT} cannot be reached; the bundled text is used instead.")
+            return _bundled(f"{WIKITEXT} cannot be downloaded; the bundled text is used instead.")
     path = Path(data)
     if path.is_file():
         return Text(path.name, path.read_text(errors="replace"))
@@ -57,7 +58,7 @@ def _bundled(note: str) -> Text:
 
 
 def _dataset(spec: str, name: str) -> Text:
-    """Rows of the `text` column joined by two newlines, as the usual scripts do."""
+    """Load the rows of the `text` column, joined by two newlines as in common perplexity scripts."""
     from datasets import load_dataset
 
     repo, _, rest = spec.partition(":")
@@ -69,5 +70,5 @@ def _dataset(spec: str, name: str) -> Text:
             f"The dataset {spec} cannot be loaded: {type(error).__name__}.", "Give a text file, or --data sample."
         ) from error
     if "text" not in rows.column_names:
-        raise UsageError(f"The dataset {spec} has no column `text` but {', '.join(rows.column_names)}.")
+        raise UsageError(f"The dataset {spec} has no column `text`; its columns are {', '.join(rows.column_names)}.")
     return Text(name, "\n\n".join(rows["text"]))

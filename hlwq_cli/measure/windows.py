@@ -1,6 +1,6 @@
-"""Protocols of perplexity: how a text becomes windows, and which of their tokens are scored.
+"""Protocols of perplexity: how a text is cut into windows, and which of their tokens are scored.
 
-Three protocols give 5.47, 5.80 and 8.71 for one model, so every report says which it used.
+Three protocols give 5.47, 5.80 and 8.71 for one model, so every report states its protocol.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Protocol:
     """How a text was measured.
 
     Attributes:
-        name: `paper`: windows side by side, every token but the first scored. `llama.cpp`: windows side by side, the
-            second half scored, the first token replaced by BOS where the tokenizer adds one.
-        window: tokens in a window, BOS included.
-        windows: how many.
-        scored: tokens scored in each.
-        bos: whether each window begins with BOS: exactly where the tokenizer adds one.
+        name: `paper`: windows side by side, every token but the first is scored. `llama.cpp`: windows side by side,
+            the second half is scored, and BOS replaces the first token if the tokenizer adds BOS.
+        window: tokens per window, BOS included.
+        windows: number of windows.
+        scored: scored tokens per window.
+        bos: whether each window begins with BOS, which is so if the tokenizer adds it.
         text: name of the text.
-        text_sha256: its hash.
+        text_sha256: sha256 of the text.
     """
 
     name: ProtocolName
@@ -42,7 +42,7 @@ class Protocol:
 
     @property
     def line(self) -> str:
-        """For people, and for comparing."""
+        """The protocol in one line; figures are comparable only if these lines are equal."""
         bos = "BOS once a window" if self.bos else "no BOS"
         return (
             f"protocol {self.name}: {self.text} (sha256 {self.text_sha256[:12]}), {self.windows} windows of "
@@ -57,7 +57,7 @@ class Windows:
     Attributes:
         ids: int64 (windows, window).
         first: predictions of tokens `first` .. window - 1 are scored.
-        protocol: how they were made.
+        protocol: how the windows were made.
     """
 
     ids: torch.Tensor
@@ -72,19 +72,19 @@ def make_windows(
 
     Args:
         text: the text.
-        tokenizer: of the model.
-        name: of the protocol.
-        window: tokens in a window; by default the protocol's own.
-        limit: use at most so many windows.
+        tokenizer: tokenizer of the model.
+        name: name of the protocol.
+        window: tokens per window; None means the protocol's default.
+        limit: maximum number of windows.
 
     Raises:
-        UsageError: the text is shorter than one window.
+        UsageError: the protocol is unknown, the window is too short, or the text is shorter than one window.
     """
     if name not in _DEFAULT_WINDOW:
-        raise UsageError(f"Protocols are {', '.join(_DEFAULT_WINDOW)}, not {name!r}.")
+        raise UsageError(f"--protocol must be {' or '.join(_DEFAULT_WINDOW)}, not {name!r}.")
     size = _DEFAULT_WINDOW[name] if window is None else window
     if size < 4:
-        raise UsageError(f"A window of {size} tokens measures nothing.", "Use at least 4.")
+        raise UsageError(f"A window of {size} tokens is too short.", "Use at least 4.")
     bos = bos_token(tokenizer)
     tokens = torch.tensor(tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
     if name == "paper" and bos is not None:
@@ -103,18 +103,18 @@ def make_windows(
 
 
 def bos_token(tokenizer: Any) -> int | None:
-    """The id of BOS where the tokenizer puts one before a text by itself, else None (Qwen, for one)."""
+    """Return the id of BOS if the tokenizer adds it to a text by itself, else None (for example Qwen)."""
     bos = tokenizer.bos_token_id
     with_special = tokenizer("a")["input_ids"]
     return int(bos) if bos is not None and with_special[:1] == [bos] else None
 
 
 def _rows(tokens: torch.Tensor, window: int, text: Text, bos_tokens: int = 0) -> torch.Tensor:
-    """(windows, window - bos_tokens)."""
+    """Cut tokens into rows: (windows, window - bos_tokens)."""
     size = window - bos_tokens
     count = len(tokens) // size
     if count == 0:
         raise UsageError(
-            f"{text.name} has {len(tokens)} tokens, less than a window of {window}.", "Use a longer text or --window."
+            f"{text.name} has {len(tokens)} tokens, fewer than a window of {window}.", "Use a longer text or --window."
         )
     return tokens[: count * size].view(count, size)

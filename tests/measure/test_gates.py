@@ -51,9 +51,9 @@ def test_what_is_no_number_misses_every_limit() -> None:
 @pytest.mark.parametrize("gates", [Gates(max_ppl_delta=1), Gates(max_kld=1), Gates(min_top1=0)])
 def test_limits_on_what_is_not_measured_are_refused(gates: Gates) -> None:
     with pytest.raises(UsageError):
-        gates.check_askable(ppl=True, kld=False, ref=None)
+        gates.check_measured(ppl=True, kld=False, ref=None)
 
 
 def test_limits_on_what_is_measured_are_taken() -> None:
-    Gates(1, 1, 0).check_askable(ppl=False, kld=True, ref="reference")
-    Gates(max_ppl_delta=1).check_askable(ppl=True, kld=False, ref="reference")
+    Gates(1, 1, 0).check_measured(ppl=False, kld=True, ref="reference")
+    Gates(max_ppl_delta=1).check_measured(ppl=True, kld=False, ref="reference")

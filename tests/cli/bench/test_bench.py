@@ -155,7 +155,7 @@ def test_where_wikitext_cannot_be_reached_the_bundled_text_is_used_and_said(hub:
     assert hub.requests
     assert ran.code == 0, ran.err
     assert document(ran)["report"]["protocol"]["text"] == "sample/addresses"
-    assert "wikitext-2-raw cannot be reached" in ran.err
+    assert "wikitext-2-raw cannot be downloaded" in ran.err
 
 
 def big_llama(folder: Path, width: int) -> Path:

@@ -30,7 +30,7 @@ def test_a_width_of_keys_and_values_that_changes_nothing_is_refused() -> None:
     [
         (("--speed", "--gpu-memory", "much"), "'much' is not a size."),
         (("--speed", "--gpu-memory", "8.6GB", "--device", "cpu"), "no GPU here"),
-        (("--ref", "sample", "--cosine", "--gpu-memory", "8.6GB"), "--gpu-memory changes nothing"),
+        (("--ref", "sample", "--cosine", "--gpu-memory", "8.6GB"), "--gpu-memory has no effect on the requested measures."),
     ],
 )
 def test_gpu_memory_that_cannot_be_meant_is_refused(asked: tuple[str, ...], sentence: str) -> None:
@@ -73,7 +73,7 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
         (("sample", "--device", "cuda:99"), 2, "cuda:99 is not there"),
         (("sample", "--device", "cpu,cpu"), 2, "onto one device, not cpu,cpu"),
         (("sample", "--dtype", "int8"), 2, "--dtype int8 is no type to load into."),
-        (("sample", "--chart", "out.jpg"), 2, "--chart draws a PNG"),
+        (("sample", "--chart", "out.jpg"), 2, "--chart writes a PNG file"),
         (("sample", "--chart", "nowhere/out.png"), 3, "There is no folder nowhere for out.png."),
     ],
 )
@@ -87,7 +87,7 @@ def test_what_cannot_be_meant_is_said_before_any_work(
 def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Too short.")
     ran = hlwq("bench", "sample", "--ppl", "--data", tmp_path / "short.txt")
-    assert_refused(ran, 2, "short.txt has ", "less than a window of 2048.")
+    assert_refused(ran, 2, "short.txt has ", "fewer than a window of 2048.")
 
 
 @pytest.mark.parametrize("window", ["-1", "0", "3"])

@@ -86,7 +86,7 @@ def test_without_lm_eval_it_says_what_to_install_before_loading_anything(monkeyp
 def test_an_unknown_task_is_not_found(task_folder: Path) -> None:
     ran = hlwq("bench", "sample", "--tasks", "endings,no_such_task", "--task-folder", task_folder)
     assert (ran.code, ran.out) == (3, "")
-    assert "Error: lm-eval knows no task no_such_task.\n" in ran.err
+    assert "Error: lm-eval has no task no_such_task.\n" in ran.err
     assert "loading sample" not in ran.err
 
 
