@@ -19,7 +19,7 @@ __all__ = ["HLWQModel", "PolarQuantModel", "__version__", "export", "inspect", "
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: the command's --help must not wait for torch."""
+    """Import a public name when it is first used, so that `hlwq --help` does not wait for torch."""
     if name in ("HLWQModel", "PolarQuantModel"):
         from .runtime import model
 

@@ -1,15 +1,15 @@
-"""Every error hlwq raises on purpose.
+"""All errors that hlwq raises on purpose.
 
-    HlwqError                  1  what went wrong, and what to do about it
-    |-- UsageError             2  an option or argument that cannot be meant
+    HlwqError                  1  what went wrong, and what to do
+    |-- UsageError             2  invalid option or argument
     |-- NotFoundError          3  no such folder, repository, revision or file
     |-- NotAllowedError        4  gated, private, or not writable
-    |-- ConflictError          5  the output exists and was made otherwise
-    |-- GateMissedError        6  a limit the caller set was not kept
-    |-- CorruptError           1  files that contradict themselves or each other
-    |-- UnsupportedError       1  a checkpoint of a kind that cannot be coded or read
-    |-- NonFiniteError         1  a weight that no code can stand for
-    `-- OutOfSpaceError        1  the disk is full, or would be
+    |-- ConflictError          5  the output exists and was made with different settings
+    |-- GateMissedError        6  a limit that the caller set was missed
+    |-- CorruptError           1  files that are invalid or inconsistent
+    |-- UnsupportedError       1  a checkpoint that hlwq cannot code or read
+    |-- NonFiniteError         1  a weight that is infinite or NaN
+    `-- OutOfSpaceError        1  the disk is full, or the output would fill it
 
 The number is the exit code of the command line.
 """
@@ -18,11 +18,11 @@ from __future__ import annotations
 
 
 class HlwqError(Exception):
-    """Base of all errors here.
+    """Base class of all errors of hlwq.
 
     Attributes:
-        what: one sentence, what is wrong.
-        hint: one sentence, what to do; may be empty.
+        what: one sentence that says what is wrong.
+        hint: one sentence that says what to do; may be empty.
     """
 
     exit_code = 1
@@ -34,13 +34,13 @@ class HlwqError(Exception):
 
 
 class UsageError(HlwqError):
-    """An option or argument that cannot be meant."""
+    """Invalid option or argument."""
 
     exit_code = 2
 
 
 class NotFoundError(HlwqError):
-    """No such folder, repository, revision or file."""
+    """There is no such folder, repository, revision or file."""
 
     exit_code = 3
 
@@ -52,28 +52,28 @@ class NotAllowedError(HlwqError):
 
 
 class ConflictError(HlwqError):
-    """The output exists and was made otherwise."""
+    """The output exists and was made with different settings."""
 
     exit_code = 5
 
 
 class GateMissedError(HlwqError):
-    """A limit the caller set was not kept."""
+    """A limit that the caller set was missed."""
 
     exit_code = 6
 
 
 class CorruptError(HlwqError):
-    """Files that contradict themselves or each other."""
+    """Files that are invalid or inconsistent."""
 
 
 class UnsupportedError(HlwqError):
-    """A checkpoint of a kind that cannot be coded or read."""
+    """A checkpoint that hlwq cannot code or read."""
 
 
 class NonFiniteError(HlwqError):
-    """A weight that no code can stand for."""
+    """A weight that is infinite or NaN."""
 
 
 class OutOfSpaceError(HlwqError):
-    """The disk is full, or would be."""
+    """The disk is full, or the output would fill it."""

@@ -1,6 +1,6 @@
-"""Host memory that a GPU copies from and to at full speed: in large pages, pinned where it is.
+"""Host memory that a GPU copies from and to at full speed: large pages, registered (pinned) in place.
 
-torch's own pinned memory comes in powers of two, and making it takes eleven times as long as registering such pages.
+torch allocates pinned memory in powers of two, and that takes eleven times as long as registering such pages.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _PORTABLE = 1  # cudaHostRegisterPortable: pinned for all devices
 
 
 class HostMemory:
-    """Memory of a mapping of its own, pinned for as long as this object is there: keep it with what views its bytes.
+    """Memory in its own mapping, pinned while this object exists. Keep the object with every view of its bytes.
 
     Args:
-        nbytes: how much, at least 1.
-        pin: whether to pin it for GPUs. The current one is started where it was not.
+        nbytes: number of bytes, at least 1.
+        pin: whether to pin the memory for GPUs. This initializes the current GPU.
 
     Attributes:
         bytes: uint8 (nbytes,), zeros.
-        pinned: whether it is; not where the system allows no more of it.
+        pinned: whether the memory is pinned; False if the system does not allow more pinned memory.
 
     Raises:
-        OSError: there is too little memory.
-        RuntimeError: the GPU cannot be started.
+        OSError: there is not enough memory.
+        RuntimeError: the GPU cannot be initialized.
     """
 
     def __init__(self, nbytes: int, pin: bool) -> None:
@@ -35,14 +35,14 @@ class HostMemory:
         self.pinned = pin and (self._register() or self._ask_torch())
 
     def _register(self) -> bool:
-        # The driver, which pins for one thread at a time, would make pages that are not there yet.
+        # Touch each page first. Otherwise the driver allocates the pages while it holds a lock on all pinning.
         self.bytes[:: mmap.PAGESIZE] = 0
         address, device = self.bytes.data_ptr(), torch.cuda.current_device()
         if int(torch.cuda.cudart().cudaHostRegister(address, len(self.bytes), _PORTABLE)):
             with suppress(RuntimeError):
-                torch.zeros(1, device="cuda")  # meets the error that is still pending
+                torch.zeros(1, device="cuda")  # clears the pending CUDA error
             return False
-        weakref.finalize(self, _unregister, address, device).atexit = False  # the system does it then
+        weakref.finalize(self, _unregister, address, device).atexit = False  # at exit the system unregisters it
         return True
 
     def _ask_torch(self) -> bool:
@@ -53,7 +53,7 @@ class HostMemory:
 
 
 def _in_large_pages(nbytes: int) -> torch.Tensor:
-    """uint8 (nbytes,), in large pages where the system has them."""
+    """Return uint8 (nbytes,), in large pages if the system supports them."""
     mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(AttributeError, OSError):
         mapped.madvise(mmap.MADV_HUGEPAGE)
@@ -61,6 +61,6 @@ def _in_large_pages(nbytes: int) -> torch.Tensor:
 
 
 def _unregister(address: int, device: int) -> None:
-    """By the device that registered it, lest the current one, which may be another, be started for it."""
+    """Unregister on the registering device, so that no CUDA context is created on the wrong device."""
     with torch.cuda.device(device):
         torch.cuda.cudart().cudaHostUnregister(address)

@@ -1,4 +1,4 @@
-"""The bundled sample: a small trained model with text and pictures, for a first run that needs no network."""
+"""The bundled sample: a small trained model with text and pictures, for a first run without a network."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _FOLDER = Path(__file__).parent / "sample"
 
 
 def resolve_model(model: str) -> str:
-    """`sample` to the folder of the bundled model, unless a folder of that name is here; anything else as it is."""
+    """Return the folder of the bundled model for `sample`, unless there is a folder `sample`; else return `model`."""
     return str(_FOLDER) if model == SAMPLE and not Path(SAMPLE).exists() else model
 
 
 def sample_file(name: str) -> Path:
-    """A file of the bundled sample.
+    """Return the path of a file of the bundled sample.
 
     Raises:
-        NotFoundError: this installation lacks it.
+        NotFoundError: this installation lacks the file.
     """
     path = _FOLDER / name
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The start and the end of a process, each of which is a second or two beside what a GPU does in four."""
+"""Faster start and end of a process: each takes a second or two, where a GPU may work for only four."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 
 @contextmanager
 def imports_without_gc() -> Iterator[None]:
-    """Import without collecting garbage meanwhile, and count what was imported as no garbage ever after.
+    """Switch off garbage collection for imports inside this context, and freeze what they create.
 
-    torch makes a million objects, none of which goes: looking through them takes a sixth of its import, and a tenth
-    of a second each time later, in which no thread moves. Does nothing where torch is there already.
+    torch creates a million objects that are never freed. Collections take a sixth of its import time. Later ones take
+    a tenth of a second each, while all threads wait. Does nothing if torch is imported already.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -30,32 +30,33 @@ def imports_without_gc() -> Iterator[None]:
 
 
 def start_driver(device: str) -> None:
-    """Start the CUDA driver beside what else is done, such as imports, where `device` may mean a GPU and there is one.
+    """Start the CUDA driver in a thread, unless `device` is `cpu`, while for example imports run.
 
-    It takes a fifth of a second, within which Python can go on. What is wrong with it, torch says when it is used.
+    This takes a fifth of a second and does not block Python. Errors are ignored: torch reports them when it uses the
+    driver.
     """
     if device != "cpu":
         threading.Thread(target=_start_driver, name="start driver").start()
 
 
 def _start_driver() -> None:
-    with suppress(OSError):  # there is none
+    with suppress(OSError):  # there is no driver
         ctypes.CDLL("libcuda.so.1").cuInit(0)
 
 
 def exit_fast_on_gpu(status: SystemExit) -> None:
-    """End the process now where it holds a GPU, without taking apart what ends with it; returns where it holds none.
+    """End the process without cleanup if it has used a GPU; otherwise return.
 
-    Freeing torch's pinned memory, the GPU's context and Python's modules takes a second or more. Only for a command
-    whose files are closed and threads are done, and which left nothing to be called at exit.
+    Freeing torch's pinned memory, the CUDA context and Python's modules takes a second or more. Only for a command
+    whose files are closed, whose threads have ended, and which has registered no exit handlers.
     """
-    started = getattr(sys.modules.get("torch.cuda"), "is_initialized", bool)
+    uses_gpu = getattr(sys.modules.get("torch.cuda"), "is_initialized", bool)
     code = 0 if status.code is None else status.code
-    if not started() or not isinstance(code, int):
+    if not uses_gpu() or not isinstance(code, int):
         return
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-    except (AttributeError, OSError, ValueError):  # closed: Python's own end knows what to say and return
+    except (AttributeError, OSError, ValueError):  # closed: leave the message and exit code to Python's usual exit
         return
     os._exit(code)

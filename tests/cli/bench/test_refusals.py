@@ -30,7 +30,10 @@ def test_a_width_of_keys_and_values_that_changes_nothing_is_refused() -> None:
     [
         (("--speed", "--gpu-memory", "much"), "'much' is not a size."),
         (("--speed", "--gpu-memory", "8.6GB", "--device", "cpu"), "no GPU here"),
-        (("--ref", "sample", "--cosine", "--gpu-memory", "8.6GB"), "--gpu-memory has no effect on the requested measures."),
+        (
+            ("--ref", "sample", "--cosine", "--gpu-memory", "8.6GB"),
+            "--gpu-memory has no effect on the requested measures.",
+        ),
     ],
 )
 def test_gpu_memory_that_cannot_be_meant_is_refused(asked: tuple[str, ...], sentence: str) -> None:
