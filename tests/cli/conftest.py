@@ -1,4 +1,4 @@
-"""A user of the stand-in Hub, and a coded folder of theirs."""
+"""Fixtures: a user of the stand-in Hub, and a coded folder."""
 
 from __future__ import annotations
 

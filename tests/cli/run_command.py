@@ -1,4 +1,4 @@
-"""Running `hlwq`: in this process for the many, as a process of its own where signals, terminals or limits matter."""
+"""Run `hlwq` in this process, or as its own process where signals, terminals or limits matter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-m", "hlwq_cli.main"]
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended and what it said."""
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
@@ -34,13 +34,13 @@ def hlwq(*args: str | Path, env: dict[str, str | None] | None = None) -> Command
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment, without what would colour or widen the output."""
+    """Return this process's environment without variables that change colours or width of the output."""
     dropped = ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "HLWQ_DEBUG", "HF_TOKEN")
     return {k: v for k, v in os.environ.items() if k not in dropped} | changes
 
 
 def hlwq_process(*args: str | Path, env: dict[str, str] | None = None, **options: Any) -> CommandResult:
-    """Run the command as a process of its own."""
+    """Run the command as its own process."""
     done = subprocess.run(
         [*COMMAND, *map(str, args)], env=env or environment(), capture_output=True, text=True, timeout=120, **options
     )
@@ -48,7 +48,7 @@ def hlwq_process(*args: str | Path, env: dict[str, str] | None = None, **options
 
 
 def assert_refused(ran: CommandResult, code: int, *says: str) -> None:
-    """A refusal: the exit code, nothing on stdout, one sentence of what is wrong and one of what to do."""
+    """Check a refusal: exit code, empty stdout, one sentence that says what is wrong and one that says what to do."""
     assert ran.code == code, ran
     assert ran.out == ""
     lines = ran.err.splitlines()

@@ -1,4 +1,4 @@
-"""Help answers at once: without torch, and with every command and environment variable named."""
+"""Help is fast, without torch, and names every command and environment variable."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def test_console_script_is_installed() -> None:
 
 
 @pytest.mark.parametrize("command", ["bench", "demo"])
-def test_an_execution_that_is_none_is_said_before_anything_is_loaded(command: str) -> None:
+def test_unknown_execution_is_refused_before_a_model_is_loaded(command: str) -> None:
     ran = hlwq(command, "no/such-model", "--execution", "fast")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("Error: --execution must be auto, coded or dense, not 'fast'.")

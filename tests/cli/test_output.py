@@ -1,4 +1,4 @@
-"""stdout carries the result, stderr all else; --json is one document, -q one line, and no colour without a terminal."""
+"""stdout carries only the result; --json is one document, -q one line, and there is no colour without a terminal."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def every_result(model: Path, tmp_path: Path) -> Callable[..., dict[str, CommandResult]]:
-    """Each kind of result, in one format."""
+    """Run each command that prints a result, in one format."""
 
     def run(*options: str) -> dict[str, CommandResult]:
         out, name = tmp_path / "out", "".join(options)
@@ -86,7 +86,7 @@ def test_brackets_in_names_are_shown(model: Path, tmp_path: Path) -> None:
     assert f"{out / 'README.md'}: " in hlwq("card", out).out
 
 
-def test_reader_that_has_seen_enough_is_no_error(model: Path, tmp_path: Path) -> None:
+def test_closed_pipe_is_not_an_error(model: Path, tmp_path: Path) -> None:
     for options in ([], ["--json"], ["-q"]):
         read, write = os.pipe()
         os.close(read)
@@ -123,14 +123,14 @@ def test_long_paths_are_not_broken_over_lines_without_a_terminal(tmp_path: Path,
     assert f"hlwq inspect {out} --verify\n" in ran.out
 
 
-def test_result_says_sizes_bits_share_and_what_next(model: Path, tmp_path: Path) -> None:
+def test_result_states_sizes_bits_uncoded_fraction_and_next_command(model: Path, tmp_path: Path) -> None:
     ran = hlwq("quantize", model, tmp_path / "out")
     text = " ".join(ran.out.split())
     assert "86.53 kB became 42.50 kB; 2 tensors coded at 5.250 bits per weight, 4 kept" in text
     assert "24.3% of the bytes stayed uncoded." in text
 
 
-def test_share_that_stays_uncoded_is_in_every_form_of_the_result(model: Path, tmp_path: Path) -> None:
+def test_uncoded_fraction_is_in_every_form_of_the_result(model: Path, tmp_path: Path) -> None:
     share = (2 * 40 * 128 + 2 * 128) / (2 * 40 * 128 + 2 * 128 + 2 * 128 * 128)
     plan = json.loads(hlwq("quantize", model, "--dry-run", "--json").out)
     made = json.loads(hlwq("quantize", model, tmp_path / "out", "--json").out)
@@ -144,7 +144,7 @@ def test_share_that_stays_uncoded_is_in_every_form_of_the_result(model: Path, tm
     [["quantize"], ["quantize", "m", "--bits", "five"], ["quantize", "m", "--threads", "0"], ["inspect"], ["export"],
      ["unknown"], ["quantize", "m", "--no-such-option"], ["quantize", "m", "--format", "xml"]],
 )  # fmt: skip
-def test_usage_errors_are_2_and_leave_stdout_empty(arguments: list[str]) -> None:
+def test_usage_errors_exit_with_2_and_leave_stdout_empty(arguments: list[str]) -> None:
     ran = hlwq(*arguments)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err
@@ -152,13 +152,13 @@ def test_usage_errors_are_2_and_leave_stdout_empty(arguments: list[str]) -> None
 
 @pytest.mark.parametrize("option", ["--max-shard-size", "--max-unquantized"])
 @pytest.mark.parametrize("value", ["", "big", "-1", "-5%", "1e400GB", "nan", "5 potatoes"])
-def test_sizes_and_shares_that_cannot_be_meant_are_2(model: Path, option: str, value: str) -> None:
+def test_invalid_sizes_and_fractions_exit_with_2(model: Path, option: str, value: str) -> None:
     ran = hlwq("quantize", model, "--dry-run", f"{option}={value}")
     assert (ran.code, ran.out) == (2, "")
     assert "Unexpected" not in ran.err
 
 
-def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path: Path) -> None:
+def test_traceback_is_shown_only_with_debug(tmp_path: Path) -> None:
     quiet = hlwq("inspect", tmp_path / "nowhere")
     loud = hlwq("inspect", tmp_path / "nowhere", env={"HLWQ_DEBUG": "1"})
     assert "Traceback" not in quiet.err

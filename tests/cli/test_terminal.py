@@ -1,4 +1,4 @@
-"""On a terminal a bar shows how far a run is; what goes to a pipe stays plain."""
+"""A terminal shows a progress bar; output to a pipe stays plain."""
 
 import os
 import pty
@@ -18,7 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on_terminal(*arguments: str | Path, **env: str) -> tuple[int, str, str]:
-    """Exit code, stdout through a pipe, and what stderr showed on a pseudo-terminal."""
+    """Return exit code, stdout through a pipe, and stderr on a pseudo-terminal."""
     master, slave = pty.openpty()
     shown = bytearray()
 
@@ -45,7 +45,7 @@ def on_terminal(*arguments: str | Path, **env: str) -> tuple[int, str, str]:
     return process.returncode, out, shown.decode()
 
 
-def test_quantize_shows_a_bar_with_tensor_share_speed_and_time(model: Path, tmp_path: Path) -> None:
+def test_quantize_shows_a_bar_with_tensor_percentage_speed_and_time(model: Path, tmp_path: Path) -> None:
     code, out, shown = on_terminal("quantize", model, tmp_path / "out", "--threads", "1", "--json")
     assert code == 0
     assert out.startswith("{")
@@ -61,7 +61,7 @@ def test_quiet_shows_no_bar(model: Path, tmp_path: Path) -> None:
     assert (code, out, shown) == (0, f"{tmp_path / 'out'}\n", "")
 
 
-def test_no_color_means_no_colour(model: Path, tmp_path: Path) -> None:
+def test_no_color_switches_colours_off(model: Path, tmp_path: Path) -> None:
     _, _, shown = on_terminal("quantize", model, tmp_path / "out", NO_COLOR="1")
     assert "\x1b[3" not in shown
     assert "\x1b[38" not in shown

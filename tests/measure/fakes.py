@@ -1,4 +1,4 @@
-"""Models and tokenizers whose answers are known beforehand."""
+"""Models and tokenizers with known outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hlwq_cli.measure.windows import Protocol, Windows
 
 
 class TableModel(nn.Module):
-    """Logits of the next token that depend on the last token alone: row `t` of a (vocabulary, vocabulary) table."""
+    """A model whose logits depend only on the last token `t`: row `t` of a (vocabulary, vocabulary) table."""
 
     device = torch.device("cpu")
     config = SimpleNamespace(vision_config=None)
@@ -27,7 +27,7 @@ class TableModel(nn.Module):
 
 
 class Letters:
-    """A tokenizer of one id a letter, `a` being 3; with BOS, 1, it puts that before every text."""
+    """A tokenizer with one id per letter, from 3 for `a`; with `bos` it adds BOS, 1, before every text."""
 
     def __init__(self, bos: bool) -> None:
         self.bos_token_id, self.adds = 1, bos
@@ -38,7 +38,7 @@ class Letters:
 
 
 def windows(ids: list[list[int]], first: int = 1) -> Windows:
-    """Windows of given tokens."""
+    """Return windows of the given tokens."""
     rows = torch.tensor(ids)
     size = rows.shape[1]
     return Windows(rows, first, Protocol("paper", size, len(rows), size - first, False, "made up", "0" * 64))

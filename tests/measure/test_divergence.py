@@ -1,4 +1,4 @@
-"""Divergence is what its definition gives."""
+"""Divergence agrees with its definition."""
 
 import math
 
@@ -22,7 +22,7 @@ def kl(p: list[float], q: list[float]) -> float:
 BY_HAND = [kl(p, q) for p, q in zip(P.tolist(), Q.tolist(), strict=True)]
 
 
-def test_against_itself_it_is_zero() -> None:
+def test_divergence_from_itself_is_zero() -> None:
     model = TableModel(torch.randn(30, 30, generator=torch.Generator().manual_seed(0)))
     found = compare(model, model, windows([list(range(30))]))
     assert (found.divergence.mean, found.divergence.maximum, found.divergence.same_top) == (0, 0, 1)
@@ -30,7 +30,7 @@ def test_against_itself_it_is_zero() -> None:
     assert found.perplexity == found.reference_perplexity
 
 
-def test_three_symbols_by_hand() -> None:
+def test_three_symbols_match_a_calculation_by_hand() -> None:
     found = compare(TableModel(Q.log()), TableModel(P.log()), windows(IDS)).divergence
     mean = sum(BY_HAND) / 3
     assert found.mean == pytest.approx(mean, rel=1e-5)
@@ -44,7 +44,7 @@ def test_three_symbols_by_hand() -> None:
     assert (found.positions, found.non_finite) == (3, 0)
 
 
-def test_it_is_of_the_reference_against_the_model_and_not_the_other_way() -> None:
+def test_divergence_is_of_the_reference_from_the_model_and_not_reversed() -> None:
     one = compare(TableModel(Q.log()), TableModel(P.log()), windows([[1, 0]])).divergence.mean
     assert one == pytest.approx(BY_HAND[1], rel=1e-5)
     assert one != pytest.approx(kl(Q[1].tolist(), P[1].tolist()), rel=1e-3)
@@ -64,7 +64,7 @@ def test_perplexities_are_those_of_each_model() -> None:
     assert found.delta.log_ratio == pytest.approx(0.5 * math.log(0.25 * 0.8 / (0.5 * 0.7)), rel=1e-5)
 
 
-def test_the_noise_floor_is_what_rounding_costs_a_model_whose_logits_are_rounded_already() -> None:
+def test_noise_floor_is_the_cost_of_rounding_for_rounded_logits() -> None:
     z = torch.tensor([8.0, 4.0, 2.0, -1.0], dtype=torch.float64)
     p, r = z.softmax(0), (z * torch.tensor([1 + 2**-9, 1 - 2**-9] * 2)).softmax(0)
     expected = float((p * (p / r).log()).sum())
@@ -90,7 +90,7 @@ def test_positions_that_are_not_finite_are_counted_and_left_out() -> None:
     assert found.perplexity.non_finite == 1
 
 
-def test_nothing_finite_is_no_number_and_no_failure() -> None:
+def test_nothing_finite_gives_nan_and_no_error() -> None:
     found = compare(TableModel(torch.full((3, 3), math.nan)), TableModel(P.log()), windows(IDS))
     assert (found.divergence.positions, found.divergence.non_finite) == (0, 3)
     assert math.isnan(found.divergence.mean)

@@ -1,4 +1,4 @@
-"""Speed of a model whose experts lie outside its device says what was fetched for a token."""
+"""The speed of a model with experts outside its device states the bytes fetched per token."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_decoded_tokens_alone_are_counted(measured: Measured) -> None:
     assert (found.copy_rate, found.copy_bound) == (0.0, None)
 
 
-def test_where_all_have_slots_nothing_is_fetched(coded: Family) -> None:
+def test_nothing_is_fetched_if_all_experts_have_slots(coded: Family) -> None:
     model = load_model(str(coded("qwen3_moe")), device="cpu", expert_budget=ExpertBudget(4))
     cache = expert_cache_of(model)
     assert cache is not None
@@ -44,7 +44,7 @@ def test_where_all_have_slots_nothing_is_fetched(coded: Family) -> None:
     assert (found.hit_rate, found.token_bytes, found.ahead_bytes) == (1.0, 0.0, 0.0)
 
 
-def test_what_is_fetched_ahead_is_counted_apart_and_prompts_are_not(coded: Family) -> None:
+def test_prefetched_bytes_are_counted_apart_and_prompts_are_not_counted(coded: Family) -> None:
     cache = expert_cache_of(load_model(str(coded("qwen3_moe")), device="cpu", expert_budget=ExpertBudget(2)))
     assert cache is not None
     fetched = Traffic(), Traffic(80, 8, 800, 0, 300), Traffic(960, 48, 4800, 0, 1600)
@@ -52,7 +52,7 @@ def test_what_is_fetched_ahead_is_counted_apart_and_prompts_are_not(coded: Famil
     assert (found.token_bytes, found.ahead_bytes) == (32.0, 10.0)
 
 
-def test_both_forms_of_the_result_show_it(measured: Measured, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_and_human_output_show_expert_traffic(measured: Measured, capsys: pytest.CaptureFixture[str]) -> None:
     report = BenchReport(None, "", None, (measured,))
     show_bench(Sink(Format.human), report, ())
     shown = capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_both_forms_of_the_result_show_it(measured: Measured, capsys: pytest.Cap
     assert set(experts) == set(ExpertTraffic.__dataclass_fields__)
 
 
-def test_the_copy_bound_is_named_where_there_is_one(capsys: pytest.CaptureFixture[str], measured: Measured) -> None:
+def test_copy_bound_is_stated_if_there_is_one(capsys: pytest.CaptureFixture[str], measured: Measured) -> None:
     from dataclasses import replace
 
     assert measured.speed is not None

@@ -1,4 +1,4 @@
-"""Limits hold: what misses one is named, and what cannot be measured cannot be limited."""
+"""Limits: a missed limit is named, and a limit on a figure that is not measured is refused."""
 
 import math
 
@@ -44,16 +44,16 @@ def test_every_missed_limit_is_listed() -> None:
     assert len(check_gates(report(), Gates(0, 0, 1))) == 3
 
 
-def test_what_is_no_number_misses_every_limit() -> None:
+def test_nan_misses_every_limit() -> None:
     assert len(check_gates(report(math.nan, math.nan, math.nan), Gates(1, 1, 0))) == 3
 
 
 @pytest.mark.parametrize("gates", [Gates(max_ppl_delta=1), Gates(max_kld=1), Gates(min_top1=0)])
-def test_limits_on_what_is_not_measured_are_refused(gates: Gates) -> None:
+def test_limits_on_figures_not_measured_are_refused(gates: Gates) -> None:
     with pytest.raises(UsageError):
         gates.check_measured(ppl=True, kld=False, ref=None)
 
 
-def test_limits_on_what_is_measured_are_taken() -> None:
+def test_limits_on_measured_figures_are_accepted() -> None:
     Gates(1, 1, 0).check_measured(ppl=False, kld=True, ref="reference")
     Gates(max_ppl_delta=1).check_measured(ppl=True, kld=False, ref="reference")

@@ -1,4 +1,4 @@
-"""Perplexity is what its definition gives: by hand, and by another implementation in float64."""
+"""Perplexity agrees with a calculation by hand and with another implementation in float64."""
 
 import math
 
@@ -12,7 +12,7 @@ from .fakes import TableModel, windows
 P = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
 
 
-def test_known_probabilities_by_hand() -> None:
+def test_known_probabilities_match_a_calculation_by_hand() -> None:
     nlls = score(TableModel(P.log()), windows([[0, 1, 1], [2, 2, 0]]))
     expected = [[0.25, 0.8], [0.6, 0.2]]
     torch.testing.assert_close(nlls, -torch.tensor(expected, dtype=torch.float64).log(), rtol=1e-6, atol=1e-6)
@@ -33,7 +33,7 @@ def test_a_uniform_model_has_the_vocabulary_as_perplexity() -> None:
 
 
 @pytest.mark.parametrize("first", [1, 17])
-def test_equals_an_implementation_in_float64(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perplexity_equals_an_implementation_in_float64(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hlwq_cli.measure.likelihood._VALUES_AT_ONCE", 5 * 40)
     g = torch.Generator().manual_seed(0)
     table, ids = torch.randn(40, 40, generator=g) * 3, torch.randint(0, 40, (5, 32), generator=g)
@@ -62,13 +62,13 @@ def test_tokens_that_are_not_finite_are_counted_and_left_out() -> None:
     assert found.nll == pytest.approx(2)
 
 
-def test_nothing_finite_is_no_number_and_no_failure() -> None:
+def test_nothing_finite_gives_nan_and_no_error() -> None:
     found = perplexity(torch.full((1, 4), math.nan, dtype=torch.float64))
     assert (found.tokens, found.non_finite) == (0, 4)
     assert math.isnan(found.value)
 
 
-def test_against_itself_nothing_differs() -> None:
+def test_difference_from_itself_is_zero() -> None:
     nlls = torch.rand(3, 7, dtype=torch.float64)
     found = paired(nlls, nlls)
     assert (found.log_ratio, found.error, found.difference) == (0, 0, 0)

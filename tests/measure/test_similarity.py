@@ -1,4 +1,4 @@
-"""Weight error: the worst first, and what is odd said to be."""
+"""Weight error: the worst tensor comes first, and suspicious ones are flagged."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_the_expected_error_is_that_of_the_table(bits: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral"])
-def test_every_coded_tensor_is_compared_and_sound(coded: Family, family: Family, name: str) -> None:
+def test_every_coded_tensor_is_compared_and_not_suspicious(coded: Family, family: Family, name: str) -> None:
     checkpoint, source = open_coded(coded(name)), open_source(str(family(name)))
     found = similarity(checkpoint, source)
     records = {r.name: r for r in checkpoint.manifest.coded}
@@ -34,7 +34,7 @@ def test_every_coded_tensor_is_compared_and_sound(coded: Family, family: Family,
     source.close()
 
 
-def test_a_spoilt_tensor_comes_first_and_is_flagged(
+def test_damaged_tensor_comes_first_and_is_suspicious(
     coded: Family, family: Family, copied: Callable[[Path], Path]
 ) -> None:
     folder, name = copied(coded("llama")), "model.layers.1.mlp.up_proj"

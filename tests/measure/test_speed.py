@@ -1,4 +1,4 @@
-"""Speed is measured on the path that answers, and says which; models measured in turn are not held together."""
+"""Speed is measured with the loop of `HLWQModel` and states it; models measured in turn are not in memory together."""
 
 import gc
 import math
@@ -40,7 +40,7 @@ def test_every_run_reads_the_prompt_and_decodes_its_tokens(coded: Family, monkey
         assert rate.deviation >= 0
 
 
-def test_it_says_when_the_static_loop_decoded(coded: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_states_that_the_static_loop_decoded(coded: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Generation.__init__
 
     def static(self: Generation, model: Any) -> None:
@@ -64,8 +64,8 @@ def test_a_rate_is_tokens_over_time(coded: Family, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kld", [False, True])
-def test_a_model_is_gone_when_the_next_is_loaded(coded: Family, kld: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of 51 GB would not fit; only --kld needs the reference beside each."""
+def test_model_is_freed_before_the_next_is_loaded(coded: Family, kld: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two models of 51 GB would not fit in memory; only --kld needs the reference together with each model."""
     loaded: list[Any] = []
     alive: list[int] = []
     load = runner.load_model
@@ -84,7 +84,7 @@ def test_a_model_is_gone_when_the_next_is_loaded(coded: Family, kld: bool, monke
     assert alive == ([0, 1, 1] if kld else [0, 0, 0])
 
 
-def test_host_memory_is_counted_from_the_last_release_on() -> None:
+def test_host_memory_peak_is_counted_since_the_last_release() -> None:
     import resource
 
     block = bytearray(400_000_000)

@@ -1,4 +1,4 @@
-"""A text becomes windows exactly as each protocol says."""
+"""A text is cut into windows exactly as each protocol says."""
 
 import pytest
 
@@ -36,7 +36,7 @@ def test_llama_cpp_without_bos_leaves_tokens_alone() -> None:
 
 
 @pytest.mark.parametrize(("name", "scored"), [("paper", 2047), ("llama.cpp", 255)])
-def test_windows_have_the_protocols_own_size(name: str, scored: int) -> None:
+def test_windows_have_the_protocols_default_size(name: str, scored: int) -> None:
     w = make_windows(Text("long", "abcdefgh" * 600), Letters(True), name)  # type: ignore[arg-type]
     assert w.ids.shape[1] == {"paper": 2048, "llama.cpp": 512}[name]
     assert w.protocol.scored == scored == w.ids.shape[1] - w.first
@@ -56,7 +56,7 @@ def test_a_limit_takes_the_first_windows() -> None:
     assert w.protocol.windows == 2
 
 
-def test_the_line_names_all_that_matters() -> None:
+def test_protocol_line_states_all_settings() -> None:
     line = make_windows(TEXT, Letters(True), "paper", 6).protocol.line
     for part in ("paper", "letters", TEXT.sha256[:12], "4 windows of 6", "5 scored", "BOS once a window"):
         assert part in line

@@ -1,4 +1,4 @@
-"""`hlwq bench`: figures on stdout, all else on stderr, and exit codes that a CI job can hold to."""
+"""`hlwq bench`: figures on stdout, everything else on stderr, and exit codes for CI jobs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_perplexity_of_the_sample_is_one_document() -> None:
     assert found["report"]["protocol"]["bos"] is True
 
 
-def test_people_get_the_protocol_and_a_table() -> None:
+def test_human_output_has_the_protocol_and_a_table() -> None:
     ran = hlwq("bench", "sample", "--ppl", *TEXT)
     assert ran.code == 0, ran.err
     first, header = ran.out.splitlines()[:2]
@@ -87,7 +87,7 @@ def test_all_measures_a_missed_gate_and_a_chart(coded_sample: str, tmp_path: Pat
         assert (width, height) > (600, 300)
 
 
-def test_keys_and_values_in_codes_are_measured_against_the_same_model_without(coded_sample: str) -> None:
+def test_quantized_kv_is_measured_against_the_same_model_without_it(coded_sample: str) -> None:
     ran = hlwq(
         "bench",
         coded_sample,
@@ -114,7 +114,7 @@ def test_keys_and_values_in_codes_are_measured_against_the_same_model_without(co
     assert found["reference"]["perplexity"]["value"] != measured["perplexity"]["value"]
 
 
-def test_people_read_the_width_of_keys_and_values_and_what_a_token_takes() -> None:
+def test_human_output_states_kv_widths_and_bytes_per_token() -> None:
     ran = hlwq("bench", "sample", "--ppl", *TEXT, "--kv-bits", "4")
     assert ran.code == 0, ran.err
     assert "| KV bits |" in ran.out
@@ -125,13 +125,13 @@ def test_people_read_the_width_of_keys_and_values_and_what_a_token_takes() -> No
 
 
 @pytest.mark.parametrize("measure", ["--ppl", "--cosine"])
-def test_quiet_is_one_figure(coded_sample: str, measure: str) -> None:
+def test_quiet_output_is_one_figure(coded_sample: str, measure: str) -> None:
     ran = hlwq("bench", coded_sample, "--ref", "sample", measure, *TEXT, "-q")
     assert (ran.code, ran.err, ran.out.count("\n")) == (0, "", 1)
     assert float(ran.out) > 0
 
 
-def test_quiet_is_nothing_beside_a_figure_whatever_libraries_would_show(coded_sample: str) -> None:
+def test_quiet_hides_messages_of_libraries(coded_sample: str) -> None:
     env = environment()
     del env["HF_HUB_DISABLE_PROGRESS_BARS"]
     ran = hlwq_process("bench", coded_sample, "--ref", "sample", "--ppl", "--cosine", *TEXT, "-q", env=env)
@@ -139,7 +139,7 @@ def test_quiet_is_nothing_beside_a_figure_whatever_libraries_would_show(coded_sa
     assert float(ran.out) > 0
 
 
-def test_a_pipe_gets_lines_and_no_bars(coded_sample: str) -> None:
+def test_pipe_gets_lines_and_no_bars(coded_sample: str) -> None:
     env = environment()
     del env["HF_HUB_DISABLE_PROGRESS_BARS"]
     ran = hlwq_process("bench", coded_sample, "--ref", "sample", "--ppl", *TEXT, env=env)
@@ -149,7 +149,7 @@ def test_a_pipe_gets_lines_and_no_bars(coded_sample: str) -> None:
     assert "| sample | 14.58 MB | not coded |" in ran.out
 
 
-def test_where_wikitext_cannot_be_reached_the_bundled_text_is_used_and_said(hub: HubServer) -> None:
+def test_bundled_text_replaces_wikitext_with_a_message_if_offline(hub: HubServer) -> None:
     hub.fail("wikitext", 0)  # drops the connection
     ran = hlwq("bench", "sample", "--ppl", "--window", "64", "--windows", "1", "--json")
     assert hub.requests
@@ -159,7 +159,7 @@ def test_where_wikitext_cannot_be_reached_the_bundled_text_is_used_and_said(hub:
 
 
 def big_llama(folder: Path, width: int) -> Path:
-    """A llama whose MLP has `width` hidden units, all of them holes in a sparse file."""
+    """Return a llama with `width` hidden units in its MLP, whose weights are holes in a sparse file."""
     shapes = {f"model.layers.0.mlp.{n}_proj.weight": (width, 64) for n in ("gate", "up")}
     shapes |= {"model.layers.0.mlp.down_proj.weight": (64, width), "model.norm.weight": (64,)}
     shapes |= {f"model.layers.0.self_attn.{n}_proj.weight": (64, 64) for n in "qkvo"}
@@ -178,7 +178,7 @@ def big_llama(folder: Path, width: int) -> Path:
     return folder
 
 
-def test_when_memory_runs_out_what_was_measured_before_is_reported(tmp_path: Path) -> None:
+def test_figures_before_an_out_of_memory_error_are_reported(tmp_path: Path) -> None:
     big = big_llama(tmp_path / "big", 30_000_000)  # 23 GB, which 20 GB of address space cannot hold
 
     def limit() -> None:
@@ -194,7 +194,7 @@ def test_when_memory_runs_out_what_was_measured_before_is_reported(tmp_path: Pat
     assert "Unexpected" not in ran.err
 
 
-def test_speed_is_that_of_each_model_and_says_how_it_decoded(coded: Callable[[str], Path]) -> None:
+def test_speed_is_measured_for_each_model_with_its_way_of_decoding(coded: Callable[[str], Path]) -> None:
     folder = str(coded("llama"))
     ran = hlwq("bench", folder, "--ref", folder, "--speed", "--device", "cpu", "--json")
     assert ran.code == 0, ran.err

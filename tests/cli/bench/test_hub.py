@@ -1,4 +1,4 @@
-"""`hlwq bench` of models on the Hub, plain ones as coded ones."""
+"""`hlwq bench` of models on the Hub, plain and coded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_plain_repository_is_measured_as_its_folder_is(hub: HubServer, tmp_pat
     assert there["measured"][0]["similarity"] == here["measured"][0]["similarity"]
 
 
-def test_what_the_hub_refuses_is_told_from_a_network_that_is_down(hub: HubServer, tmp_path: Path) -> None:
+def test_refusal_of_the_hub_differs_from_a_missing_network(hub: HubServer, tmp_path: Path) -> None:
     hub.publish("owner/gated", Path(resolve_model("sample")), gated=True)
     assert_refused(hlwq("bench", "owner/none", "--ppl", *TEXT), 3, "There is no repository owner/none")
     assert_refused(hlwq("bench", "owner/gated", "--ppl", *TEXT), 4, "owner/gated is gated.", "Accept its terms")

@@ -1,4 +1,4 @@
-"""What `hlwq bench` refuses, before any work where that can be: a sentence, its exit code, nothing on stdout."""
+"""What `hlwq bench` refuses, if possible before any work: a message, an exit code, and nothing on stdout."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .test_bench import TEXT
 
 
 @pytest.mark.parametrize("bits", ["1", "9", "4,3,2", "four"])
-def test_a_width_of_keys_and_values_that_cannot_be_is_refused(bits: str) -> None:
+def test_unsupported_kv_width_is_refused(bits: str) -> None:
     assert_refused(hlwq("bench", "sample", "--ppl", *TEXT, "--kv-bits", bits), 2, bits, "from 2 to 8")
 
 
-def test_a_width_of_keys_and_values_that_changes_nothing_is_refused() -> None:
+def test_kv_width_without_effect_is_refused() -> None:
     assert_refused(hlwq("bench", "sample", "--ref", "sample", "--cosine", "--kv-bits", "4"), 2, "--kv-bits")
 
 
@@ -36,17 +36,17 @@ def test_a_width_of_keys_and_values_that_changes_nothing_is_refused() -> None:
         ),
     ],
 )
-def test_gpu_memory_that_cannot_be_meant_is_refused(asked: tuple[str, ...], sentence: str) -> None:
+def test_invalid_gpu_memory_is_refused(asked: tuple[str, ...], sentence: str) -> None:
     assert_refused(hlwq("bench", "sample", *asked), 2, sentence)
 
 
-def test_a_model_that_keeps_nothing_of_the_past_is_refused(coded: Callable[[str], Path]) -> None:
+def test_model_without_a_full_kv_cache_is_refused(coded: Callable[[str], Path]) -> None:
     ran = hlwq("bench", coded("gemma3"), "--speed", "--kv-bits", "4")
     assert (ran.code, ran.out) == (1, "")
     assert "None of this model's layers keeps all tokens" in ran.err
 
 
-def test_nothing_asked_for_is_refused() -> None:
+def test_bench_without_a_measure_is_refused() -> None:
     assert_refused(hlwq("bench", "sample"), 2, "No measure is requested.")
 
 
@@ -56,7 +56,7 @@ def test_a_comparison_without_a_reference_is_refused(measure: str) -> None:
 
 
 @pytest.mark.parametrize("gate", ["--max-kld", "--min-top1", "--max-ppl-delta"])
-def test_a_limit_on_what_is_not_measured_is_refused(gate: str) -> None:
+def test_limit_without_its_measure_is_refused(gate: str) -> None:
     ran = hlwq("bench", "sample", "--ppl", gate, "0.5")
     assert ran.code == 2
     assert ran.out == ""
@@ -80,10 +80,10 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
         (("sample", "--chart", "nowhere/out.png"), 3, "There is no folder nowhere for out.png."),
     ],
 )
-def test_what_cannot_be_meant_is_said_before_any_work(
+def test_invalid_options_are_refused_before_any_work(
     args: tuple[str, ...], code: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hlwq_cli.measure.runner.load_text", None)  # not even the text is looked for
+    monkeypatch.setattr("hlwq_cli.measure.runner.load_text", None)  # the text must not be loaded
     assert_refused(hlwq("bench", *args, "--ppl"), code, says)
 
 
@@ -94,7 +94,7 @@ def test_a_text_shorter_than_a_window_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", ["-1", "0", "3"])
-def test_a_window_that_measures_nothing_is_refused(window: str) -> None:
+def test_too_short_window_is_refused(window: str) -> None:
     assert_refused(hlwq("bench", "sample", "--ppl", "--data", "sample", "--window", window), 2, f"A window of {window}")
 
 
@@ -106,13 +106,13 @@ def test_an_unknown_choice_is_refused(option: str, value: str) -> None:
     assert "Unexpected" not in ran.err
 
 
-def test_a_plain_checkpoint_where_a_coded_one_is_needed_is_said_with_its_code() -> None:
+def test_plain_checkpoint_is_refused_where_a_coded_one_is_needed() -> None:
     ran = hlwq("bench", "sample", "--ref", "sample", "--cosine")
     assert (ran.code, ran.out) == (3, "")
     assert "is not an HLWQ checkpoint" in ran.err
 
 
-def test_a_checkpoint_without_a_tokenizer_is_said(coded_sample: str, copied: Callable[[Path], Path]) -> None:
+def test_checkpoint_without_a_tokenizer_is_refused(coded_sample: str, copied: Callable[[Path], Path]) -> None:
     folder = copied(Path(coded_sample))
     for file in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
         (folder / file).unlink()
@@ -121,7 +121,7 @@ def test_a_checkpoint_without_a_tokenizer_is_said(coded_sample: str, copied: Cal
     )
 
 
-def test_a_folder_that_is_no_model_is_said_and_not_blamed_on_the_hub(
+def test_folder_without_a_model_is_refused_and_the_hub_is_not_blamed(
     coded_sample: str, copied: Callable[[Path], Path]
 ) -> None:
     folder = copied(Path(coded_sample))

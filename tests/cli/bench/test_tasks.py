@@ -1,4 +1,4 @@
-"""`hlwq bench --tasks`: lm-eval's figures where it is installed, a sentence where it is not."""
+"""`hlwq bench --tasks`: the figures of lm-eval if it is installed, else a message."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def task_folder(tmp_path: Path) -> Path:
 
 
 def log_likelihood(model: HLWQModel, start: str, end: str) -> float:
-    """Of `end` after `start`, BOS first."""
+    """Return the log-likelihood of `end` after BOS and `start`."""
     ids = model.tokenizer(start + end, return_tensors="pt")["input_ids"]
     given = len(model.tokenizer(start)["input_ids"])
     with torch.no_grad():
@@ -56,7 +56,7 @@ def choice(model: HLWQModel, start: str, ends: list[str]) -> int:
     return values.index(max(values))
 
 
-def test_a_task_of_ones_own_scores_what_the_models_likelihoods_say(task_folder: Path) -> None:
+def test_own_task_has_the_score_of_the_models_likelihoods(task_folder: Path) -> None:
     ran = hlwq("bench", "sample", "--tasks", "endings", "--task-folder", task_folder, "--json")
     assert ran.code == 0, ran.err
     (measured,) = json.loads(ran.out)["report"]["measured"]
@@ -69,13 +69,13 @@ def test_a_task_of_ones_own_scores_what_the_models_likelihoods_say(task_folder: 
     assert score["value"] == sum(right) / len(right)
 
 
-def test_a_limit_uses_the_first_examples_and_people_get_a_line(task_folder: Path) -> None:
+def test_limit_uses_the_first_examples_and_human_output_has_a_line(task_folder: Path) -> None:
     ran = hlwq("bench", "sample", "--tasks", "endings", "--task-folder", task_folder, "--task-limit", "2")
     assert ran.code == 0, ran.err
     assert "sample: endings acc 1.0000" in ran.out
 
 
-def test_without_lm_eval_it_says_what_to_install_before_loading_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_lm_eval_is_reported_before_a_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     ran = hlwq("bench", "sample", "--tasks", "hellaswag")
     assert (ran.code, ran.out) == (1, "")
@@ -95,8 +95,8 @@ def test_a_missing_task_folder_is_not_found(tmp_path: Path) -> None:
     assert_refused(ran, 3, "nowhere")
 
 
-def test_a_task_whose_data_cannot_be_had_says_so(hub: HubServer) -> None:
-    """The Hub has no such dataset."""
+def test_task_whose_data_cannot_be_loaded_is_reported(hub: HubServer) -> None:
+    """The Hub stand-in has no such dataset."""
     ran = hlwq("bench", "sample", "--tasks", "sciq")
     assert (ran.code, ran.out) == (1, "")
     assert "Error: The data of sciq cannot be loaded.\nCheck the network.\n" in ran.err

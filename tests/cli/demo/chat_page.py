@@ -1,4 +1,4 @@
-"""The page as somebody uses it: what can be seen and clicked there."""
+"""The page of `hlwq demo` in a browser: what a visitor sees and clicks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 FIGURES = re.compile(r"(\d+) tokens? · ([\d.]+) tok/s · [\d.]+ [MG]B memory(?: · (.+))?")
 TIMEOUT_MS = 20_000
 ENDLESS = "1790 1791 1792 1793 1794 1795"
-"""What makes the sample count on, greedily, until its answer may be no longer."""
+"""A prompt that the sample continues with counting, until the maximum answer length."""
 
 
 def log_in(page: Page, user: str, password: str) -> None:
@@ -31,7 +31,7 @@ new MutationObserver(() => document.querySelectorAll('[aria-label="chatbot conve
 
 
 class ChatPage:
-    """One person at the page."""
+    """One visitor of the page."""
 
     def __init__(self, context: BrowserContext, url: str, login: tuple[str, str] | None = None) -> None:
         self.page: Page = context.new_page()
@@ -46,71 +46,71 @@ class ChatPage:
         expect(self.send_button).to_be_visible(timeout=TIMEOUT_MS)
 
     def set(self, label: str, value: float | str) -> None:
-        """Set a number or a text among the settings."""
+        """Set a number or a text in the settings."""
         number = self.page.get_by_label(f"number input for {label}")
         field = number.or_(self.page.get_by_role("textbox", name=label))
         field.fill(str(value))
         field.press("Tab")
 
     def attach(self, *files: Path) -> None:
-        """Put files into the box; returns when they are there."""
+        """Attach files to the message; return when the page shows them."""
         before = self.page.get_by_label("File thumbnail").count()
         self.page.set_input_files("#message input[type=file]", [str(f) for f in files])
         expect(self.page.get_by_label("File thumbnail")).to_have_count(before + len(files))
 
     def send(self, text: str) -> None:
-        """Write and send; returns when the message is in the conversation."""
+        """Send a message; return when it is in the conversation."""
         before = self.replies().count()
         self.box.fill(text)
         self.box.press("Enter")
         expect(self.replies()).to_have_count(before + 1)
 
     def clear(self) -> None:
-        """Forget it all."""
+        """Clear the conversation."""
         self.page.get_by_role("button", name="Clear").last.click()
         expect(self.replies()).to_have_count(0)
 
     def wait(self) -> None:
-        """Until the answer is whole."""
+        """Wait until the answer is complete."""
         expect(self.send_button).to_be_visible(timeout=TIMEOUT_MS)
 
     def ask(self, text: str) -> str:
-        """Send, wait, read."""
+        """Send a message, wait for the answer and return it."""
         self.send(text)
         self.wait()
         return self.said()
 
     def replies(self, chat: int = 0) -> Locator:
-        """The model's side."""
+        """Return the answers of a model."""
         return self.page.locator('[aria-label="chatbot conversation"]').nth(chat).locator(".bot.message")
 
     def parts(self, chat: int = 0) -> list[str]:
-        """The last reply: what was said, what is to say of it."""
+        """Return the parts of the last answer: its text, and the line below it."""
         return [t.strip() for t in self.replies(chat).last.locator(".message-content").all_inner_texts()]
 
     def said(self, chat: int = 0) -> str:
-        """The last reply's words."""
+        """Return the text of the last answer."""
         return self.parts(chat)[0]
 
     def figures(self, chat: int = 0) -> tuple[int, str | None]:
-        """Tokens of the last reply, and how it ended where that is said."""
+        """Return the number of tokens of the last answer, and why it ended if that is shown."""
         match = FIGURES.fullmatch(self.parts(chat)[-1])
         assert match, self.parts(chat)
         return int(match[1]), match[3]
 
     def seconds(self, tokens: int) -> float:
-        """How long so many tokens take at the speed that the last reply shows."""
+        """Return the seconds that `tokens` tokens take at the speed shown for the last answer."""
         match = FIGURES.fullmatch(self.parts()[-1])
         assert match, self.parts()
         return tokens / float(match[2])
 
     def pieces(self, chat: int = 0) -> int:
-        """How many beginnings of the last reply could be read while it came."""
+        """Return how many prefixes of the last answer were visible while it was streamed."""
         seen: list[str] = self.page.evaluate("i => window.seen[i]", chat)
         return sum(self.said(chat).startswith(text) for text in {*seen})
 
     def streams(self, chat: int = 0) -> None:
-        """Wait until a reply that is long is growing: some words and more after them."""
+        """Wait until the last answer is visible and grows."""
         reply = self.replies(chat).last
         expect(reply).to_contain_text("tok/s", timeout=TIMEOUT_MS)
         seen = reply.inner_text()
@@ -118,7 +118,7 @@ class ChatPage:
 
 
 def greedy(open_page: Callable[..., ChatPage], length: int = 48, **options: object) -> ChatPage:
-    """Somebody whose answers are always the same, and so many tokens long at most."""
+    """Open a page with greedy decoding and a maximum answer length in tokens."""
     one = open_page(**options)
     one.set("Temperature", 0)
     one.set("Maximum answer length, in tokens", length)

@@ -1,4 +1,4 @@
-"""A browser, and the bundled sample, coded and measured, to serve to it."""
+"""Fixtures: a browser, and a server with the bundled sample, coded and measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Captions = tuple[str, dict[str, str]]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium. Of a module, because Playwright keeps an event loop running as long as it lives."""
+    """Debian's Chromium. Its scope is a module, because Playwright runs an event loop while it exists."""
     path = shutil.which("chromium")
     assert path, "These tests need Chromium: run scripts/chromium."
     with sync_playwright() as playwright:
@@ -39,7 +39,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def coded_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample at 5 bits, with figures and chart beside it."""
+    """The sample at 5 bits, with figures and chart in its folder."""
     out = tmp_path_factory.mktemp("demo") / "sample-Q5"
     quantize(resolve_model("sample"), out, load_recipe(bits=5))
     ran = hlwq(
@@ -51,14 +51,14 @@ def coded_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def captions() -> Captions:
-    """The question about a picture, and the bundled pictures' right answers."""
+    """The question about a picture, and the correct answers for the bundled pictures."""
     document = json.loads(sample_file("eval/captions.json").read_text())
     return document["question"], document["captions"]
 
 
 @pytest.fixture(scope="session")
 def server(coded_sample: Path) -> Iterator[DemoServer]:
-    """The coded sample's page, for whoever has no other; whatever was done to it, it lives until the end."""
+    """A server with the coded sample's page. It must still run after all tests."""
     with demo(coded_sample, "--dtype", "float32", "--device", "cpu") as server:
         yield server
         assert server.process.poll() is None
@@ -69,7 +69,7 @@ def server(coded_sample: Path) -> Iterator[DemoServer]:
 
 @pytest.fixture
 def open_chat(browser: Browser, server: DemoServer) -> Iterator[OpenChat]:
-    """Open the page, as one more person each time; at the end nothing may have come from elsewhere or gone wrong."""
+    """Open the page as a new visitor each time. No request may go to another host, and no script may fail."""
     contexts: list[BrowserContext] = []
     asked: list[str] = []
     wrong: list[str] = []

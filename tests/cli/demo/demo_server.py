@@ -1,4 +1,4 @@
-"""`hlwq demo` as a process of its own: where it is, what it says, how it ends."""
+"""`hlwq demo` as a process: its address, its output and its exit code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DemoServer:
         self._readers[0].start()
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
-        """Send a signal, and wait: exit code, stdout, stderr."""
+        """Send a signal and wait; return exit code, stdout and stderr."""
         self.process.send_signal(number)
         code = self.process.wait(timeout=60)
         for reader in self._readers:
@@ -68,7 +68,7 @@ def _collect(stream: IO[str], lines: list[str]) -> None:
 
 @contextmanager
 def demo(*arguments: str | Path, **variables: str) -> Iterator[DemoServer]:
-    """Run it for a while."""
+    """Run the command during the context."""
     server = DemoServer([*arguments], **variables)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""What people put into the page by mistake, and others on purpose: a message there, and the server lives."""
+"""Invalid and hostile input to the page: it shows a message, and the server keeps running."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ ELSEWHERE = "http://127.0.0.9:9/x.png"
 
 
 def assert_error_shown(one: ChatPage, text: str) -> None:
-    """The page says so; answers still come."""
+    """Check that the page shows an error and still answers."""
     expect(one.page.get_by_test_id("toast-body").filter(has_text=text).first).to_be_visible()
 
 
-def test_a_picture_that_is_none(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_file_that_is_not_a_picture_shows_an_error(open_chat: OpenChat, tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
     one = greedy(open_chat)
     one.attach(tmp_path / "holiday.png")
@@ -36,7 +36,7 @@ def test_a_picture_that_is_none(open_chat: OpenChat, tmp_path: Path) -> None:
     assert one.ask("We") != ""
 
 
-def test_a_picture_that_would_fill_the_memory(open_chat: OpenChat, tmp_path: Path) -> None:
+def test_picture_with_too_many_pixels_shows_an_error(open_chat: OpenChat, tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")
     assert (tmp_path / "bomb.png").stat().st_size < 50_000
     one = greedy(open_chat)
@@ -45,7 +45,9 @@ def test_a_picture_that_would_fill_the_memory(open_chat: OpenChat, tmp_path: Pat
     assert_error_shown(one, "bomb.png has more than 50 megapixels.")
 
 
-def test_a_picture_of_another_kind_is_seen_as_it_looks(open_chat: OpenChat, tmp_path: Path, captions: Captions) -> None:
+def test_rotated_and_transparent_picture_is_read_as_it_looks(
+    open_chat: OpenChat, tmp_path: Path, captions: Captions
+) -> None:
     from hlwq_cli.samples import sample_file
 
     question, right = captions
@@ -58,7 +60,7 @@ def test_a_picture_of_another_kind_is_seen_as_it_looks(open_chat: OpenChat, tmp_
     assert one.ask(question) == right["picture-02.png"]
 
 
-def test_a_hundred_megabytes(open_chat: OpenChat, server: DemoServer, tmp_path: Path) -> None:
+def test_upload_of_a_hundred_megabytes_shows_an_error(open_chat: OpenChat, server: DemoServer, tmp_path: Path) -> None:
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(100_000_000)
     one = greedy(open_chat)
@@ -68,7 +70,7 @@ def test_a_hundred_megabytes(open_chat: OpenChat, server: DemoServer, tmp_path: 
     assert post(f"{server.url}gradio_api/upload", "huge.png", b"\0" * 25_000_000) == 413
 
 
-def test_a_prompt_longer_than_the_context(open_chat: OpenChat) -> None:
+def test_prompt_longer_than_the_context_shows_an_error(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     assert "this model reads fewer than 2,048" in one.ask("We " * 2100)
     assert len(one.parts()) == 1
@@ -76,7 +78,7 @@ def test_a_prompt_longer_than_the_context(open_chat: OpenChat) -> None:
     assert "fewer than" not in one.ask("We")
 
 
-def test_an_empty_message(open_chat: OpenChat) -> None:
+def test_empty_message_shows_an_error(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     one.box.fill("   ")
     one.box.press("Enter")
@@ -84,13 +86,13 @@ def test_an_empty_message(open_chat: OpenChat) -> None:
     expect(one.replies()).to_have_count(0)
 
 
-def test_try_again_with_nothing_to_try(open_chat: OpenChat) -> None:
+def test_try_again_without_an_answer_shows_an_error(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     one.page.locator("#retry").click()
     assert_error_shown(one, "There is no answer to try again.")
 
 
-def test_a_seed_that_is_no_number(open_chat: OpenChat) -> None:
+def test_seed_that_is_not_a_number_shows_an_error(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     one.set("Seed", "abc")
     assert "The seed 'abc' is not a whole number." in one.ask("We")
@@ -98,14 +100,14 @@ def test_a_seed_that_is_no_number(open_chat: OpenChat) -> None:
     assert "seed" not in one.ask("We")
 
 
-def test_a_mark_of_pictures_without_one(open_chat: OpenChat) -> None:
+def test_image_token_without_a_picture_does_no_harm(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     one.ask("<|image|> What is in the picture?")
     one.clear()
     assert one.ask("We") != ""
 
 
-def test_marks_that_would_load_or_run_something(browser: Browser, server: DemoServer) -> None:
+def test_markup_in_messages_loads_and_runs_nothing(browser: Browser, server: DemoServer) -> None:
     context = browser.new_context()
     failed: list[tuple[str, str | None]] = []
     context.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
@@ -118,7 +120,7 @@ def test_marks_that_would_load_or_run_something(browser: Browser, server: DemoSe
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd"])
-def test_files_of_the_machine_stay_there(server: DemoServer, path: str) -> None:
+def test_server_does_not_send_other_files(server: DemoServer, path: str) -> None:
     with pytest.raises(HTTPError) as refused:
         DIRECT.open(f"{server.url}gradio_api/file={path}", timeout=30)
     assert refused.value.code in (403, 404)
@@ -126,7 +128,7 @@ def test_files_of_the_machine_stay_there(server: DemoServer, path: str) -> None:
 
 
 def post(url: str, name: str, data: bytes) -> int:
-    """Upload a file past the page; the status."""
+    """Upload a file without the page; return the HTTP status."""
     head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
     request = Request(url, head.encode() + data + b"\r\n--b--\r\n")
     request.add_header("Content-Type", "multipart/form-data; boundary=b")

@@ -1,4 +1,4 @@
-"""A model without eyes and without a chat template: the page offers neither pictures nor a system prompt."""
+"""A model without image support and chat template: the page offers neither pictures nor a system prompt."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def server(blind: Path, scratch: Path) -> Iterator[DemoServer]:
         yield server
 
 
-def test_the_page_offers_what_the_model_can_do(open_chat: OpenChat, blind: Path) -> None:
+def test_page_offers_only_what_the_model_supports(open_chat: OpenChat, blind: Path) -> None:
     one = greedy(open_chat, 12, login=LOGIN)
     assert one.page.locator("input[type=file]").count() == 0
     expect(one.page.get_by_label("System prompt")).to_have_count(0)
@@ -69,9 +69,7 @@ def test_the_page_offers_what_the_model_can_do(open_chat: OpenChat, blind: Path)
     assert one.ask("We are") == first.strip()
 
 
-def test_ctrl_c_ends_it_and_leaves_nothing_of_what_was_dropped_in(
-    server: DemoServer, open_chat: OpenChat, scratch: Path
-) -> None:
+def test_ctrl_c_ends_the_server_and_removes_uploads(server: DemoServer, open_chat: OpenChat, scratch: Path) -> None:
     greedy(open_chat, login=LOGIN)
     assert len([*scratch.glob("hlwq-demo-*")]) == 1
     code, out, err = server.end(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Chatting on the page, in a real browser, with a coded checkpoint that runs."""
+"""A chat on the page, in a real browser, with a coded checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_system_prompt_reaches_the_model(open_chat: OpenChat, model: HLWQModel) 
     assert one.said() != model.generate("We", max_new_tokens=48)
 
 
-def test_pictures_dropped_in_are_described_to_the_letter(open_chat: OpenChat, captions: Captions) -> None:
+def test_uploaded_pictures_are_described_exactly(open_chat: OpenChat, captions: Captions) -> None:
     question, right = captions
     one = greedy(open_chat)
     for name in ("picture-02.png", "picture-08.png"):
@@ -53,7 +53,7 @@ def test_pictures_dropped_in_are_described_to_the_letter(open_chat: OpenChat, ca
     expect(one.page.locator("[data-testid=user] img")).to_have_count(2)
 
 
-def test_stop_ends_the_answer_and_keeps_what_was_said(open_chat: OpenChat, model: HLWQModel) -> None:
+def test_stop_ends_the_answer_and_keeps_its_text(open_chat: OpenChat, model: HLWQModel) -> None:
     one = greedy(open_chat, LONGEST)
     one.send(ENDLESS)
     one.streams()
@@ -69,7 +69,7 @@ def test_stop_ends_the_answer_and_keeps_what_was_said(open_chat: OpenChat, model
     assert one.ask("We") != ""
 
 
-def test_try_again_answers_anew_and_a_seed_repeats(open_chat: OpenChat) -> None:
+def test_try_again_gives_a_new_answer_and_a_seed_repeats_it(open_chat: OpenChat) -> None:
     one = open_chat()
     one.set("Temperature", 1.5)
     one.set("Maximum answer length, in tokens", 24)
@@ -88,14 +88,14 @@ def test_try_again_answers_anew_and_a_seed_repeats(open_chat: OpenChat) -> None:
     assert one.replies().count() == 1
 
 
-def test_clear_forgets_everything(open_chat: OpenChat, model: HLWQModel) -> None:
+def test_clear_discards_the_conversation(open_chat: OpenChat, model: HLWQModel) -> None:
     one = greedy(open_chat)
     fresh = one.ask("We are at peace with")
     one.clear()
     assert one.ask("We are at peace with") == fresh == model.generate("We are at peace with", max_new_tokens=48)
 
 
-def test_two_people_wait_for_each_other_and_see_only_their_own(open_chat: OpenChat) -> None:
+def test_two_visitors_wait_for_each_other_and_see_only_their_own_chat(open_chat: OpenChat) -> None:
     one, two = greedy(open_chat, LONGEST), greedy(open_chat)
     one.send(ENDLESS)
     one.streams()
@@ -115,7 +115,7 @@ def test_two_people_wait_for_each_other_and_see_only_their_own(open_chat: OpenCh
     assert ENDLESS not in two.page.content()
 
 
-def test_who_waits_can_stop_too(open_chat: OpenChat) -> None:
+def test_waiting_visitor_can_stop(open_chat: OpenChat) -> None:
     one, two = greedy(open_chat, LONGEST), greedy(open_chat)
     one.send(ENDLESS)
     one.streams()
@@ -140,7 +140,7 @@ def test_closing_the_page_frees_the_model(open_chat: OpenChat) -> None:
     assert time.monotonic() - closed < whole / 2
 
 
-def test_a_seed_gives_the_same_answer_whatever_others_do(open_chat: OpenChat) -> None:
+def test_seed_gives_the_same_answer_while_others_chat(open_chat: OpenChat) -> None:
     one, two = open_chat(), open_chat()
     for who, seed in ((one, "7"), (two, "9")):
         who.set("Temperature", 1.5)
@@ -156,7 +156,7 @@ def test_a_seed_gives_the_same_answer_whatever_others_do(open_chat: OpenChat) ->
     assert alone[0] != alone[1]
 
 
-def test_the_panel_says_what_the_checkpoint_is(open_chat: OpenChat, coded_sample: Path) -> None:
+def test_panel_describes_the_checkpoint(open_chat: OpenChat, coded_sample: Path) -> None:
     from hlwq_cli.checkpoint import inspect
     from hlwq_cli.sizes import format_size
 
@@ -174,7 +174,7 @@ def test_the_panel_says_what_the_checkpoint_is(open_chat: OpenChat, coded_sample
     one.page.wait_for_function("document.querySelector('#side img').naturalWidth > 500")
 
 
-def test_keyboard_alone_is_enough(open_chat: OpenChat) -> None:
+def test_page_works_with_the_keyboard_alone(open_chat: OpenChat) -> None:
     one = greedy(open_chat, LONGEST)
     one.page.locator("body").click(position={"x": 2, "y": 2})
     keys = one.page.keyboard
@@ -202,7 +202,7 @@ def test_keyboard_alone_is_enough(open_chat: OpenChat) -> None:
     expect(one.replies()).to_have_count(0)
 
 
-def test_a_small_screen_has_all_of_it(open_chat: OpenChat) -> None:
+def test_page_fits_a_small_screen(open_chat: OpenChat) -> None:
     one = greedy(open_chat, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
     one.page.evaluate("scrollTo(0, 0)")
@@ -228,7 +228,7 @@ CONTRAST = """element => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_can_be_read(open_chat: OpenChat, scheme: str) -> None:
+def test_all_text_has_enough_contrast(open_chat: OpenChat, scheme: str) -> None:
     one = greedy(open_chat, 16, color_scheme=scheme)
     one.ask("We are at peace with")
     texts = {

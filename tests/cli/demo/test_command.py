@@ -1,4 +1,4 @@
-"""`hlwq demo` before and around its page: ports, logins, the tunnel, what is missing."""
+"""`hlwq demo` without its page: ports, logins, the tunnel, missing packages and models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.cli.run_command import assert_refused, environment, hlwq
 from .demo_server import NOWHERE
 
 
-def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
+def test_port_in_use_is_refused_before_a_model_is_loaded() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -25,15 +25,15 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded() -> None:
         assert_refused(hlwq("demo", "no/such-model", "--port", str(port)), 1, f"Port {port} is in use.", "--port")
 
 
-def test_widths_that_no_code_has_are_said_before_a_model_is_loaded() -> None:
+def test_unsupported_widths_are_refused_before_a_model_is_loaded() -> None:
     assert_refused(hlwq("demo", "no/such-model", "--kv-bits", "9"), 2, "'9' is no width of keys and values.")
 
 
-def test_a_size_of_gpu_memory_that_is_none_is_said_before_a_model_is_loaded() -> None:
+def test_invalid_gpu_memory_is_refused_before_a_model_is_loaded() -> None:
     assert_refused(hlwq("demo", "no/such-model", "--gpu-memory", "much"), 2, "'much' is not a size.")
 
 
-def test_gradio_missing_names_what_to_install() -> None:
+def test_missing_gradio_names_the_package_to_install() -> None:
     code = (
         "import sys; sys.modules['gradio'] = None; sys.argv = ['hlwq', 'demo', 'sample']\n"
         "from hlwq_cli.main import main\nmain()"
@@ -48,12 +48,12 @@ def test_gradio_missing_names_what_to_install() -> None:
     [
         (["--open"], "--share is not given."),
         (["--open", "--share", "--auth", "a:b"], "but a login is given."),
-        (["--auth", "nocolon"], "not user:password"),
-        (["--auth", ":secret"], "not user:password"),
-        (["--auth", "ann:"], "not user:password"),
+        (["--auth", "nocolon"], "not USER:PASSWORD"),
+        (["--auth", ":secret"], "not USER:PASSWORD"),
+        (["--auth", "ann:"], "not USER:PASSWORD"),
     ],
 )
-def test_options_that_cannot_be_meant(options: list[str], says: str) -> None:
+def test_invalid_options_are_refused(options: list[str], says: str) -> None:
     ran = hlwq("demo", "sample", *options)
     assert_refused(ran, 2, says)
     assert "secret" not in ran.err
@@ -65,7 +65,7 @@ def test_a_missing_model_is_not_found() -> None:
     assert "There is no folder ./nowhere." in ran.err
 
 
-def test_logins() -> None:
+def test_login_is_given_generated_or_none() -> None:
     assert choose_access(False, False, None) == Access(False, None)
     assert choose_access(True, True, None) == Access(True, None)
     assert choose_access(False, False, "ann:a:b") == Access(False, ("ann", "a:b"))
@@ -98,7 +98,7 @@ def test_help_does_not_show_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s3cret" not in ran.out
 
 
-def test_a_tunnel_that_cannot_be_made_serves_nothing() -> None:
+def test_failed_tunnel_serves_nothing() -> None:
     proxies = {"HTTPS_PROXY": NOWHERE, "HTTP_PROXY": NOWHERE}
     ran = subprocess.run(
         [sys.executable, "-m", "hlwq_cli.main", "demo", "sample", "--share", "-q"],

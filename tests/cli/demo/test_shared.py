@@ -1,6 +1,6 @@
-"""Push to a Hub, measure what arrived by its name there, chat with it beside its source on a shared page.
+"""Push to a Hub, measure the pushed checkpoint, and chat with it and its source on a shared page.
 
-It is the same model all the way. One server serves all of this: `hlwq demo USER/REPO --compare sample --share`.
+All tests use the same model and one server: `hlwq demo USER/REPO --compare sample --share`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .test_bad_input import DIRECT
 
 REPO, TOKEN = "ann/sample-Q5", "hf_" + "round" * 8
 TEXT = ("--kld", "--ref", "sample", "--data", "sample", "--window", "64", "--windows", "1", "--json")
-# huggingface_hub uploads in a way that its own HTTP client calls old.
+# huggingface_hub uploads with a method that its HTTP client has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
@@ -45,7 +45,7 @@ def pushed(coded_sample: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tunnel() -> dict[str, str]:
-    """Gradio's own server cannot be reached here; a script stands in for the program that talks to it."""
+    """Replace Gradio's tunnel program, whose server is not reachable in tests, by a script."""
     from gradio.tunneling import BINARY_FILENAME
 
     program = Path(os.environ["HF_HOME"]) / "gradio" / "frpc" / BINARY_FILENAME
@@ -61,7 +61,7 @@ def server(pushed: str, tunnel: dict[str, str]) -> Iterator[DemoServer]:
     with demo(pushed, *options, HF_TOKEN=TOKEN, no_proxy="127.0.0.1,localhost", **tunnel) as server:
         public = server.url
         port = public.removeprefix("https://share.example/")
-        server.url = f"http://127.0.0.1:{port}/"  # what the tunnel would lead to
+        server.url = f"http://127.0.0.1:{port}/"  # the address behind the tunnel
         yield server
         _, out, err = server.end()
     assert out == f"{public}\n{server.url}\n"
@@ -80,7 +80,7 @@ def login(server: DemoServer) -> tuple[str, str]:
     return "hlwq", password_of(server)
 
 
-def test_a_wrong_password_opens_nothing(browser: Browser, server: DemoServer) -> None:
+def test_wrong_password_is_refused(browser: Browser, server: DemoServer) -> None:
     page = browser.new_page()
     page.goto(server.url)
     log_in(page, "hlwq", "wrong")
@@ -94,7 +94,7 @@ def test_a_wrong_password_opens_nothing(browser: Browser, server: DemoServer) ->
     page.close()
 
 
-def test_what_was_pushed_measures_the_same(pushed: str, coded_sample: Path) -> None:
+def test_pushed_checkpoint_gives_the_same_figures(pushed: str, coded_sample: Path) -> None:
     figures = []
     for path in (str(coded_sample), pushed):
         ran = hlwq("bench", path, *TEXT)
@@ -103,7 +103,7 @@ def test_what_was_pushed_measures_the_same(pushed: str, coded_sample: Path) -> N
     assert figures[0] == figures[1]
 
 
-def test_both_models_answer_each_in_its_own_words(
+def test_both_models_answer_with_their_own_text(
     open_chat: OpenChat, login: tuple[str, str], coded_sample: Path, captions: Captions
 ) -> None:
     torch.set_num_threads(1)
@@ -121,16 +121,14 @@ def test_both_models_answer_each_in_its_own_words(
     assert one.said(0) == one.said(1) == right["picture-09.png"]
 
 
-def test_the_panel_tells_of_both_and_shows_the_chart_that_was_pushed(
-    open_chat: OpenChat, login: tuple[str, str]
-) -> None:
+def test_panel_describes_both_and_shows_the_pushed_chart(open_chat: OpenChat, login: tuple[str, str]) -> None:
     one = open_chat(login=login)
     assert [t.split("\n")[0] for t in one.page.locator(".facts").all_inner_texts()] == [REPO, "sample"]
     one.page.get_by_role("button", name="Measured against its source").click()
     one.page.wait_for_function("document.querySelector('#side img')?.naturalWidth > 500")
 
 
-def test_stop_stops_both(open_chat: OpenChat, login: tuple[str, str]) -> None:
+def test_stop_ends_both_answers(open_chat: OpenChat, login: tuple[str, str]) -> None:
     one = greedy(open_chat, 1900, login=login)
     one.send(ENDLESS)
     one.streams(0)

@@ -1,4 +1,4 @@
-"""HLWQ folders that contradict themselves or mean harm: refused with a sentence that names the tensor or file."""
+"""Inconsistent and hostile HLWQ folders are refused with a message that names the tensor or file."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ Copied = Callable[[Path], Path]
 
 @pytest.fixture
 def folder(coded: Copied, copied: Copied) -> Path:
-    """A whole result in several files, to be broken."""
+    """A complete result in several files, for tests that damage it."""
     return copied(coded("qwen3"))
 
 
@@ -31,24 +31,24 @@ def file_of(folder: Path, tensor: str) -> Path:
 
 
 def refused(folder: Path, code: int, *says: str) -> None:
-    """inspect, inspect --verify and export all refuse, and export writes nothing."""
+    """Check that inspect, inspect --verify and export refuse, and that export writes nothing."""
     plain = folder.parent / "plain"
     for ran in (hlwq("inspect", folder), hlwq("inspect", folder, "--verify"), hlwq("export", folder, plain)):
         assert_refused(ran, code, *says)
     assert not plain.exists()
 
 
-def test_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", 3, f"There is no folder {tmp_path / 'nowhere'}.")
 
 
-def test_folder_that_is_an_ordinary_checkpoint(family: Copied, copied: Copied) -> None:
+def test_ordinary_checkpoint_is_refused(family: Copied, copied: Copied) -> None:
     refused(copied(family("qwen3")), 3, "is not an HLWQ checkpoint: it has no hlwq_manifest.json.")
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
 @pytest.mark.parametrize("where", [CONFIG, MANIFEST])
-def test_unknown_format_version(folder: Path, version: Any, where: str) -> None:
+def test_unknown_format_version_is_refused(folder: Path, version: Any, where: str) -> None:
     if where == CONFIG:
         edit_settings(folder, format_version=version)
     else:
@@ -56,7 +56,7 @@ def test_unknown_format_version(folder: Path, version: Any, where: str) -> None:
     refused(folder, 1, f"format version {version}, not 1.", "Update hlwq.")
 
 
-def test_config_without_the_method(folder: Path) -> None:
+def test_config_without_the_method_is_refused(folder: Path) -> None:
     edit_settings(folder, quant_method="gptq")
     refused(folder, 1, "does not say quant_method hlwq.")
 
@@ -72,13 +72,13 @@ BOOK = [-1.0 + i / 16 for i in range(32)]
     ],
     ids=["short", "long", "descending", "twice the same", "nan", "inf", "empty", "words", "nulls", "5", "null", "abc"],
 )  # fmt: skip
-def test_codebook_that_is_not_ascending_numbers_of_its_width(folder: Path, book: Any) -> None:
+def test_invalid_codebook_is_refused(folder: Path, book: Any) -> None:
     edit_settings(folder, codebooks={"5": book})
     refused(folder, 1, "5-bit codebook in config.json is not 32 ascending numbers.")
 
 
 @pytest.mark.parametrize("books", [{}, {"4": BOOK[:16]}, {"five": BOOK}, {"99": []}, {"-1": []}, [BOOK], None, "5"])
-def test_codebooks_that_lack_the_width_in_use(folder: Path, books: Any) -> None:
+def test_codebooks_without_a_used_width_are_refused(folder: Path, books: Any) -> None:
     edit_settings(folder, codebooks=books)
     refused(folder, 1, "codebook")
 
@@ -91,7 +91,7 @@ def test_settings_that_disagree_with_the_shapes_name_the_tensor(folder: Path, ch
 
 
 @pytest.mark.parametrize("change", [{"block_size": 48}, {"block_size": "64"}, {"block_size": None}, {"scale": "e8"}])
-def test_settings_that_no_version_has(folder: Path, change: dict[str, Any]) -> None:
+def test_unknown_settings_are_refused(folder: Path, change: dict[str, Any]) -> None:
     edit_settings(folder, **change)
     refused(folder, 1, "config.json")
 
@@ -150,7 +150,7 @@ def test_index_that_disagrees_names_the_tensor(folder: Path) -> None:
     refused(folder, 1, "Index and files disagree: model.norm.weight")
 
 
-def test_index_that_points_outside_the_folder(folder: Path) -> None:
+def test_index_that_points_outside_the_folder_is_refused(folder: Path) -> None:
     weight_map = read_json(folder / INDEX)["weight_map"]
     edit_json(folder / INDEX, weight_map=weight_map | {"model.norm.weight": "../x.safetensors"})
     refused(folder, 1, "model.norm.weight", "outside the folder.")
@@ -186,7 +186,7 @@ def test_export_never_writes_outside_its_folder(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", "[" * 100_000, "{}", '{"format_version": 1}'])
-def test_manifest_that_cannot_be_understood(folder: Path, text: str) -> None:
+def test_invalid_manifest_is_refused(folder: Path, text: str) -> None:
     (folder / MANIFEST).write_text(text)
     refused(folder, 1, MANIFEST)
 
@@ -207,7 +207,7 @@ def not_json(word: str) -> None:
 
 
 def looks_without_surprise(folder: Path, what: object) -> None:
-    """inspect, --verify and export each succeed or refuse with a sentence."""
+    """Check that inspect, inspect --verify and export each succeed or refuse with a message."""
     plain = folder.parent / "plain"
     for arguments in (["inspect", folder, "--json"], ["inspect", folder, "--verify"], ["export", folder, plain]):
         ran = hlwq(*arguments)
@@ -234,7 +234,7 @@ def test_no_value_in_the_manifest_ends_in_an_unexpected_error(folder: Path, fiel
         looks_without_surprise(folder, value)
 
 
-def test_nothing_is_changed_by_looking(folder: Path) -> None:
+def test_reading_changes_no_file(folder: Path) -> None:
     before = tree(folder)
     for options in ([], ["--verify"], ["--diff", str(folder)], ["--json"]):
         hlwq("inspect", folder, *options)

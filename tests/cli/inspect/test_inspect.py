@@ -1,4 +1,4 @@
-"""`inspect` shows what a result is made of; `--diff` says where two differ, with exit code 6."""
+"""`inspect` shows what is in a result; `--diff` shows where two differ, with exit code 6."""
 
 import json
 from collections import Counter
@@ -59,18 +59,18 @@ def test_inspect_for_people_has_a_line_for_every_tensor(coded: Family) -> None:
     assert [n for n in names if n not in text] == []
 
 
-def test_revision_of_a_folder_cannot_be_meant(coded: Family) -> None:
+def test_revision_of_a_folder_is_refused(coded: Family) -> None:
     assert_refused(hlwq("inspect", coded("qwen3"), "--revision", "main"), 2, "--revision")
 
 
-def test_verify_and_diff_are_two_questions(coded: Family) -> None:
+def test_verify_and_diff_cannot_be_used_together(coded: Family) -> None:
     ran = hlwq("inspect", coded("qwen3"), "--verify", "--diff", coded("qwen3"))
     assert_refused(ran, 2, "--verify and --diff cannot be used together.")
 
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., Path]:
-    """Results of small checkpoints: `made(name, tensors, *options)`."""
+    """Return a function that quantizes a small checkpoint: `made(name, tensors, *options)`."""
 
     def make(name: str, tensors: dict[str, Any], *options: str) -> Path:
         source = save_tensors(tmp_path / f"{name}-source", tensors, LLAMA)
@@ -97,14 +97,14 @@ def test_results_of_the_same_source_are_the_same_whatever_their_files(made: Call
     assert "6 tensors are the same.\n" in hlwq("inspect", a, "--diff", b).out
 
 
-def test_tensor_coded_otherwise_is_named_with_both_widths(made: Callable[..., Path]) -> None:
+def test_tensor_coded_differently_is_named_with_both_widths(made: Callable[..., Path]) -> None:
     code, report = differences(made("a", dense()), made("b", dense(), "--bits", "4"))
     assert code == 6
     assert report["recoded"] == [[Q, "5 bits [128, 128] / 4 bits [128, 128]"]]
     assert report["same"] == 3
 
 
-def test_tensor_coded_here_and_kept_there_is_one_tensor_coded_otherwise(made: Callable[..., Path]) -> None:
+def test_tensor_coded_in_one_and_kept_in_the_other_is_one_difference(made: Callable[..., Path]) -> None:
     code, report = differences(made("a", dense(2)), made("b", dense(2), "--exclude", r"layers\.0\."))
     assert code == 6
     assert report["recoded"] == [[Q, "5 bits [128, 128] / BF16 [128, 128]"]]
@@ -125,7 +125,7 @@ def test_same_bits_by_another_encoder_are_changed_tensors(made: Callable[..., Pa
     assert (code, report["changed"], report["recoded"]) == (6, [Q], [])
 
 
-def test_same_bits_in_another_coding_are_coded_otherwise(made: Callable[..., Path]) -> None:
+def test_same_bits_in_another_scheme_are_coded_differently(made: Callable[..., Path]) -> None:
     code, report = differences(made("a", dense()), made("b", dense(), "--recipe", "classic"))
     assert (code, [name for name, _ in report["recoded"]]) == (6, [Q])
 
@@ -137,13 +137,13 @@ def test_tensors_of_one_side_only_are_listed(made: Callable[..., Path]) -> None:
     assert sorted(report["only_second"]) == ["model.layers.1.input_layernorm", "model.layers.1.self_attn.q_proj"]
 
 
-def test_difference_is_told_to_people_on_stdout_and_the_verdict_on_stderr(made: Callable[..., Path]) -> None:
+def test_differences_are_on_stdout_and_the_verdict_is_on_stderr(made: Callable[..., Path]) -> None:
     ran = hlwq("inspect", made("a", dense()), "--diff", made("b", dense(), "--bits", "4"))
     assert ran.code == 6
     assert f"coded differently: {Q}: 5 bits [128, 128] / 4 bits [128, 128]\n" in ran.out
     assert ran.err == "Error: The checkpoints differ.\n"
 
 
-def test_diff_with_a_folder_that_is_no_result_is_3(coded: Family, family: Family, tmp_path: Path) -> None:
+def test_diff_with_an_ordinary_folder_exits_with_3(coded: Family, family: Family, tmp_path: Path) -> None:
     assert_refused(hlwq("inspect", coded("qwen3"), "--diff", tmp_path / "nowhere"), 3, "There is no folder")
     assert_refused(hlwq("inspect", coded("qwen3"), "--diff", family("qwen3")), 3, "is not an HLWQ checkpoint")

@@ -1,6 +1,6 @@
-"""`inspect --verify` finds a single wrong byte, a missing file and scales that are no numbers, and says where.
+"""`inspect --verify` finds a single wrong byte, a missing file and invalid scales, and names the place.
 
-A shard has no hash of its own until it is pushed: `state` gives it one, as a push does.
+A shard has no hash of its own until it is pushed; `state` adds the hash as a push does.
 """
 
 import json
@@ -32,7 +32,7 @@ def problems(ran: CommandResult) -> list[str]:
 
 
 def place(folder: Path, tensor: str) -> tuple[Path, int]:
-    """The file that holds a tensor, and the position of its first byte."""
+    """Return the file of a tensor, and the offset of its first byte."""
     index = folder / INDEX
     path = folder / (read_json(index)["weight_map"][tensor] if index.exists() else "model.safetensors")
     raw = path.read_bytes()
@@ -48,7 +48,7 @@ def overwrite(path: Path, at: int, data: bytes) -> None:
 
 
 def state(folder: Path) -> None:
-    """Put the hash of every shard into the manifest, as it is now."""
+    """Write the current hash of every shard into the manifest."""
     (folder / MANIFEST).write_bytes(with_all_hashes(folder, read_manifest(folder)).dump())
 
 
@@ -86,7 +86,7 @@ def test_one_flipped_bit_is_found_and_its_file_named(folder: Path, tensor: str) 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A result of one shard, small enough to change every one of its bytes in turn."""
+    """A result of one shard, small enough to change each of its bytes in turn."""
     folder = tmp_path_factory.mktemp("tiny")
     tensors = dense(1, 64) | {"model.norm.weight": torch.ones(8), "a.scalar": torch.tensor(1.5)}
     quantize(str(save_tensors(folder / "m", tensors, LLAMA)), folder / "out", load_recipe(bits=2))
@@ -94,7 +94,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def goes_unnoticed(folder: Path) -> bool:
-    """Whether a checkpoint is opened and found to be what its manifest states."""
+    """Return whether a checkpoint can be opened and verified."""
     try:
         checkpoint = open_coded(folder)
     except CorruptError:
@@ -140,7 +140,7 @@ def keys_in_another_order(header: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("edit", [other_metadata, metadata_last, tensors_listed_backwards, keys_in_another_order])
 @pytest.mark.parametrize("stated", [False, True])
-def test_header_of_the_same_tensors_in_other_words_is_found(
+def test_changed_header_of_the_same_tensors_is_found(
     folder: Path, edit: Callable[[dict[str, Any]], None], stated: bool
 ) -> None:
     if stated:
@@ -169,13 +169,13 @@ def test_changed_small_file_is_found(folder: Path, name: str) -> None:
     assert name in problem
 
 
-def test_missing_companion_is_found(folder: Path) -> None:
+def test_missing_sidecar_file_is_found(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert problems(hlwq("inspect", folder, "--verify", "--json")) == ["tokenizer.json is missing"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.0])
-def test_base_that_no_writer_makes_is_found_whatever_the_hashes_say(folder: Path, value: float) -> None:
+def test_invalid_base_is_found_even_if_hashes_match(folder: Path, value: float) -> None:
     path, at = place(folder, f"{Q}.base")
     overwrite(path, at + 2 * 5, torch.tensor([value], dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
     state(folder)
@@ -184,7 +184,7 @@ def test_base_that_no_writer_makes_is_found_whatever_the_hashes_say(folder: Path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
-def test_fp16_scale_that_no_writer_makes_is_found(family: Callable[[str], Path], tmp_path: Path, value: float) -> None:
+def test_invalid_fp16_scale_is_found(family: Callable[[str], Path], tmp_path: Path, value: float) -> None:
     out = tmp_path / "out"
     quantize(str(family("qwen3")), out, load_recipe("classic"))
     path, at = place(out, f"{Q}.scales")
@@ -194,7 +194,7 @@ def test_fp16_scale_that_no_writer_makes_is_found(family: Callable[[str], Path],
     assert f"{Q}.scales has 2 values that are negative, infinite or NaN" in found
 
 
-def test_tensor_whose_hash_differs_is_found_though_that_of_its_file_is_right(folder: Path) -> None:
+def test_wrong_tensor_hash_is_found_though_the_file_hash_is_right(folder: Path) -> None:
     path, at = place(folder, f"{Q}.codes")
     overwrite(path, at, bytes([path.read_bytes()[at] ^ 1]))
     state(folder)

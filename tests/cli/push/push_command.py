@@ -1,4 +1,4 @@
-"""What the tests of `hlwq push` share."""
+"""`hlwq push` as a function, and the files of the stand-in Hub after it."""
 
 from __future__ import annotations
 

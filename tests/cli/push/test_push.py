@@ -1,4 +1,4 @@
-"""`hlwq push` against a real HTTP server: what goes, what does not go twice, and what is left alone."""
+"""`hlwq push` against a real HTTP server: what is sent, what is not sent again, and what stays unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.builders import LLAMA, dense, save_tensors
 from tests.support.files import read_json, tree
 from tests.support.hub_server import HubServer
 
-# huggingface_hub uploads in a way that its own HTTP client calls old.
+# huggingface_hub uploads with a method that its HTTP client has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 MANIFEST = "hlwq_manifest.json"
 CARDS = {"README.md", MANIFEST}
@@ -35,7 +35,7 @@ def test_folder_arrives_byte_for_byte_in_a_private_repository(account: HubServer
     assert hlwq("inspect", folder, "--verify", "-q").out == "ok\n"
 
 
-def test_what_is_published_states_every_hash_and_the_folder_the_same(account: HubServer, folder: Path) -> None:
+def test_pushed_manifest_states_every_hash_and_so_does_the_folders(account: HubServer, folder: Path) -> None:
     unstated = [f["name"] for f in read_json(folder / MANIFEST)["files"] if f["sha256"] is None]
     assert unstated == sorted(p.name for p in folder.glob("*.safetensors"))
     push_json(folder, REPO)
@@ -59,7 +59,7 @@ def test_progress_of_hashing_ends_with_its_total(account: HubServer, folder: Pat
         assert hashing[-1].done == total
 
 
-def test_checkpoint_that_was_uploaded_otherwise_gets_its_hashes(
+def test_checkpoint_uploaded_by_another_tool_gets_its_hashes(
     account: HubServer, folder: Path, copied: Callable[[Path], Path]
 ) -> None:
     account.publish(REPO, copied(folder))
@@ -68,7 +68,7 @@ def test_checkpoint_that_was_uploaded_otherwise_gets_its_hashes(
     assert None not in [f["sha256"] for f in read_json(folder / MANIFEST)["files"]]
 
 
-def test_shard_without_a_hash_that_was_changed_there_is_a_conflict(
+def test_shard_changed_on_the_hub_is_a_conflict(
     account: HubServer, folder: Path, copied: Callable[[Path], Path]
 ) -> None:
     account.publish(REPO, copied(folder))
@@ -83,16 +83,16 @@ def test_shard_without_a_hash_that_was_changed_there_is_a_conflict(
     assert remote_files(account) == tree(folder)
 
 
-def test_public_is_asked_for(account: HubServer, folder: Path) -> None:
+def test_repository_is_public_with_the_option(account: HubServer, folder: Path) -> None:
     push_json(folder, REPO, "--public")
     assert not account.repos[REPO].private
 
 
-def test_url_is_the_quiet_result(account: HubServer, folder: Path) -> None:
+def test_quiet_result_is_the_url(account: HubServer, folder: Path) -> None:
     assert hlwq("push", folder, REPO, "-q").out == f"{account.endpoint}/{REPO}\n"
 
 
-def test_large_files_go_in_parts(account: HubServer, folder: Path) -> None:
+def test_large_files_are_uploaded_in_parts(account: HubServer, folder: Path) -> None:
     account.writes.part_size = 50_000
     push_json(folder, REPO)
     assert remote_files(account) == tree(folder)
@@ -119,7 +119,7 @@ def test_changed_card_sends_the_card_and_the_manifest_that_names_its_hash(accoun
     assert not [line for line in account.written() if line.startswith("PUT")]
 
 
-def test_dry_run_writes_neither_there_nor_here(account: HubServer, folder: Path) -> None:
+def test_dry_run_writes_nothing_to_hub_or_folder(account: HubServer, folder: Path) -> None:
     before = tree(folder)
     found = push_json(folder, REPO, "--dry-run")
     assert set(found["sent"]) == set(before)  # type: ignore[call-overload]
@@ -147,7 +147,7 @@ def test_other_checkpoint_is_a_conflict_and_overwriting_removes_it(account: HubS
     assert remote_files(account) == tree(tmp_path / "4")
 
 
-def test_files_of_others_are_a_conflict_only_where_they_are_in_the_way(
+def test_other_files_are_a_conflict_only_if_a_push_replaces_them(
     account: HubServer, folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "theirs").mkdir()
@@ -160,7 +160,7 @@ def test_files_of_others_are_a_conflict_only_where_they_are_in_the_way(
     assert_refused(hlwq("push", folder, "ann/taken"), 5, "which hlwq did not push.")
 
 
-def test_revision_is_made_without_the_files_of_main(account: HubServer, folder: Path, tmp_path: Path) -> None:
+def test_new_branch_has_none_of_mains_files(account: HubServer, folder: Path, tmp_path: Path) -> None:
     push_json(folder, REPO)
     other = save_tensors(tmp_path / "m", dense(), LLAMA)
     quantize(str(other), tmp_path / "four", load_recipe(bits=4))
@@ -171,7 +171,7 @@ def test_revision_is_made_without_the_files_of_main(account: HubServer, folder: 
     assert found["url"] == f"{account.endpoint}/{REPO}/tree/four"
 
 
-def test_pull_request_leaves_main_alone(account: HubServer, folder: Path, tmp_path: Path) -> None:
+def test_pull_request_does_not_change_main(account: HubServer, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "README.md").write_text("theirs")
     account.publish("bob/model", tmp_path / "theirs")
@@ -182,7 +182,7 @@ def test_pull_request_leaves_main_alone(account: HubServer, folder: Path, tmp_pa
     assert_refused(hlwq("push", folder, "bob/none", "--pr"), 3, "There is no repository bob/none")
 
 
-def test_gated_base_is_warned_of_and_its_licence_carried_over(account: HubServer, tmp_path: Path) -> None:
+def test_gated_base_model_gives_a_warning_and_its_licence(account: HubServer, tmp_path: Path) -> None:
     base = save_tensors(tmp_path / "base", dense(), LLAMA)
     (base / "README.md").write_text("---\nlicense: gemma\n---\n# Base\n")
     account.publish("owner/base", base, gated=True)
@@ -193,7 +193,7 @@ def test_gated_base_is_warned_of_and_its_licence_carried_over(account: HubServer
     assert "\nlicense: gemma\n" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_token_shows_nowhere(account: HubServer, folder: Path) -> None:
+def test_token_is_never_printed_or_written(account: HubServer, folder: Path) -> None:
     ran = hlwq_process("push", folder, REPO, env=environment(HF_TOKEN=TOKEN, HLWQ_DEBUG="1"))
     assert ran.code == 0, ran.err
     account.fail("GET /api/models", 500)
@@ -211,7 +211,7 @@ def test_card_is_valid_for_the_hub(account: HubServer, folder: Path) -> None:
     assert ModelCard.load(folder / "README.md").data.library_name == "transformers"
 
 
-def test_what_was_measured_is_pushed_measured_and_loaded_again(account: HubServer, tmp_path: Path) -> None:
+def test_saved_figures_are_pushed_and_the_pushed_model_gives_the_same(account: HubServer, tmp_path: Path) -> None:
     from hlwq_cli import HLWQModel
     from hlwq_cli.samples import resolve_model
 
@@ -232,10 +232,10 @@ def test_what_was_measured_is_pushed_measured_and_loaded_again(account: HubServe
     assert json.loads(again.out)["report"]["measured"][0]["divergence"]["mean"] == kld
     answers = [HLWQModel.from_pretrained(p).generate("We are", max_new_tokens=8) for p in (REPO, str(out))]
     assert answers[0] == answers[1] != ""
-    assert hlwq("quantize", REPO, "--dry-run").code == 1  # coded already, and said so
+    assert hlwq("quantize", REPO, "--dry-run").code == 1  # it is coded already
 
 
-def test_figures_of_another_checkpoint_stay_out_of_the_card(folder: Path) -> None:
+def test_card_leaves_out_figures_of_another_checkpoint(folder: Path) -> None:
     (folder / "hlwq_bench.json").write_text(json.dumps({"checkpoint": "0" * 64}))
     ran = hlwq("card", folder)
     assert ran.code == 0
@@ -243,7 +243,7 @@ def test_figures_of_another_checkpoint_stay_out_of_the_card(folder: Path) -> Non
     assert "Fidelity" not in (folder / "README.md").read_text()
 
 
-def test_card_of_a_fresh_result_is_made_again_to_the_byte(folder: Path) -> None:
+def test_card_written_again_has_the_same_bytes(folder: Path) -> None:
     before = tree(folder)
     assert hlwq("card", folder).out == f"{folder / 'README.md'}: unchanged.\n"
     assert tree(folder) == before

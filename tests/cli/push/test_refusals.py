@@ -1,4 +1,4 @@
-"""`hlwq push` against a real HTTP server that refuses, stumbles or is cut off: what is said, what is kept."""
+"""`hlwq push` against a real HTTP server that refuses, fails or disconnects: messages, and what is kept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tests.cli.run_command import COMMAND, CommandResult, assert_refused, enviro
 from tests.support.files import tree
 from tests.support.hub_server import HubServer
 
-# huggingface_hub uploads in a way that its own HTTP client calls old.
+# huggingface_hub uploads with a method that its HTTP client has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
-def test_wrong_byte_is_found_before_anything_is_asked(account: HubServer, folder: Path) -> None:
+def test_wrong_byte_is_found_before_any_request(account: HubServer, folder: Path) -> None:
     path = sorted(folder.glob("*.safetensors"))[0]
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
@@ -34,34 +34,34 @@ def test_unfinished_folder_is_refused(account: HubServer, folder: Path) -> None:
     assert account.requests == []
 
 
-def test_without_a_token_it_is_4(hub: HubServer, folder: Path) -> None:
+def test_missing_token_exits_with_4(hub: HubServer, folder: Path) -> None:
     assert_refused(hlwq("push", folder, REPO), 4, "Pushing needs a token.")
 
 
-def test_unknown_token_is_4(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_token_exits_with_4(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     ran = hlwq("push", folder, REPO)
     assert_refused(ran, 4, f"The Hub does not let you write to {REPO}.")
     assert TOKEN not in ran.err
 
 
-def test_token_that_may_only_read_is_4(account: HubServer, folder: Path) -> None:
+def test_read_only_token_exits_with_4(account: HubServer, folder: Path) -> None:
     account.login(TOKEN, "ann", "read")
     assert_refused(hlwq("push", folder, REPO), 4, "The token is read-only.")
 
 
-def test_name_of_others_is_4(account: HubServer, folder: Path) -> None:
+def test_repository_of_another_user_exits_with_4(account: HubServer, folder: Path) -> None:
     assert_refused(hlwq("push", folder, "bob/model"), 4, "The Hub does not let you write to bob/model.")
 
 
-def test_name_that_is_none_is_2(account: HubServer, folder: Path) -> None:
+def test_invalid_repository_id_exits_with_2(account: HubServer, folder: Path) -> None:
     assert_refused(hlwq("push", folder, "model"), 2, "Write owner/name.")
     assert_refused(hlwq("card", folder, "--repo", "model"), 2, "Write owner/name.")
 
 
 @pytest.mark.parametrize("where", ["POST .*/repos/create", "POST .*/commit/", "GET /api/whoami"])
 @pytest.mark.parametrize(("status", "code"), [(401, 4), (403, 4), (404, 1), (429, 1), (500, 1)])
-def test_refusals_are_sentences_with_their_code(
+def test_http_errors_are_reported_with_their_exit_code(
     account: HubServer, folder: Path, where: str, status: int, code: int
 ) -> None:
     account.fail(where, status, Retry_After="70")  # longer than a push waits
@@ -75,20 +75,20 @@ def test_refusals_are_sentences_with_their_code(
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("where", ["GET /api/whoami", "GET /api/models", "POST .*/repos/create", "POST .*/commit/"])
-def test_hub_that_is_busy_once_is_asked_again(account: HubServer, folder: Path, where: str, status: int) -> None:
+def test_requests_are_retried_while_the_hub_is_busy(account: HubServer, folder: Path, where: str, status: int) -> None:
     account.fail(where, status, times=2, Retry_After="0")
     push_json(folder, REPO)
     assert remote_files(account) == tree(folder)
 
 
-def test_storage_that_stumbles_once_is_asked_again(account: HubServer, folder: Path) -> None:
+def test_uploads_are_retried_after_a_failure(account: HubServer, folder: Path) -> None:
     account.fail("PUT /upload/", 429, times=1, Retry_After="0")
     account.cut("PUT /upload/", 1000)
     push_json(folder, REPO)
     assert remote_files(account) == tree(folder)
 
 
-def test_push_cut_off_for_good_continues_with_what_is_missing(account: HubServer, folder: Path) -> None:
+def test_interrupted_push_resumes_with_the_missing_files(account: HubServer, folder: Path) -> None:
     last = sorted(folder.glob("*.safetensors"))[-1]
     oid = tree(folder)[last.name]
     account.fail(f"PUT .*{oid}", 418)
@@ -105,13 +105,13 @@ def test_push_cut_off_for_good_continues_with_what_is_missing(account: HubServer
 
 
 def assert_refused_after_lines(ran: CommandResult, code: int, *says: str) -> None:
-    """A refusal after lines of progress."""
+    """Check a refusal that follows lines of progress."""
     assert (ran.code, ran.out) == (code, "")
     assert ran.err.splitlines()[-2].startswith("Error: ")
     assert all(text in ran.err for text in says), ran.err
 
 
-def test_killed_push_continues_and_readers_saw_nothing_half(account: HubServer, folder: Path) -> None:
+def test_killed_push_resumes_and_readers_never_see_a_part(account: HubServer, folder: Path) -> None:
     last = sorted(folder.glob("*.safetensors"))[-1]
     account.delay(f"PUT .*{tree(folder)[last.name]}", 60)
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Safetensors headers that lie, overlap, repeat themselves or are not JSON at all."""
+"""Safetensors headers that are wrong, overlap, repeat names or are not JSON."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def checkpoint(folder: Path, header: Any, data: bytes = b"", length: int | None 
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_header_that_lies_is_refused(tmp_path: Path, lie: str) -> None:
+def test_invalid_header_is_refused(tmp_path: Path, lie: str) -> None:
     header, data = LIES[lie]
     ran = hlwq("quantize", checkpoint(tmp_path / "m", header, data), tmp_path / "out")
     assert_refused(ran, 1, "model.safetensors")
@@ -68,7 +68,7 @@ def test_refusal_names_the_tensor(tmp_path: Path, lie: str) -> None:
     assert ran.err.startswith(("Error: t in model", "Error: u in model")), ran.err
 
 
-def test_tensor_listed_twice_in_one_header(tmp_path: Path) -> None:
+def test_tensor_listed_twice_in_one_header_is_refused(tmp_path: Path) -> None:
     entry = json.dumps(A)
     header = f'{{"t": {entry}, "t": {entry}}}'.encode()
     ran = hlwq("quantize", checkpoint(tmp_path / "m", header, DATA[:16]), tmp_path / "out")
@@ -80,13 +80,13 @@ def test_tensor_listed_twice_in_one_header(tmp_path: Path) -> None:
     [b"", b"{", b"not json", b"\xff\xfe\x00", b"{}" + b"\x00" * 6, b"[" * 200_000, b'{"t": ' + b"9" * 5000 + b"}"],
     ids=["empty", "cut off", "words", "not utf-8", "zeros after", "nested without end", "a number too long"],
 )
-def test_header_that_is_no_json(tmp_path: Path, header: bytes) -> None:
+def test_header_that_is_not_json_is_refused(tmp_path: Path, header: bytes) -> None:
     ran = hlwq("quantize", checkpoint(tmp_path / "m", header), tmp_path / "out")
     assert_refused(ran, 1, "model.safetensors")
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**9, 17])
-def test_header_length_that_is_absurd(tmp_path: Path, length: int) -> None:
+def test_absurd_header_length_is_refused(tmp_path: Path, length: int) -> None:
     ran = hlwq("quantize", checkpoint(tmp_path / "m", {}, b"", length), tmp_path / "out")
     assert_refused(ran, 1, "model.safetensors is cut short or is not a safetensors file.")
 
@@ -99,7 +99,7 @@ def test_metadata_of_the_source_is_never_trusted(tmp_path: Path, metadata: Any) 
     assert ran.code in (0, 1)
 
 
-def test_other_files_are_not_taken_for_weights(tmp_path: Path) -> None:
+def test_other_files_are_not_read_as_weights(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "m", {"t": A}, DATA[:16])
     (folder / "picture.png").write_bytes(b"\x89PNG")
     (folder / "model.safetensors").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))

@@ -1,4 +1,4 @@
-"""An output folder that is taken, made otherwise or not writable: exit 5 or 4, and what was there is still there."""
+"""Output folders with other files or settings, or not writable: exit code 5 or 4, and nothing is changed."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def done(model: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_folder_with_other_files_is_left_as_it_is(model: Path, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_not_changed(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "taken"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
@@ -38,13 +38,13 @@ def test_folder_with_other_files_is_left_as_it_is(model: Path, tmp_path: Path) -
     assert tree(out) == before
 
 
-def test_the_source_itself_is_no_output_folder(model: Path) -> None:
+def test_source_folder_is_refused_as_output(model: Path) -> None:
     before = tree(model)
     assert_refused(hlwq("quantize", model, model, "--overwrite"), 5, "is not empty")
     assert tree(model) == before
 
 
-def test_output_that_is_a_file_is_left_as_it_is(model: Path, tmp_path: Path) -> None:
+def test_output_that_is_a_file_is_not_changed(model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert_refused(hlwq("quantize", model, tmp_path / "file"), 5, "is a file.")
     assert (tmp_path / "file").read_text() == "mine"
@@ -71,7 +71,7 @@ def test_output_below_a_file_is_refused(model: Path, tmp_path: Path) -> None:
     ],
     ids=lambda v: v[0] if isinstance(v, list) else "",
 )
-def test_result_of_other_arguments_is_left_as_it_is_and_the_difference_named(
+def test_result_of_other_arguments_is_not_changed_and_the_difference_is_named(
     model: Path, done: Path, options: list[str], differs: str
 ) -> None:
     before = tree(done)
@@ -79,7 +79,7 @@ def test_result_of_other_arguments_is_left_as_it_is_and_the_difference_named(
     assert tree(done) == before
 
 
-def test_result_of_other_weights_of_the_same_shapes_is_left_as_it_is(done: Path, tmp_path: Path) -> None:
+def test_result_of_other_weights_of_the_same_shapes_is_not_changed(done: Path, tmp_path: Path) -> None:
     tuned = {n: t + 0.001 for n, t in dense(2).items()}
     other = save_tensors(tmp_path / "tuned", tuned, LLAMA)
     before = tree(done)
@@ -93,14 +93,14 @@ def test_unfinished_run_is_not_continued_with_other_weights_of_the_same_shapes(d
     assert_refused(hlwq("quantize", other, done), 5, "holds an unfinished run that differs in source")
 
 
-def test_result_whose_source_has_another_config_is_left_as_it_is(model: Path, done: Path) -> None:
+def test_result_whose_source_has_another_config_is_not_changed(model: Path, done: Path) -> None:
     before = tree(done)
     (model / "config.json").write_text(json.dumps(LLAMA | {"rope_theta": 5.0}))
     assert_refused(hlwq("quantize", model, done), 5, "differs in source")
     assert tree(done) == before
 
 
-def test_result_whose_source_has_a_new_chat_template_is_left_as_it_is(model: Path, done: Path) -> None:
+def test_result_whose_source_has_a_new_chat_template_is_not_changed(model: Path, done: Path) -> None:
     before = tree(done)
     (model / "chat_template.jinja").write_text("new")
     assert_refused(hlwq("quantize", model, done), 5, "differs in source")
@@ -108,7 +108,7 @@ def test_result_whose_source_has_a_new_chat_template_is_left_as_it_is(model: Pat
 
 
 @pytest.mark.parametrize("how", ["gone", "cut short"])
-def test_result_that_lacks_weights_is_not_called_complete(model: Path, done: Path, how: str) -> None:
+def test_result_without_some_weights_is_not_complete(model: Path, done: Path, how: str) -> None:
     weights = done / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:1000])
@@ -118,7 +118,7 @@ def test_result_that_lacks_weights_is_not_called_complete(model: Path, done: Pat
     assert ran.code != 0 or weights.read_bytes() == whole, "either say so, or write them again"
 
 
-def test_overwrite_replaces_a_result_and_leaves_foreign_files_alone(model: Path, done: Path, tmp_path: Path) -> None:
+def test_overwrite_replaces_a_result_and_keeps_other_files(model: Path, done: Path, tmp_path: Path) -> None:
     for name in ("notes.txt", "plots/loss.png", "adapter.safetensors.txt", ".secret"):
         (done / name).parent.mkdir(exist_ok=True)
         (done / name).write_text("mine")
@@ -131,13 +131,13 @@ def test_overwrite_replaces_a_result_and_leaves_foreign_files_alone(model: Path,
 
 
 def unfinish(done: Path) -> None:
-    """Turn a finished folder into what a kill just before the manifest leaves."""
+    """Turn a finished folder into the state just before its manifest is written."""
     fingerprint = json.loads((done / "hlwq_manifest.json").read_text())["fingerprint"]
     (done / "hlwq_manifest.json").unlink()
     (done / JOURNAL).write_text(json.dumps(fingerprint) + "\n")
 
 
-def test_unfinished_run_of_other_arguments_is_left_as_it_is(model: Path, done: Path) -> None:
+def test_unfinished_run_of_other_arguments_is_not_changed(model: Path, done: Path) -> None:
     unfinish(done)
     before = tree(done)
     ran = hlwq("quantize", model, done, "--bits", "2")
@@ -149,7 +149,7 @@ def test_unfinished_run_of_other_arguments_is_left_as_it_is(model: Path, done: P
     "line", ["{", "[]", "{}", "null", '{"file": 5}', "\ufffd", '{"file": {}, "coded": [], "kept": []}']
 )
 @pytest.mark.parametrize("first", [True, False], ids=["first line", "second line"])
-def test_journal_that_cannot_be_understood_is_no_surprise(model: Path, done: Path, line: str, first: bool) -> None:
+def test_invalid_journal_never_ends_in_an_unexpected_error(model: Path, done: Path, line: str, first: bool) -> None:
     unfinish(done)
     (done / JOURNAL).write_text(f"{line}\n" if first else (done / JOURNAL).read_text() + f"{line}\n")
     ran = hlwq("quantize", model, done)
@@ -158,7 +158,7 @@ def test_journal_that_cannot_be_understood_is_no_surprise(model: Path, done: Pat
     assert hlwq("quantize", model, done, "--overwrite").code == 0
 
 
-def test_a_result_of_before_the_first_release_is_told_and_made_again(model: Path, done: Path) -> None:
+def test_result_of_a_version_before_the_first_release_is_reported_and_replaced(model: Path, done: Path) -> None:
     path, before = done / "hlwq_manifest.json", tree(done)
     path.write_text(path.read_text().replace('"blake3"', '"sha256"'))
     for command in (["quantize", model, done], ["inspect", done]):
@@ -179,7 +179,7 @@ def test_overwrite_replaces_a_result_whose_manifest_cannot_be_read(model: Path, 
     assert tree(done) == before
 
 
-def test_overwrite_of_an_unfinished_run_leaves_nothing_of_it(model: Path, tmp_path: Path) -> None:
+def test_overwrite_removes_an_unfinished_run(model: Path, tmp_path: Path) -> None:
     add_sidecar_files(model)
     out = tmp_path / "out"
     assert hlwq("quantize", model, out, "--max-shard-size", "20KB").code == 0
@@ -190,7 +190,7 @@ def test_overwrite_of_an_unfinished_run_leaves_nothing_of_it(model: Path, tmp_pa
     assert hlwq("inspect", out, "--verify").code == 0
 
 
-def test_overwrite_of_an_unfinished_run_leaves_foreign_weights_alone(model: Path, done: Path) -> None:
+def test_overwrite_of_an_unfinished_run_keeps_other_weights(model: Path, done: Path) -> None:
     unfinish(done)
     shutil.copy(model / "model.safetensors", done / "my-adapter.safetensors")
     assert hlwq("quantize", model, done, "--bits", "4", "--overwrite").code == 0
@@ -216,7 +216,7 @@ def test_overwrite_never_deletes_outside_the_folder_whatever_the_manifest_says(
     assert (tmp_path / "victim.txt").read_text() == "precious"
 
 
-def test_folder_left_by_a_failed_run_can_be_finished_once_the_source_is_whole(tmp_path: Path) -> None:
+def test_failed_run_resumes_after_its_source_is_repaired(tmp_path: Path) -> None:
     tensors = dense(4)
     good = tensors["model.layers.3.self_attn.q_proj.weight"].clone()
     tensors["model.layers.3.self_attn.q_proj.weight"][0, 0] = float("nan")
@@ -230,7 +230,7 @@ def test_folder_left_by_a_failed_run_can_be_finished_once_the_source_is_whole(tm
 
 
 @pytest.mark.parametrize("command", ["quantize", "export"])
-def test_a_folder_name_too_long_is_a_sentence(
+def test_too_long_folder_name_is_refused(
     model: Path, coded: Callable[[str], Path], tmp_path: Path, command: str
 ) -> None:
     source = model if command == "quantize" else coded("qwen3")
@@ -238,7 +238,7 @@ def test_a_folder_name_too_long_is_a_sentence(
     assert_refused(ran, ran.code)
 
 
-def test_export_into_a_folder_that_is_taken_leaves_it_as_it_is(coded: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_into_a_folder_with_files_changes_nothing(coded: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "file.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "file.txt"):
         assert_refused(hlwq("export", coded("qwen3"), out), 5, f"{out} is not empty.")

@@ -1,4 +1,4 @@
-"""Disks that are full, too small or read-only: real ones, mounted in memory, and a limit on the size of files."""
+"""Disks that are full, too small or read-only: file systems mounted in memory, and a limit on file size."""
 
 import resource
 import subprocess
@@ -18,7 +18,7 @@ Mount = Callable[[str], Path]
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts a file system in memory with the options given."""
+    """Mount a file system in memory with the given options."""
     mounted: list[Path] = []
 
     def make(options: str) -> Path:
@@ -34,7 +34,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 def fill(folder: Path) -> Path:
-    """Take all the space that is left."""
+    """Fill the remaining space."""
     path = folder / "filler"
     with path.open("wb") as f:
         try:
@@ -53,7 +53,7 @@ def test_disk_that_is_too_small_is_refused_before_any_work(tmp_path: Path, mount
     assert not [*disk.rglob("*.safetensors")]
 
 
-def test_disk_that_fills_up_in_the_middle_keeps_whole_shards_and_the_run_continues(
+def test_disk_that_fills_up_keeps_complete_shards_and_the_run_resumes(
     family: Callable[[str], Path], coded: Callable[[str], Path], mount: Mount
 ) -> None:
     disk = mount("size=80m")
@@ -73,7 +73,7 @@ def test_disk_that_fills_up_in_the_middle_keeps_whole_shards_and_the_run_continu
     assert tree(out) == tree(coded("gemma4"))
 
 
-def test_limit_on_the_size_of_files_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_limit_on_file_size_is_reported_as_an_error(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "m")
 
     def limit() -> None:
@@ -110,7 +110,7 @@ def test_read_only_disk_is_refused_by_export_with_4(coded: Callable[[str], Path]
     assert_refused(hlwq("export", coded("qwen3"), disk / "new"), 4, "cannot be written to.")
 
 
-def test_place_where_no_folder_can_be_is_a_sentence(tmp_path: Path) -> None:
+def test_output_path_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     ran = hlwq("quantize", tiny_llama(tmp_path / "m"), "/proc/hlwq")
     assert_refused(ran, ran.code, "/proc")
     assert ran.code in (1, 4)
@@ -122,7 +122,7 @@ def test_export_refuses_a_disk_that_is_too_small_before_any_work(coded: Callable
     assert not [*disk.rglob("*.safetensors")]
 
 
-def test_disk_that_is_full_while_exporting_ends_in_a_sentence(coded: Callable[[str], Path], tmp_path: Path) -> None:
+def test_export_reports_a_disk_that_fills_up(coded: Callable[[str], Path], tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 

@@ -1,4 +1,4 @@
-"""`--dry-run`: every tensor with its fate and reason, sizes, disk and memory, from headers alone; nothing written."""
+"""`--dry-run`: each tensor with its decision and reason, sizes, disk and memory, from headers alone."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_plan_has_a_line_for_every_tensor_with_its_bytes(family: Family, family_
     assert all(t["decision"] for t in document["tensors"])
 
 
-def test_plan_is_what_the_run_then_writes(family: Family, tmp_path: Path, family_name: str) -> None:
+def test_plan_equals_what_the_run_writes(family: Family, tmp_path: Path, family_name: str) -> None:
     document = plan(family(family_name))
     made = json.loads(hlwq("quantize", family(family_name), tmp_path / "out", "--json").out)
     assert made["bytes"] == document["output_bytes"]
@@ -46,14 +46,14 @@ def test_plan_of_gemma4_counts_matrices_by_role(family: Family) -> None:
     assert counts["vision"] == (15, 0)
 
 
-def test_plan_says_which_rule_it_used(family: Family, tmp_path: Path) -> None:
+def test_plan_states_its_rule(family: Family, tmp_path: Path) -> None:
     assert plan(family("llama"))["rule"] == "architecture file llama.yaml"
     unknown = save_tensors(tmp_path / "m", dense(), {"model_type": "nobody_knows_it"})
     assert plan(unknown)["rule"] == "general rule, by name and shape"
     assert "Roles by: general rule, by name and shape." in hlwq("quantize", unknown, "--dry-run").out
 
 
-def test_plan_needs_no_weights_to_be_readable_numbers(tmp_path: Path) -> None:
+def test_plan_does_not_read_weights(tmp_path: Path) -> None:
     tensors = dense()
     tensors["model.layers.0.self_attn.q_proj.weight"][:] = float("nan")
     assert plan(save_tensors(tmp_path / "m", tensors, LLAMA))["output_bytes"] > 0
@@ -77,7 +77,7 @@ def test_tied_head_is_shown_as_dropped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--tensor", "--include", "--exclude"])
-def test_pattern_that_matches_nothing_is_2(family: Family, tmp_path: Path, option: str) -> None:
+def test_pattern_that_matches_nothing_exits_with_2(family: Family, tmp_path: Path, option: str) -> None:
     value = "q_prj=4" if option == "--tensor" else "q_prj"
     for where in ([tmp_path / "out"], ["--dry-run"]):
         ran = hlwq("quantize", family("qwen3"), *where, option, value)
@@ -93,27 +93,27 @@ def test_pattern_that_matches_nothing_is_2(family: Family, tmp_path: Path, optio
         (["--device", "gpu"], "'gpu' is no device."),
     ],
 )
-def test_dry_run_refuses_what_the_run_would(family: Family, tmp_path: Path, options: list[str], says: str) -> None:
+def test_dry_run_refuses_what_the_run_refuses(family: Family, tmp_path: Path, options: list[str], says: str) -> None:
     for where in ([tmp_path / "out"], ["--dry-run"]):
         assert_refused(hlwq("quantize", family("qwen3"), *where, *options), 2, says)
     assert not (tmp_path / "out").exists()
 
 
-def test_trace_that_cannot_be_written_is_said_before_any_work(family: Family, tmp_path: Path) -> None:
+def test_trace_that_cannot_be_written_is_refused_before_any_work(family: Family, tmp_path: Path) -> None:
     ran = hlwq("quantize", family("qwen3"), tmp_path / "out", env={"HLWQ_TRACE": str(tmp_path / "no" / "trace.json")})
     assert_refused(ran, 3, "HLWQ_TRACE is", "there is no such folder.")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("bits", ["1", "9", "0", "-5"])
-def test_width_that_no_code_has_is_2(family: Family, tmp_path: Path, bits: str) -> None:
+def test_unsupported_width_exits_with_2(family: Family, tmp_path: Path, bits: str) -> None:
     ran = hlwq("quantize", family("qwen3"), tmp_path / "out", "--bits", bits)
     assert (ran.code, ran.out) == (2, "")
     assert f"A code has 2 to 8 bits, not {bits}." in ran.err
     assert not (tmp_path / "out").exists()
 
 
-def test_too_large_an_uncoded_share_is_6_and_nothing_is_written(family: Family, tmp_path: Path) -> None:
+def test_too_large_an_uncoded_fraction_exits_with_6_and_writes_nothing(family: Family, tmp_path: Path) -> None:
     share = plan(family("qwen3"))["unquantized_share"]
     above, below = f"{100 * share + 1:.2f}%", f"{share - 0.01:.4f}"
     ran = hlwq("quantize", family("qwen3"), tmp_path / "out", "--max-unquantized", below)

@@ -1,6 +1,6 @@
-"""quantize on a GPU leaves without taking Python apart: its result is whole, and what others leave to the end is done.
+"""quantize on a GPU exits without Python's cleanup: its result is complete, and other commands run exit handlers.
 
-No GPU is needed: torch is told that one was started, which is all that decides.
+No GPU is needed: a patched torch reports that CUDA is initialized, which decides.
 """
 
 import os
@@ -24,7 +24,7 @@ main()
 
 
 def left(*args: str | Path, on_gpu: bool = True, stdout: int = subprocess.PIPE) -> tuple[int, str, bool]:
-    """The exit code, what was said on stdout, and whether Python ended its usual way."""
+    """Return the exit code, stdout, and whether Python ran its exit handlers."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(on_gpu=on_gpu), *map(str, args)],
         env=environment(),
@@ -43,22 +43,22 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tensors(tmp_path_factory.mktemp("leave") / "model", dense(), LLAMA)
 
 
-def test_quantize_on_a_gpu_leaves_at_once_with_its_whole_result_said(source: Path, tmp_path: Path) -> None:
+def test_quantize_on_a_gpu_exits_at_once_after_its_complete_result(source: Path, tmp_path: Path) -> None:
     usual = left("quantize", source, tmp_path / "a", "--device", "cpu", on_gpu=False)
     quick = left("quantize", source, tmp_path / "a", "--device", "cpu", "--overwrite")
     assert (quick, usual[0], usual[2]) == ((0, usual[1], False), 0, True)
     assert usual[1].endswith(" --verify\n")
 
 
-def test_exit_codes_are_the_usual_ones(source: Path, tmp_path: Path) -> None:
+def test_fast_exit_keeps_exit_codes(source: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "theirs.txt").write_text("x")
     assert left("quantize", source, tmp_path / "full") == (5, "", False)
     assert left("quantize", source, "--bits", "five") == (2, "", False)
 
 
-def test_a_reader_who_stopped_changes_nothing(source: Path, tmp_path: Path) -> None:
-    """Without a GPU neither: see test_output."""
+def test_closed_stdout_does_not_change_the_exit_code(source: Path, tmp_path: Path) -> None:
+    """test_output has the same test without a GPU."""
     reading, writing = os.pipe()
     os.close(reading)
     code, _, usual_end = left("quantize", source, tmp_path / "out", stdout=writing)
@@ -66,12 +66,12 @@ def test_a_reader_who_stopped_changes_nothing(source: Path, tmp_path: Path) -> N
     assert (code, usual_end) == (0, False)
 
 
-def test_other_commands_do_what_was_left_to_the_end() -> None:
+def test_other_commands_run_exit_handlers() -> None:
     code, said, usual_end = left("inspect", "/nowhere/at/all")
     assert (code, said, usual_end) == (3, "", True)
 
 
-def test_what_was_imported_is_not_looked_through_for_garbage_again(source: Path, tmp_path: Path) -> None:
+def test_imported_objects_are_frozen_for_the_garbage_collector(source: Path, tmp_path: Path) -> None:
     program = """
 import gc, sys
 from hlwq_cli.main import app

@@ -25,7 +25,7 @@ def weights_sent(hub: HubServer) -> int:
     return hub.bytes_sent(r"^/storage/.*\.safetensors$")
 
 
-def test_model_of_the_hub_gives_the_tensors_of_its_folder(
+def test_hub_model_gives_the_same_tensors_as_its_folder(
     hub: HubServer, family: Family, coded: Family, tmp_path: Path
 ) -> None:
     repo = hub.publish("tests/gemma4", family("gemma4"))
@@ -116,7 +116,7 @@ def test_revision_counts_when_two_results_are_compared(hub: HubServer, tmp_path:
     assert hlwq("inspect", "tests/compared", "--revision", "four", "--diff", tmp_path / "4").code == 0
 
 
-def test_gated_model_is_read_with_a_token_that_never_shows(hub: HubServer, tmp_path: Path) -> None:
+def test_gated_model_is_read_with_a_token_that_is_never_printed(hub: HubServer, tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "m")
     add_sidecar_files(model)
     hub.publish("tests/gated-and-open", model, gated=True)
@@ -129,7 +129,7 @@ def test_gated_model_is_read_with_a_token_that_never_shows(hub: HubServer, tmp_p
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
 
 
-def test_token_goes_to_the_hub_and_not_to_the_host_that_stores_weights(
+def test_token_is_sent_to_the_hub_and_not_to_the_storage_host(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -140,7 +140,7 @@ def test_token_goes_to_the_hub_and_not_to_the_host_that_stores_weights(
     assert tokens == {True: "", False: TOKEN}
 
 
-def test_second_run_fetches_no_weights_again(hub: HubServer, tmp_path: Path) -> None:
+def test_second_run_downloads_no_weights(hub: HubServer, tmp_path: Path) -> None:
     hub.publish("tests/twice", save_tensors(tmp_path / "m", dense(4, width=512), LLAMA))
     assert hlwq("quantize", "tests/twice", tmp_path / "a").code == 0
     hub.requests.clear()
@@ -149,7 +149,7 @@ def test_second_run_fetches_no_weights_again(hub: HubServer, tmp_path: Path) -> 
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-def test_tests_talk_to_the_stand_in_and_to_nobody_else(hub: HubServer) -> None:
+def test_tests_connect_to_the_local_hub_only(hub: HubServer) -> None:
     import huggingface_hub
 
     assert os.environ["HF_ENDPOINT"] == huggingface_hub.constants.ENDPOINT == hub.endpoint

@@ -1,4 +1,4 @@
-"""What the Hub refuses, lacks or fails to answer: a sentence, the right exit code, nothing written, no token shown."""
+"""What the Hub refuses, lacks or fails to answer: a message, the right exit code, no output and no token."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Quantize, dry-run and inspect a repository, without a token and with one; all refuse it."""
+    """Check that quantize, its dry run and inspect refuse a repository, with and without a token."""
 
     def check(repo: str, code: int, *says: str, options: tuple[str, ...] = ()) -> None:
         out = tmp_path / "out"
@@ -43,46 +43,46 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 Refused = Callable[..., None]
 
 
-def test_unknown_repository_is_3(hub: HubServer, refused: Refused) -> None:
+def test_unknown_repository_exits_with_3(hub: HubServer, refused: Refused) -> None:
     refused("nobody/nothing", 3, "There is no repository nobody/nothing")
 
 
-def test_private_repository_of_others_is_3(hub: HubServer, refused: Refused, model: Path) -> None:
+def test_private_repository_of_another_user_exits_with_3(hub: HubServer, refused: Refused, model: Path) -> None:
     hub.publish("tests/private", model, private=True)
     refused("tests/private", 3, "There is no repository tests/private, or you may not see it.")
 
 
-def test_gated_repository_is_4(hub: HubServer, refused: Refused, model: Path) -> None:
+def test_gated_repository_exits_with_4(hub: HubServer, refused: Refused, model: Path) -> None:
     hub.publish("tests/gated", model, gated=True)
     refused("tests/gated", 4, "tests/gated is gated.", "Accept its terms at https://huggingface.co/tests/gated")
 
 
 @pytest.mark.parametrize("revision", ["v9", "0" * 40, "refs/pr/1", "../../x"])
-def test_unknown_revision_is_3(hub: HubServer, refused: Refused, model: Path, revision: str) -> None:
+def test_unknown_revision_exits_with_3(hub: HubServer, refused: Refused, model: Path, revision: str) -> None:
     hub.publish("tests/revision", model)
     refused("tests/revision", 3, "has no such revision.", "--revision", options=("--revision", revision))
 
 
 @pytest.mark.parametrize("repo", ["owner/na..me", "owner/name.git", "owner/na--me", "owner/-name", "o/" + "n" * 100])
-def test_name_that_no_repository_can_have_is_a_sentence(hub: HubServer, repo: str, tmp_path: Path) -> None:
+def test_invalid_repository_id_is_refused(hub: HubServer, repo: str, tmp_path: Path) -> None:
     ran = hlwq("quantize", repo, tmp_path / "out")
     assert_refused(ran, ran.code)
     assert ran.code in (2, 3)
 
 
-def test_repository_that_is_no_result_is_3_for_inspect(hub: HubServer, model: Path) -> None:
+def test_inspect_of_an_ordinary_repository_exits_with_3(hub: HubServer, model: Path) -> None:
     hub.publish("tests/plain", model)
     assert_refused(hlwq("inspect", "tests/plain"), 3, "tests/plain is not an HLWQ checkpoint")
 
 
-def test_repository_without_safetensors_is_a_sentence(hub: HubServer, model: Path, tmp_path: Path) -> None:
+def test_repository_without_safetensors_is_refused(hub: HubServer, model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     hub.publish("tests/pickled", model)
     ran = hlwq("quantize", "tests/pickled", tmp_path / "out")
     assert_refused(ran, 1, "tests/pickled has no safetensors weights.")
 
 
-def test_repository_whose_index_names_a_missing_shard_is_a_sentence(hub: HubServer, model: Path) -> None:
+def test_repository_whose_index_names_a_missing_shard_is_refused(hub: HubServer, model: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     hub.publish("tests/missing", model)
@@ -90,7 +90,7 @@ def test_repository_whose_index_names_a_missing_shard_is_a_sentence(hub: HubServ
     assert_refused(ran, 1, "tests/missing lacks model-00001-of-00002.safetensors")
 
 
-def test_header_that_lies_is_refused_from_afar(hub: HubServer, model: Path) -> None:
+def test_invalid_header_on_the_hub_is_refused(hub: HubServer, model: Path) -> None:
     def stretch(header: dict[str, dict[str, object]]) -> None:
         header["lm_head.weight"]["shape"] = [41, 128]
 
@@ -99,13 +99,13 @@ def test_header_that_lies_is_refused_from_afar(hub: HubServer, model: Path) -> N
     assert_refused(hlwq("quantize", "tests/liar", "--dry-run"), 1, "lm_head.weight in model.safetensors")
 
 
-# Where huggingface_hub itself tries again for half a minute (5xx and 429 on a file), an error it gives up on stands in.
+# huggingface_hub retries 5xx and 429 of a file for half a minute; 418, which it does not retry, replaces them here.
 @pytest.mark.parametrize(
     ("where", "status"),
     [("/api/models/", 500), ("/api/models/", 503), ("/api/models/", 429), ("/resolve/.*config.json", 418)]
     + [("safetensors", status) for status in (418, 429, 500, 503)],
 )
-def test_answer_that_is_an_error_is_1_and_named(hub: HubServer, model: Path, where: str, status: int) -> None:
+def test_http_error_exits_with_1_and_is_named(hub: HubServer, model: Path, where: str, status: int) -> None:
     repo = f"tests/broken-{status}-{len(where)}"
     hub.publish(repo, model)
     hub.fail(where, status)
@@ -113,14 +113,14 @@ def test_answer_that_is_an_error_is_1_and_named(hub: HubServer, model: Path, whe
 
 
 @pytest.mark.parametrize("where", ["/api/models/", "/resolve/.*config.json", "safetensors"])
-def test_connection_that_drops_is_1(hub: HubServer, model: Path, where: str) -> None:
+def test_dropped_connection_exits_with_1(hub: HubServer, model: Path, where: str) -> None:
     repo = f"tests/dropped-{len(where)}"
     hub.publish(repo, model)
     hub.fail(where, 0)
     assert_refused(hlwq("quantize", repo, "--dry-run"), 1, f"The Hub cannot be reached for {repo}.")
 
 
-def test_mirror_that_sends_whole_files_whatever_was_asked_is_no_surprise(hub: HubServer, model: Path) -> None:
+def test_mirror_that_ignores_range_requests_never_ends_in_an_unexpected_error(hub: HubServer, model: Path) -> None:
     hub.publish("tests/mirror", model)
     hub.ranges = False
     ran = hlwq("quantize", "tests/mirror", "--dry-run")
@@ -128,7 +128,7 @@ def test_mirror_that_sends_whole_files_whatever_was_asked_is_no_surprise(hub: Hu
     assert ran.code in (0, 1)
 
 
-def test_connection_that_drops_in_the_middle_can_be_taken_up_again(hub: HubServer, model: Path, tmp_path: Path) -> None:
+def test_interrupted_download_resumes(hub: HubServer, model: Path, tmp_path: Path) -> None:
     hub.publish("tests/again", model)
     hub.fail("/storage/.*safetensors", 0)
     assert hlwq("quantize", "tests/again", tmp_path / "out").code == 1
@@ -137,7 +137,7 @@ def test_connection_that_drops_in_the_middle_can_be_taken_up_again(hub: HubServe
     assert hlwq("quantize", "tests/again", tmp_path / "out").code == 0
 
 
-def test_no_network_is_a_sentence(tmp_path: Path) -> None:
+def test_missing_network_is_reported(tmp_path: Path) -> None:
     env = environment(HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN, HF_HOME=str(tmp_path / "home"))
     commands: list[list[str | Path]] = [
         ["quantize", "owner/name", tmp_path / "out"],
@@ -152,13 +152,13 @@ def test_no_network_is_a_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_token_shows_in_no_traceback(tmp_path: Path) -> None:
+def test_token_is_not_in_any_traceback(tmp_path: Path) -> None:
     env = environment(HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN, HLWQ_DEBUG="1")
     ran = hlwq_process("quantize", "owner/name", tmp_path / "out", env=env)
     assert "Traceback" in ran.err
     assert TOKEN not in ran.out + ran.err
 
 
-def test_offline_mode_is_a_sentence(tmp_path: Path) -> None:
+def test_offline_mode_is_reported(tmp_path: Path) -> None:
     ran = hlwq_process("quantize", "owner/name", tmp_path / "out", env=environment(HF_HUB_OFFLINE="1"))
     assert_refused(ran, 1, "The Hub cannot be reached for owner/name.")

@@ -1,4 +1,4 @@
-"""Quantizing while downloading: the next file is fetched while one is coded, and none stays that was not asked for."""
+"""Quantize while downloading: the next file is fetched while one is coded, and --delete-source removes files."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ PRIVATE, JOURNAL = ".hlwq_source", ".hlwq_run.jsonl"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve files of a matrix each."""
+    """A model of twelve files with one matrix each."""
     generator = torch.Generator().manual_seed(3)
     shards = {
         file: {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(1024, 1024, generator=generator).bfloat16()}
@@ -42,13 +42,13 @@ def run(repo: str, out: Path, **options: Any) -> None:
 
 
 def asked_for(hub: HubServer) -> list[str]:
-    """Weight files sent whole, in order."""
+    """Return the weight files that the Hub sent completely, in order."""
     paths = [r.path for r in hub.requests if r.path.startswith("/storage/") and r.sent > 10**6]
     return [Path(p).name for p in paths]
 
 
 def held(out: Path) -> int:
-    """Source files that lie there, whole or begun: each has a folder of its own."""
+    """Return the source files on disk, complete or partial; each has its own folder."""
     try:
         return len(os.listdir(out / PRIVATE))
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def held(out: Path) -> int:
 
 @contextmanager
 def most_held(out: Path) -> Iterator[list[int]]:
-    """Watches how many source files lie there, begun ones included, every other millisecond."""
+    """Counts the source files on disk, partial ones included, every two milliseconds."""
     seen, stop = [0], threading.Event()
 
     def watch() -> None:
@@ -71,7 +71,7 @@ def most_held(out: Path) -> Iterator[list[int]]:
     thread.join()
 
 
-def test_next_file_is_fetched_while_one_is_coded_and_no_other(hub: HubServer, model: Path, tmp_path: Path) -> None:
+def test_only_the_next_file_is_fetched_while_one_is_coded(hub: HubServer, model: Path, tmp_path: Path) -> None:
     hub.publish("tests/ahead", model)
     seen = []
 
@@ -89,7 +89,7 @@ def test_next_file_is_fetched_while_one_is_coded_and_no_other(hub: HubServer, mo
     assert asked_for(hub) == FILES
 
 
-def test_deleting_run_never_holds_more_than_two_files_and_gives_the_same_bytes(
+def test_delete_source_holds_at_most_two_files_and_gives_the_same_bytes(
     hub: HubServer, model: Path, tmp_path: Path
 ) -> None:
     hub.publish("tests/deleted", model)
@@ -104,7 +104,9 @@ def test_deleting_run_never_holds_more_than_two_files_and_gives_the_same_bytes(
     assert tree(tmp_path / "out") == tree(tmp_path / "cached")
 
 
-def test_killed_deleting_run_is_finished_by_the_same_command(hub: HubServer, model: Path, tmp_path: Path) -> None:
+def test_killed_run_with_delete_source_resumes_with_the_same_command(
+    hub: HubServer, model: Path, tmp_path: Path
+) -> None:
     hub.publish("tests/killed", model)
     run("tests/killed", tmp_path / "whole")
     out = tmp_path / "out"
@@ -130,9 +132,7 @@ def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def test_file_that_cannot_be_fetched_ends_the_run_and_the_next_one_continues(
-    hub: HubServer, model: Path, tmp_path: Path
-) -> None:
+def test_failed_download_ends_the_run_and_the_next_run_resumes(hub: HubServer, model: Path, tmp_path: Path) -> None:
     hub.publish("tests/broken-later", model)
 
     def break_it(event: Progress) -> None:
@@ -147,7 +147,7 @@ def test_file_that_cannot_be_fetched_ends_the_run_and_the_next_one_continues(
     assert not (tmp_path / "out" / PRIVATE).exists()
 
 
-def test_folders_are_never_deleted(model: Path, tmp_path: Path) -> None:
+def test_local_sources_are_never_deleted(model: Path, tmp_path: Path) -> None:
     before = tree(model)
     assert_refused(hlwq("quantize", model, tmp_path / "out", "--delete-source"), 2, "--delete-source needs a Hub id")
     assert tree(model) == before

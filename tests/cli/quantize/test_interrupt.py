@@ -20,7 +20,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tensors(tmp_path_factory.mktemp("interrupt") / "a model", dense(20, width=1024), LLAMA)
 
 
-def test_interrupted_run_prints_the_command_that_finishes_it(source: Path, tmp_path: Path) -> None:
+def test_interrupted_run_prints_the_command_that_resumes_it(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "an out"
     arguments = ["quantize", str(source), str(out), "--threads", "1", "--max-shard-size", "1MB", "--exclude", r"\.3\."]
     process = subprocess.Popen(

@@ -55,7 +55,7 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """The result of a run that nobody kills, and the seconds it worked."""
+    """The result of a run that is not killed, and the seconds that it took."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     runs = Runs(source)
     process = runs.start(out)
@@ -71,7 +71,7 @@ def out(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
-def test_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturbed_one(
+def test_runs_killed_at_random_moments_resume_to_the_same_bytes(
     source: Path, undisturbed: tuple[Path, float], out: Path
 ) -> None:
     wanted, seconds = tree(undisturbed[0]), undisturbed[1]
@@ -94,7 +94,7 @@ def test_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturbed_one(
     assert not [n for n in wanted if "partial" in n or n == JOURNAL]
 
 
-def test_forked_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturbed_one(
+def test_forked_runs_killed_at_random_moments_resume_to_the_same_bytes(
     source: Path, undisturbed: tuple[Path, float], out: Path
 ) -> None:
     wanted, seconds = undisturbed
@@ -113,7 +113,7 @@ def test_forked_runs_killed_at_random_moments_end_with_the_bytes_of_an_undisturb
     assert tree(out) == tree(wanted)
 
 
-def test_an_unfinished_folder_is_refused_by_its_readers_and_by_other_arguments(source: Path, out: Path) -> None:
+def test_unfinished_folder_is_refused_by_readers_and_by_other_arguments(source: Path, out: Path) -> None:
     runs = Runs(source)
     process = runs.start(out)
     runs.wait_for_work(process, out)
