@@ -75,10 +75,10 @@ def quantize(
     with imports_without_gc():
         from ..checkpoint import load_recipe, recorded
 
-    settled = load_recipe(
+    resolved = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
     )
-    share = None if max_unquantized is None else parse_fraction(max_unquantized)
+    max_fraction = None if max_unquantized is None else parse_fraction(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
         from ..checkpoint import check_origin, find_devices, open_source
@@ -86,7 +86,7 @@ def quantize(
         find_devices(device)
         source = open_source(model, revision)
         check_origin(source, delete_source, base_model)
-        _show_plan(sink, source, settled, share, threads)
+        _show_plan(sink, source, resolved, max_fraction, threads)
         return
     from ..checkpoint import quantize as run
     from ..ui import progress_display, show_quantized
@@ -96,10 +96,10 @@ def quantize(
         result = run(
             model,
             folder,
-            settled,
+            resolved,
             revision=revision,
             max_shard_bytes=shard_bytes,
-            max_unquantized=share,
+            max_unquantized=max_fraction,
             overwrite=overwrite,
             base_model=base_model,
             device=device,
@@ -111,11 +111,11 @@ def quantize(
     show_quantized(sink, result)
 
 
-def _show_plan(sink: Sink, source: Source, recipe: Recipe, share: float | None, threads: int | None) -> None:
+def _show_plan(sink: Sink, source: Source, recipe: Recipe, max_fraction: float | None, threads: int | None) -> None:
     from ..checkpoint import check_unquantized, estimate, make_plan
     from ..ui import show_plan
 
     plan = make_plan(source, recipe)
     source.close()
     show_plan(sink, estimate(plan, threads))
-    check_unquantized(plan, share)
+    check_unquantized(plan, max_fraction)

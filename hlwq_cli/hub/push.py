@@ -52,8 +52,8 @@ class PushResult:
     sent_bytes: int
     removed: tuple[str, ...]
     unchanged: int
-    dry_run: bool
-    notes: tuple[str, ...]
+    dry_run: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def push(
@@ -105,19 +105,23 @@ def push(
     if not dry_run:
         write_card(checkpoint.folder, verified, text)
         done = _upload(remote, checkpoint.folder, changes, public, pr, progress)
+    private = remote.private if remote.exists else not public
+    result = _result(remote, changes, done, private)
+    return replace(result, dry_run=dry_run, notes=notes)
+
+
+def _result(remote: Remote, changes: Changes, done: Committed | None, private: bool) -> PushResult:
     return PushResult(
         url=_url(remote, done),
-        repo=repo,
+        repo=remote.repo,
         revision=remote.revision,
         commit=done.commit if done else remote.commit,
         created=not remote.exists,
-        private=remote.private if remote.exists else not public,
+        private=private,
         sent=tuple(f.name for f in changes.sent),
         sent_bytes=changes.bytes,
         removed=changes.removed,
         unchanged=changes.unchanged,
-        dry_run=dry_run,
-        notes=notes,
     )
 
 

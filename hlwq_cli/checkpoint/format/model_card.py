@@ -1,6 +1,6 @@
-"""The model card of a result: front matter that the Hub understands, and what was done, in plain words.
+"""The model card of a result: front matter for the Hub, and a description of what was coded and how.
 
-It is made of the result's own files alone, so that it can be made again at any time.
+It is made only from the files of the result, so that it can be written again at any time.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ def model_card(
     inherited: Mapping[str, Any] = {},
     fidelity: str = "",
 ) -> str:
-    """The README.md of a coded checkpoint.
+    """Return the README.md of a coded checkpoint.
 
     Args:
-        folder: of the checkpoint; its README.source.md gives licence and language, its README.md the owner's notes.
+        folder: folder of the checkpoint. Its README.source.md gives licence and language, its README.md the owner's
+            notes.
         config: the checkpoint's config.json.
-        manifest: what it holds; files other than weights may be missing.
-        repo: Hub id that it is to be loaded from.
-        inherited: front matter of the base model, for what the folder's own files do not say.
-        fidelity: a section of measured figures, or nothing.
+        manifest: the checkpoint's manifest; files other than weights may be missing.
+        repo: Hub id to load the checkpoint from.
+        inherited: front matter of the base model, used where the folder's own files state nothing.
+        fidelity: a section of measured figures, or "".
     """
     base = base_model(manifest, config)
     title = base.rpartition("/")[2] if base else str(manifest.source["id"]).rpartition("/")[2]
@@ -53,7 +54,7 @@ def model_card(
 
 
 def base_model(manifest: Manifest, config: Mapping[str, Any]) -> str | None:
-    """Hub id of the model that a checkpoint was made from, where one is known."""
+    """Return the Hub id of the model that a checkpoint was made from, or None if it is unknown."""
     named = (manifest.fingerprint.get("base_model"), manifest.source["id"], config.get("_name_or_path"))
     return next((n for n in named if isinstance(n, str) and is_repo_id(n)), None)
 
@@ -77,7 +78,7 @@ def _front_matter(known: Mapping[str, Any], config: Mapping[str, Any], base: str
 
 
 def front_matter(card: Path) -> dict[str, Any]:
-    """The YAML block that opens a card, or nothing."""
+    """Return the YAML block at the start of a card, or an empty dict."""
     match = _FRONT_MATTER.match(card.read_text(errors="replace")) if card.is_file() else None
     try:
         document = yaml.safe_load(match[1]) if match else None
@@ -87,7 +88,7 @@ def front_matter(card: Path) -> dict[str, Any]:
 
 
 def pipeline_tag(config: Mapping[str, Any]) -> str:
-    """The Hub's task name for a model's class."""
+    """Return the Hub's task name for a model's class."""
     names = config.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     if "vision_config" in config and name.endswith(("ForConditionalGeneration", "ForImageTextToText")):
@@ -176,7 +177,7 @@ def _body(
 
 
 def _kinds(records: tuple[TensorRecord, ...]) -> str:
-    """What was coded, as a phrase."""
+    """Return what was coded, as a phrase."""
     roles = {t.role for t in records}
     named = [name for role, name in (("expert", "experts"), ("embedding", "embeddings")) if role in roles]
     return " and ".join([", ".join(["linear layers", *named[:-1]]), *named[-1:]])
@@ -188,7 +189,7 @@ def _recipe(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def quantize_command(manifest: Manifest) -> str:
-    """The command that makes these bytes again, of the same source."""
+    """Return the command that makes the same bytes again from the same source."""
     recipe, shard_bytes = _recipe(manifest), manifest.fingerprint.get("max_shard_bytes", DEFAULT_SHARD_BYTES)
     words = ["hlwq", "quantize", str(manifest.source["id"]), "--bits", str(recipe.get("bits", ""))]
     if manifest.source["revision"]:
