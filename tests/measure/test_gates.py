@@ -31,7 +31,7 @@ def test_limits_that_are_met_exactly_are_met() -> None:
     [
         (Gates(max_ppl_delta=0.009), "ln PPL"),
         (Gates(max_kld=0.019), "KL divergence"),
-        (Gates(min_top1=0.951), "first choice"),
+        (Gates(min_top1=0.951), "top-1 agreement"),
     ],
 )
 def test_a_missed_limit_names_path_and_measure(gates: Gates, says: str) -> None:
