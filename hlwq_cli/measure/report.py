@@ -9,9 +9,9 @@ from ..runtime.kv.bits import KVBits
 from ..runtime.modules.format import Execution
 from ..runtime.offload.expert_cache import ExpertBudget
 from .divergence import Divergence
-from .kv_size import KVCacheSize
 from .perplexity import PairedDelta, Perplexity
 from .similarity import TensorSimilarity
+from .sizes import KVCacheSize
 from .speed import Speed
 from .tasks import TaskScore
 from .windows import Protocol, ProtocolName

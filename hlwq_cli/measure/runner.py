@@ -13,11 +13,10 @@ from ..errors import HlwqError, UsageError
 from ..progress import Progress, ProgressCallback, ignore_progress
 from ..runtime.loading.load import check_loadable, load_model, load_processor
 from .divergence import compare
-from .kv_size import kv_cache_size
 from .perplexity import paired, perplexity, score
 from .report import BenchReport, Measured, Request
 from .similarity import similarity_of
-from .size import weights_size
+from .sizes import kv_cache_size, weights_size
 from .speed import measure_speed, release_memory
 from .tasks import open_tasks, run_tasks
 from .text import load_text

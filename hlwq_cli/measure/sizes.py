@@ -1,15 +1,20 @@
-"""Bytes per token of a quantized key/value cache, and of a dense one."""
+"""Sizes: a checkpoint's weights, and a token in a quantized and in a dense key/value cache."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checkpoint import open_coded
+from ..checkpoint.format.manifest import MANIFEST
+from ..checkpoint.io.hub_repo import HubRepo, is_repo_id
 from ..runtime.kv.attention import cache_argument
 from ..runtime.kv.bits import KVBits
 from ..runtime.kv.cache import GROUP, WINDOW, CodedLayer, coded_cache
+from ..samples import resolve_model
 
 
 @dataclass(frozen=True)
@@ -47,3 +52,24 @@ def kv_cache_size(model: Any, bits: KVBits) -> KVCacheSize:
         window=WINDOW,
         group=GROUP,
     )
+
+
+def weights_size(path: str) -> tuple[int, float | None]:
+    """Return the bytes of a checkpoint's weights, and its bits per weight, or None if it is not coded.
+
+    Args:
+        path: a folder, a Hub id, or `sample`.
+
+    Raises:
+        NotFoundError: there is no such folder or repository.
+        CorruptError: the checkpoint is coded and its files are inconsistent.
+    """
+    folder = Path(resolve_model(path))
+    if folder.is_dir() and not (folder / MANIFEST).exists():
+        return sum(p.stat().st_size for p in folder.glob("*.safetensors")), None
+    if not folder.exists() and is_repo_id(path):
+        repo = HubRepo.find(path, None)
+        if MANIFEST not in repo.files:
+            return repo.weights_bytes(), None
+    manifest = open_coded(folder if folder.is_dir() else path).manifest
+    return manifest.output_bytes, manifest.bits_per_weight
