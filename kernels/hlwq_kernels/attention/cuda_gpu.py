@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..codes import ceil_div
 from ..common.cuda_kernel import CudaKernel, Macros, shared_per_multiprocessor, supports_nvrtc
 from ..common.device import DTYPE_IDS, num_sms
 from .kv_states import QuantizedKV
@@ -68,7 +69,7 @@ class AttentionKernelConfig:
     @property
     def team(self) -> int:
         """Warps that take the same tokens."""
-        return -(-self.stored[1] // (64 if self.stored[1] <= 64 else 128))
+        return ceil_div(self.stored[1], 64 if self.stored[1] <= 64 else 128)
 
     @property
     def warps(self) -> int:
@@ -99,7 +100,7 @@ class AttentionKernelConfig:
         small = 1024 + 64 + 8 * self.warps * self.rows + 16 * self.warps
         shares = self.warps * self.rows * 32 if self.team > 1 else 0
         lane = 16 if self.stored[0] % 128 == 64 else 32
-        queries = -(-self.stored[0] // (4 * lane)) * 4 * lane * self.rows * 2
+        queries = ceil_div(self.stored[0], 4 * lane) * 4 * lane * self.rows * 2
         return max(first + small + shares + queries, 4 * self.rows * (self.dims[0] + self.exact))
 
     @cached_property
@@ -151,9 +152,9 @@ def attend_cuda(
     """
     device, (batch, query_heads, _), heads = query.device, query.shape, keys.codes.shape[1]
     config = _config_of(query, keys, values, mask is not None, softcap != 0.0)
-    chunks, exact = -(-config.group // config.rows), -(-keys.exact.shape[2] // config.exact)
+    chunks, exact = ceil_div(config.group, config.rows), ceil_div(keys.exact.shape[2], config.exact)
     resident = _ATTEND.resident(device, config.macros, 32 * config.warps, config.shared_bytes)
-    ctas, steps = batch * heads * chunks, -(-keys.coded // config.step)
+    ctas, steps = batch * heads * chunks, ceil_div(keys.coded, config.step)
     splits = _splits(resident // ctas, num_sms(device) // ctas, exact, steps)
     parts, rows, stored = exact + splits, batch * query_heads, config.stored[1]
     sums = query.new_empty(rows, parts, stored, dtype=torch.float32)
@@ -200,7 +201,7 @@ def _splits(at_once: int, few: int, exact: int, steps: int) -> int:
             start of a CTA costs more than one.
     """
     room = max(1, at_once - exact if at_once > 4 * exact else at_once)
-    return min(room, steps if steps <= few else max(few, -(-steps // 2)))
+    return min(room, steps if steps <= few else max(few, ceil_div(steps, 2)))
 
 
 def merge_shared_bytes(config: AttentionKernelConfig, parts: int) -> int:

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..codes import pack_codes, tree_sum
+from ..codes import ceil_div, pack_codes, tree_sum
 from ..common.cuda_kernel import CudaKernel, Macros, supports_nvrtc
 from ..common.device import DTYPE_IDS
 from ..linear.linear import rotate_activation
@@ -99,7 +99,7 @@ def encode_kv_cuda(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, tor
     scales = torch.empty(x.shape[:-1], dtype=torch.uint8, device=x.device)
     if scales.numel():
         shared = kv_encode_shared_bytes(tables.bits, stored)
-        grid = min(-(-scales.numel() // warps), _KERNEL.resident(x.device, macros, THREADS, shared))
+        grid = min(ceil_div(scales.numel(), warps), _KERNEL.resident(x.device, macros, THREADS, shared))
         _KERNEL.launch(
             x.device,
             macros,

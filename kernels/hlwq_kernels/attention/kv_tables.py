@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..codes import bits_of, ceil_div
+
 STEPS_PER_OCTAVE = 8
 UNIT_SCALE = 128
 """The scale byte of 1."""
@@ -36,7 +38,7 @@ THRESHOLDS = tuple(float(np.float32(2.0 ** ((i + 0.5) / 4))) for i in range(4))
 
 def padded_dim(dim: int) -> int:
     """Return how many values are stored of a head of `dim` values."""
-    return -(-dim // 32) * 32
+    return ceil_div(dim, 32) * 32
 
 
 def rotation_block(dim: int) -> int:
@@ -61,7 +63,7 @@ class KVTables(NamedTuple):
     @property
     def bits(self) -> int:
         """Width of a code."""
-        return self.centroids.numel().bit_length() - 1
+        return bits_of(self.centroids)
 
     @classmethod
     def of(cls, centroids: tuple[float, ...], device: torch.device) -> KVTables:

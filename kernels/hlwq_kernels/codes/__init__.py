@@ -4,6 +4,7 @@
 """
 
 from .hadamard import hadamard, tree_sum
+from .integers import ceil_div
 from .planes import pack_codes, plane_widths, unpack_codes
 from .quantized_weight import (
     SHARED_BYTES,
@@ -27,6 +28,7 @@ from .tables import (
     SMALLEST,
     CodeTables,
     Float32Array,
+    bits_of,
     scale_steps_on,
 )
 
@@ -44,7 +46,9 @@ __all__ = [
     "CodeTables",
     "Float32Array",
     "QuantizedWeight",
+    "bits_of",
     "block_scales",
+    "ceil_div",
     "copies_beside",
     "hadamard",
     "kernel_macros",

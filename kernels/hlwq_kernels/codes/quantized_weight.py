@@ -8,7 +8,7 @@ import torch
 
 from ..common.cuda_kernel import Macros
 from ..common.device import DTYPE_IDS
-from .tables import scale_steps_on
+from .tables import bits_of, scale_steps_on
 
 SHARED_BYTES = 48 * 2**10
 """Of shared memory that a CTA may declare."""
@@ -32,7 +32,7 @@ class QuantizedWeight(NamedTuple):
     @property
     def bits(self) -> int:
         """Width of a code."""
-        return self.centroids.numel().bit_length() - 1
+        return bits_of(self.centroids)
 
 
 def kernel_macros(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies: int) -> Macros:

@@ -45,6 +45,11 @@ SEARCH_FACTORS = np.array(
 """float32 (29,): 2^(j/32) for j = -16 .. 12."""
 
 
+def bits_of(centroids: torch.Tensor | Float32Array) -> int:
+    """Return the width of the codes of a codebook of 2^bits centroids."""
+    return len(centroids).bit_length() - 1
+
+
 @dataclass(frozen=True)
 class CodeTables:
     """A codebook and what is derived from it to find the nearest centroid fast.
@@ -81,7 +86,7 @@ class CodeTables:
     def from_centroids(cls, centroids: npt.ArrayLike) -> CodeTables:
         """Derive the tables from a symmetric codebook of 2^bits ascending values."""
         c = np.asarray(centroids, dtype=np.float32)
-        bits = int(c.size).bit_length() - 1
+        bits = bits_of(c)
         middles = ((c[1:].astype(np.float64) + c[:-1]) / 2).astype(np.float32)
         per_unit = 2.0 ** (bits + 1)
         cells = math.ceil(float(c[-1]) * per_unit) + 1

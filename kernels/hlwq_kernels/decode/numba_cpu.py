@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..codes import block_scales, plane_widths
+from ..codes import bits_of, block_scales, plane_widths
 from ..codes.blocks_numba import f32, jit, rotate
 
 
@@ -53,7 +53,7 @@ def decode_rows_numba(
     columns: int,
 ) -> torch.Tensor:
     """See `decode_rows`."""
-    bits = centroids.numel().bit_length() - 1
+    bits = bits_of(centroids)
     s = block_scales(scales, base, block_size) * float(f32(block_size**-0.5))
     out = torch.empty(codes.shape[0], columns, dtype=torch.float32)
     order = (0,) * (block_size.bit_length() - 1)

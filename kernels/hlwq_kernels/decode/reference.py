@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..codes import block_scales, hadamard, unpack_codes
+from ..codes import bits_of, block_scales, hadamard, unpack_codes
 
 
 def decode_rows_reference(
@@ -17,7 +17,7 @@ def decode_rows_reference(
     columns: int,
 ) -> torch.Tensor:
     """The reference of `decode_rows`; the sums come before the scale, so that nothing can overflow within."""
-    bits = centroids.numel().bit_length() - 1
+    bits = bits_of(centroids)
     table = centroids.to(codes.device)
     s = block_scales(scales, base, block_size) * float(np.float32(block_size**-0.5))
     values = table[unpack_codes(codes, bits).to(torch.int32)].unflatten(1, (-1, block_size))

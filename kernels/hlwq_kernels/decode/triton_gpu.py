@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..codes import scale_steps_on
+from ..codes import bits_of, scale_steps_on
 from ..common.device import current_device
 from .blocks_triton import LANE, rotate
 from .planes_triton import load_codes
@@ -94,7 +94,7 @@ def decode_rows_triton(
     With `wanted`, int32 (parts,), the rows are so many parts of equal size, and those of which it is 0 may be left out.
     """
     rows, blocks = scales.shape
-    bits, row_bytes = centroids.numel().bit_length() - 1, codes.shape[1]
+    bits, row_bytes = bits_of(centroids), codes.shape[1]
     align = min(16, row_bytes & -row_bytes)
     part_blocks = rows * blocks if wanted is None else rows // len(wanted) * blocks
     out = torch.empty(rows, blocks * block_size, dtype=dtype, device=codes.device)

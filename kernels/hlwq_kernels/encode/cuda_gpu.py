@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..codes import CodeTables
+from ..codes import CodeTables, bits_of, ceil_div
 from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
 from ..common.custom_op import traceable
 from ..common.device import DTYPE_IDS
@@ -53,7 +53,7 @@ def _encode_on_its_device(
     if weight.shape[1] == 0:
         raise ValueError("a row to encode has no columns")
     whole = whole_blocks(weight, block_size)
-    out = empty(whole, centroids.numel().bit_length() - 1, block_size, log8)
+    out = empty(whole, bits_of(centroids), block_size, log8)
     if len(weight):
         _prepare(whole, centroids, block_size, log8, search, out)()
     return tuple(out)  # type: ignore[return-value]
@@ -68,8 +68,8 @@ def _(
     weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, columns = weight.shape
-    whole = weight.new_empty((rows, -(-columns // block_size) * block_size))
-    return tuple(empty(whole, centroids.shape[0].bit_length() - 1, block_size, log8))  # type: ignore[return-value]
+    whole = weight.new_empty((rows, ceil_div(columns, block_size) * block_size))
+    return tuple(empty(whole, bits_of(centroids), block_size, log8))  # type: ignore[return-value]
 
 
 def empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> list[torch.Tensor]:
@@ -88,7 +88,7 @@ def _prepare(
     whole: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool, out: list[torch.Tensor]
 ) -> Launch:
     config = EncodeKernelConfig(
-        bits=centroids.numel().bit_length() - 1,
+        bits=bits_of(centroids),
         block_size=block_size,
         log8=log8,
         search=search,
@@ -100,7 +100,7 @@ def _prepare(
     shared = config.shared_bytes(threads, cells)
     resident = _KERNEL.resident(whole.device, config.macros, threads, shared)
     arguments = kernel_arguments(whole, held, table, cells, out)
-    groups = -(-len(whole) // held)
+    groups = ceil_div(len(whole), held)
     return _KERNEL.prepare(whole.device, config.macros, (min(groups, resident),), threads, *arguments, shared=shared)
 
 
@@ -109,7 +109,7 @@ def arrangement(config: EncodeKernelConfig, rows: int, blocks: int) -> tuple[Enc
     if blocks > config.most_threads:
         return replace(config, loop=True), 1, config.most_threads
     held = min(config.most_threads // blocks, rows)
-    return config, held, -(-held * blocks // 32) * 32
+    return config, held, ceil_div(held * blocks, 32) * 32
 
 
 def kernel_arguments(

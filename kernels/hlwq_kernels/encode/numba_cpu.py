@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..codes import ERROR_UNIT, SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables, plane_widths
+from ..codes import ERROR_UNIT, SCALE_STEPS, SEARCH_FACTORS, SEARCH_LOW, CodeTables, ceil_div, plane_widths
 from ..codes.blocks_numba import (
     CANDIDATES,
     choose,
@@ -105,7 +105,7 @@ def encode_rows_numba(
 ) -> EncodedRows:
     """See `encode_rows`."""
     rows, columns = weight.shape
-    blocks = -(-columns // block_size)
+    blocks = ceil_div(columns, block_size)
     log8 = scale == "log8"
     codes = torch.empty(rows, blocks * block_size * tables.bits // 8, dtype=torch.uint8)
     scales = torch.empty(rows, blocks, dtype=torch.float32)

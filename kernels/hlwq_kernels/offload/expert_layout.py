@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..codes import QuantizedWeight
+from ..codes import QuantizedWeight, ceil_div
 
 ALIGNMENT = 128
 """Every part begins at a multiple of this many bytes: what a GPU reads at once."""
@@ -60,7 +60,7 @@ class RecordLayout:
         parts, at = [], 0
         for shape, dtype in (*gate_up, *down):
             parts.append(Part(at, tuple(shape), dtype))
-            at += -(-parts[-1].bytes // ALIGNMENT) * ALIGNMENT
+            at += ceil_div(parts[-1].bytes, ALIGNMENT) * ALIGNMENT
         return cls(tuple(parts[: len(gate_up)]), tuple(parts[len(gate_up) :]), at)
 
     def weights(
