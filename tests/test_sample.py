@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hlwq_cli.checkpoint import Plan, QuantizeResult, load_recipe, make_plan, open_source, quantize
+from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
 from hlwq_cli.measure.perplexity import perplexity, score
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import make_windows
@@ -23,11 +23,6 @@ MEGABYTE = 2**20
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return make_plan(open_source("sample"), load_recipe(bits=5))
-
-
-@pytest.fixture(scope="module")
-def coded(tmp_path_factory: pytest.TempPathFactory) -> QuantizeResult:
-    return quantize("sample", tmp_path_factory.mktemp("sample") / "coded", load_recipe(bits=5))
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +86,8 @@ def test_it_captions_the_bundled_pictures_to_the_letter(pictures: tuple[str, dic
     assert describe(model, question, [*captions]) == [*captions.values()]
 
 
-def test_coded_at_5_bits_it_still_sees(coded: QuantizeResult, pictures: tuple[str, dict[str, str]]) -> None:
+def test_coded_at_5_bits_it_still_sees(coded_sample: str, pictures: tuple[str, dict[str, str]]) -> None:
     question, captions = pictures
-    model = HLWQModel.from_pretrained(str(coded.path), device="cpu", dtype="float32")
+    model = HLWQModel.from_pretrained(coded_sample, device="cpu", dtype="float32")
     answers = describe(model, question, [*captions])
     assert sum(a == c for a, c in zip(answers, captions.values(), strict=True)) >= 19

@@ -25,6 +25,7 @@ def ran(folder: Path, out: Path, *options: str) -> tuple[int, list[dict[str, Any
     return ended.value.code, json.loads(out.read_text())
 
 
+@pytest.mark.alone
 def test_a_case_is_measured_with_each_routing(
     coded: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

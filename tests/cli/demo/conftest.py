@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Request, sync_playwright
 
-from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.samples import resolve_model, sample_file
+from hlwq_cli.samples import sample_file
 from tests.cli.run_command import hlwq
 
 from .chat_page import ChatPage
@@ -38,10 +37,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def coded_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured_sample(coded_sample: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample at 5 bits, with figures and chart in its folder."""
-    out = tmp_path_factory.mktemp("demo") / "sample-Q5"
-    quantize(resolve_model("sample"), out, load_recipe(bits=5))
+    out = Path(shutil.copytree(coded_sample, tmp_path_factory.mktemp("demo") / "sample-Q5"))
     ran = hlwq(
         "bench", out, "--ref", "sample", "--kld", "--data", "sample", "--window", "64", "--windows", "1", "--save"
     )
@@ -57,9 +55,9 @@ def captions() -> Captions:
 
 
 @pytest.fixture(scope="session")
-def server(coded_sample: Path) -> Iterator[DemoServer]:
+def server(measured_sample: Path) -> Iterator[DemoServer]:
     """A server with the coded sample's page. It must still run after all tests."""
-    with demo(coded_sample, "--dtype", "float32", "--device", "cpu") as server:
+    with demo(measured_sample, "--dtype", "float32", "--device", "cpu") as server:
         yield server
         assert server.process.poll() is None
         code, out, err = server.end()

@@ -20,9 +20,9 @@ LONGEST = 1900
 
 
 @pytest.fixture(scope="module")
-def model(coded_sample: Path) -> HLWQModel:
+def model(measured_sample: Path) -> HLWQModel:
     torch.set_num_threads(1)
-    return HLWQModel.from_pretrained(str(coded_sample), dtype="float32", device="cpu")
+    return HLWQModel.from_pretrained(str(measured_sample), dtype="float32", device="cpu")
 
 
 def test_answers_stream_and_are_those_of_the_model(open_chat: OpenChat, model: HLWQModel) -> None:
@@ -156,11 +156,11 @@ def test_seed_gives_the_same_answer_while_others_chat(open_chat: OpenChat) -> No
     assert alone[0] != alone[1]
 
 
-def test_panel_describes_the_checkpoint(open_chat: OpenChat, coded_sample: Path) -> None:
+def test_panel_describes_the_checkpoint(open_chat: OpenChat, measured_sample: Path) -> None:
     from hlwq_cli.checkpoint import inspect
     from hlwq_cli.sizes import format_size
 
-    report, one = inspect(coded_sample), open_chat()
+    report, one = inspect(measured_sample), open_chat()
     panel = one.page.locator(".facts").inner_text()
     size = report.coded_bytes + report.kept_bytes
     for fact in (

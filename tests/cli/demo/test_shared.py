@@ -33,12 +33,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 
 @pytest.fixture(scope="module")
-def pushed(coded_sample: Path) -> Iterator[str]:
+def pushed(measured_sample: Path) -> Iterator[str]:
     HUB.reset()
     HUB.login(TOKEN, "ann")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", TOKEN)
-        ran = hlwq("push", coded_sample, REPO)
+        ran = hlwq("push", measured_sample, REPO)
         assert ran.code == 0, ran.err
         yield REPO
 
@@ -94,9 +94,9 @@ def test_wrong_password_is_refused(browser: Browser, server: DemoServer) -> None
     page.close()
 
 
-def test_pushed_checkpoint_gives_the_same_figures(pushed: str, coded_sample: Path) -> None:
+def test_pushed_checkpoint_gives_the_same_figures(pushed: str, measured_sample: Path) -> None:
     figures = []
-    for path in (str(coded_sample), pushed):
+    for path in (str(measured_sample), pushed):
         ran = hlwq("bench", path, *TEXT)
         assert ran.code == 0, ran.err
         figures.append(json.loads(ran.out)["report"]["measured"][0]["divergence"])
@@ -104,10 +104,10 @@ def test_pushed_checkpoint_gives_the_same_figures(pushed: str, coded_sample: Pat
 
 
 def test_both_models_answer_with_their_own_text(
-    open_chat: OpenChat, login: tuple[str, str], coded_sample: Path, captions: Captions
+    open_chat: OpenChat, login: tuple[str, str], measured_sample: Path, captions: Captions
 ) -> None:
     torch.set_num_threads(1)
-    models = [HLWQModel.from_pretrained(p, dtype="float32", device="cpu") for p in (str(coded_sample), "sample")]
+    models = [HLWQModel.from_pretrained(p, dtype="float32", device="cpu") for p in (str(measured_sample), "sample")]
     wanted = [model.generate(ENDLESS, max_new_tokens=64) for model in models]
     assert wanted[0] != wanted[1]
     one = greedy(open_chat, 64, login=login)
