@@ -85,13 +85,13 @@ def main() -> None:
     model = load_model(args.folder, device=args.device, dtype=args.dtype, execution=args.execution)
     decoder = Decoder(model)
     if args.eager:
-        decoder.uncapturable = decoder.uncapturable or "requested with --eager"
+        decoder.graph_error = decoder.graph_error or "requested with --eager"
     with torch.inference_mode():
         logits = decoder.prefill(prompt(model, args.batch, args.context), 3 * args.tokens + 1)
         decode(decoder, logits, args.tokens)
         seconds = decode(decoder, logits, args.tokens)
         found = kernels(decoder, logits, args.tokens)
-    how = "replayed CUDA graph" if decoder.uncapturable is None else f"eager steps ({decoder.uncapturable})"
+    how = "replayed CUDA graph" if decoder.graph_error is None else f"eager steps ({decoder.graph_error})"
     name = torch.cuda.get_device_name(decoder.device) if decoder.device.type == "cuda" else "CPU"
     print(f"{args.folder} on {name}: {how}, batch {args.batch}, after {args.context + args.tokens} tokens")
     show(found, args.tokens, seconds, args.top)
