@@ -13,7 +13,8 @@ from ..checkpoint.format.manifest import MANIFEST
 from ..checkpoint.io.hub_repo import HubRepo, is_repo_id
 from ..runtime.kv.attention import cache_argument
 from ..runtime.kv.bits import KVBits
-from ..runtime.kv.cache import GROUP, WINDOW, CodedLayer, coded_cache
+from ..runtime.kv.cache import CodedLayer, coded_cache
+from ..runtime.kv.coded_states import GROUP, WINDOW
 from ..samples import resolve_model
 
 

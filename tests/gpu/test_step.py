@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime.decode import decoder as decoders
+from hlwq_cli.runtime.decode import runner
 from hlwq_cli.runtime.decode.decoder import Decoder
 from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.samples import resolve_model
@@ -162,7 +162,7 @@ def test_layers_of_the_sample_are_those_of_transformers(dtype: str, monkeypatch:
         seen.extend(float(d) for d in differences)
         return True
 
-    monkeypatch.setattr(decoders, "are_alike", alike)
+    monkeypatch.setattr(runner, "are_alike", alike)
     model = load_model(resolve_model("sample"), device="cuda:0", dtype=dtype)
     ids = torch.randint(10, 4000, (2, 40), device=CUDA)
     Decoder(model).prefill({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 8)

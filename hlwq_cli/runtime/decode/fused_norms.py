@@ -1,7 +1,7 @@
-"""RMS norms as one kernel each, for steps of one token.
+"""RMS norms as one kernel each, for decode steps.
 
-transformers writes an RMS norm out in as many as nine operations. At one token each costs a launch, whatever it
-computes, and the 26B Gemma 4 has 11 norms in each of 30 layers.
+transformers computes an RMS norm in up to nine operations. With one token, each costs a launch, whatever it computes,
+and the 26B Gemma 4 has 11 norms in each of 30 layers.
 """
 
 from __future__ import annotations
@@ -14,30 +14,23 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
+from ..transformers_private import replaced_forwards
+
 ULPS = 2
-"""Roundings by which a fused norm may differ: a norm that rounds before it multiplies by its weight differs by one."""
+"""Roundings by which a fused norm may differ. A norm that rounds before it multiplies by its weight differs by one."""
 
 
 @torch.no_grad()
 def fusible_norms(model: nn.Module) -> list[nn.Module]:
-    """Those norms of a model that one kernel computes as they do; each is tried, on numbers of its own dtype."""
+    """Return the norms that torch's `rms_norm` computes the same way. Each is tried on numbers of its own dtype."""
     return [m for m in model.modules() if _looks_like_one(m) and _is_computed_alike(m)]
 
 
 @contextmanager
-def fused(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Within, these norms are one kernel each."""
-    before = [norm.__dict__.get("forward") for norm in norms]
-    for norm in norms:
-        norm.forward = partial(_normed, norm)
-    try:
+def fused_norms(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Run these norms as one kernel each inside this context."""
+    with replaced_forwards({norm: partial(_normed, norm) for norm in norms}):
         yield
-    finally:
-        for norm, forward in zip(norms, before, strict=True):
-            if forward is None:
-                del norm.__dict__["forward"]
-            else:
-                norm.forward = forward
 
 
 def _looks_like_one(module: nn.Module) -> bool:
@@ -46,7 +39,7 @@ def _looks_like_one(module: nn.Module) -> bool:
 
 
 def _is_computed_alike(norm: nn.Module) -> bool:
-    """Whether it multiplies by its weight as it is, and not by 1 + weight, as Gemma 3 does."""
+    """Return whether a norm multiplies by its weight, and not by 1 + weight as Gemma 3 does."""
     weight = _weight(norm)
     size, like = (64, torch.ones(1)) if weight is None else (weight.shape[-1], weight)
     x = torch.linspace(-3, 3, 2 * size, device=like.device).reshape(2, size).to(like.dtype)

@@ -1,4 +1,4 @@
-"""What `model.generate` gives, by captured steps on a static cache where that fits, else by transformers itself."""
+"""Answers of a model: by captured steps on a static cache where the model allows it, else by transformers."""
 
 from __future__ import annotations
 
@@ -9,40 +9,25 @@ from contextlib import closing
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    StoppingCriteriaList,
-    StopStringCriteria,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-from transformers.generation.configuration_utils import GenerationMode
 
 from ..kv.position import StaticDecodeUnsupported
 from .decoder import Decoder
+from .request import DecodeRequest
 
 Decoding = Literal["graph", "eager", "transformers"]
 
 logger = logging.getLogger("hlwq")
 
 LOOKAHEAD_STEPS = 2
-"""Steps that a GPU is given before the host looks at the first one's tokens."""
-
-_OF_SCORES = (
-    MinPLogitsWarper, SuppressTokensLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper,
-)  # fmt: skip
-"""Processors that look at the scores only, and not at the tokens before."""
+"""Steps that a GPU is given before the host reads the first one's tokens."""
 
 
 class Generation:
-    """Answers of one model; its `generate` stands in for the model's own.
+    """Answers of one model; its `generate` replaces the model's own.
 
     Attributes:
-        decoder: the static loop; None where the model or its device leaves it to transformers.
-        fallback_reason: why the model does, on a GPU.
+        decoder: the static decoder; None where transformers decodes.
+        fallback_reason: why transformers decodes, on a GPU.
     """
 
     def __init__(self, model: Any) -> None:
@@ -53,7 +38,7 @@ class Generation:
             try:
                 self.decoder = Decoder(model)
             except StaticDecodeUnsupported as error:
-                self._leave_to_transformers(error)
+                self._fall_back(error)
 
     @property
     def decoding(self) -> Decoding:
@@ -63,139 +48,92 @@ class Generation:
         return "graph" if self.decoder.graph_error is None else "eager"
 
     def generate(self, *, streamer: Any = None, stopping_criteria: Any = None, **options: Any) -> torch.Tensor:
-        """Ids (batch, prompt and answer), as from `model.generate` with the same inputs and settings.
+        """Return ids (batch, prompt and answer), as `model.generate` does with the same inputs and settings.
 
-        Beams, penalties for tokens that were there before, and a cache of the caller's own are
-        left to transformers. An answer asked for while another is being decoded waits for its end.
+        transformers decodes beams, penalties for earlier tokens, and with a cache that the caller brings. A call waits
+        until an earlier one has ended.
         """
         decoder = self.decoder
-        loop = None if decoder is None else _Loop.fitting(decoder, streamer, stopping_criteria, dict(options))
-        if loop is not None:
+        request = None if decoder is None else DecodeRequest.of(self.model, stopping_criteria, dict(options))
+        if decoder is not None and request is not None:
             try:
-                with loop.decoder.lock:
-                    return loop.run()
+                with decoder.lock:
+                    return _decode(decoder, request, streamer)
             except StaticDecodeUnsupported as error:
-                self._leave_to_transformers(error)
+                self._fall_back(error)
         out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
         return out
 
-    def _leave_to_transformers(self, reason: StaticDecodeUnsupported) -> None:
+    def _fall_back(self, reason: StaticDecodeUnsupported) -> None:
         self.decoder, self.fallback_reason = None, str(reason)
-        logger.warning("Decoding by transformers' own loop, which is slower: %s.", reason)
+        logger.warning("Decoding with transformers' own loop, which is slower: %s.", reason)
 
 
-class _Loop:
-    """The tokens of one batch of answers, whose prompts came with their mask."""
-
-    def __init__(self, decoder: Decoder, config: Any, inputs: dict[str, Any], processors: LogitsProcessorList) -> None:
-        self.decoder, self.inputs, self.processors = decoder, inputs, processors
-        self.sample: bool = config.do_sample
-        self.limit: int = config.max_new_tokens
-        eos = config.eos_token_id
-        self.eos = torch.tensor([] if eos is None else eos, dtype=torch.int64).reshape(-1)
-        self.pad: int = config.pad_token_id if config.pad_token_id is not None else int((*self.eos, 0)[0])
-        self.lookahead = LOOKAHEAD_STEPS if decoder.device.type == "cuda" else 0
-        self.streamer: Any = None
-        self.criteria = StoppingCriteriaList()
-
-    @classmethod
-    def fitting(cls, decoder: Decoder, streamer: Any, criteria: Any, options: dict[str, Any]) -> _Loop | None:
-        """The loop for what `generate` was asked for, or None where it is not for this loop."""
-        stops, tokenizer = options.pop("stop_strings", None), options.pop("tokenizer", None)
-        model = decoder.model
-        config, inputs = model._prepare_generation_config(None, **options)
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        ids = inputs.get("input_ids")
-        own = {"past_key_values", "cache", "inputs_embeds"} & inputs.keys()
-        if not _is_plain(config) or own or ids is None or not ids.numel() or "attention_mask" not in inputs:
-            return None
-        model._prepare_special_tokens(config, True, device=decoder.device)
-        processors = model._get_logits_processor(config, input_ids_seq_length=ids.shape[1], device=decoder.device)
-        if not all(isinstance(p, _OF_SCORES) for p in processors):
-            return None
-        loop = cls(decoder, config, inputs, processors)
-        loop.streamer = streamer
-        loop.criteria = StoppingCriteriaList(criteria or [])
-        if stops:
-            loop.criteria.append(StopStringCriteria(tokenizer, stops))
-        return loop
-
-    def run(self) -> torch.Tensor:
-        """Prompts and answers on the model's device, the shorter answers padded."""
-        prompt: torch.Tensor = self.inputs["input_ids"]
-        ids = prompt.cpu()
-        logits = self.decoder.prefill(self.inputs, self.limit)
-        if self.streamer is not None:
-            self.streamer.put(ids)
-        finished = torch.zeros(ids.shape[0], dtype=torch.bool)
-        with closing(self._tokens(logits)) as tokens:
-            for new in tokens:
-                new = torch.where(finished, self.pad, new)
-                ids = torch.cat([ids, new[:, None]], dim=1)
-                if self.streamer is not None:
-                    self.streamer.put(new)
-                finished |= torch.isin(new, self.eos)
-                if self.criteria:
-                    finished |= self.criteria(ids, None)
-                if finished.all():
-                    break
-        if self.streamer is not None:
-            self.streamer.end()
-        return ids.to(prompt.device)
-
-    def _tokens(self, logits: torch.Tensor) -> Generator[torch.Tensor]:
-        """Chosen tokens (batch,) on the host, some steps after the device has gone on."""
-        pending: deque[_Arriving] = deque()
-        for count in range(1, self.limit + 1):
-            chosen = self._choose(logits)
-            pending.append(_Arriving(chosen))
-            while len(pending) > self.lookahead:
-                yield pending.popleft().wait()
-            if count < self.limit:
-                logits = self.decoder.decode_step(chosen)
-        for arriving in pending:
-            yield arriving.wait()
-
-    @torch.inference_mode()
-    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.processors(self.inputs["input_ids"], logits)
-        if not self.sample:
-            return scores.argmax(-1)
-        # what torch.multinomial does for one draw, less its look at the probabilities, which waits for the device
-        probs: torch.Tensor = scores.softmax(-1)
-        probs.div_(torch.empty_like(probs).exponential_())
-        return probs.argmax(-1)
+def _decode(decoder: Decoder, request: DecodeRequest, streamer: Any) -> torch.Tensor:
+    """Return prompts and answers on the model's device, with the shorter answers padded."""
+    prompt: torch.Tensor = request.inputs["input_ids"]
+    ids = prompt.cpu()
+    logits = decoder.prefill(request.inputs, request.max_new_tokens)
+    if streamer is not None:
+        streamer.put(ids)
+    finished = torch.zeros(ids.shape[0], dtype=torch.bool)
+    with closing(_tokens(decoder, request, logits)) as tokens:
+        for new in tokens:
+            new = torch.where(finished, request.pad, new)
+            ids = torch.cat([ids, new[:, None]], dim=1)
+            if streamer is not None:
+                streamer.put(new)
+            finished |= torch.isin(new, request.eos)
+            if request.criteria:
+                finished |= request.criteria(ids, None)
+            if finished.all():
+                break
+    if streamer is not None:
+        streamer.end()
+    return ids.to(prompt.device)
 
 
-class _Arriving:
+def _tokens(decoder: Decoder, request: DecodeRequest, logits: torch.Tensor) -> Generator[torch.Tensor]:
+    """Yield tokens (batch,) on the host, which reads them `LOOKAHEAD_STEPS` behind a GPU."""
+    lookahead = LOOKAHEAD_STEPS if decoder.device.type == "cuda" else 0
+    pending: deque[_HostCopy] = deque()
+    for count in range(1, request.max_new_tokens + 1):
+        tokens = _sample(request, logits)
+        pending.append(_HostCopy(tokens))
+        while len(pending) > lookahead:
+            yield pending.popleft().wait()
+        if count < request.max_new_tokens:
+            logits = decoder.decode_step(tokens)
+    for copy in pending:
+        yield copy.wait()
+
+
+@torch.inference_mode()
+def _sample(request: DecodeRequest, logits: torch.Tensor) -> torch.Tensor:
+    """Return the next tokens (batch,) on the device."""
+    scores: torch.Tensor = request.processors(request.inputs["input_ids"], logits)
+    if not request.do_sample:
+        return scores.argmax(-1)
+    # as torch.multinomial does for one draw, without its check of the probabilities, which waits for the device
+    probs: torch.Tensor = scores.softmax(-1)
+    probs.div_(torch.empty_like(probs).exponential_())
+    return probs.argmax(-1)
+
+
+class _HostCopy:
     """Tokens on their way to the host."""
 
     def __init__(self, tokens: torch.Tensor) -> None:
         self.event: torch.cuda.Event | None = None
-        if tokens.device.type != "cuda":
-            self.tokens = tokens
-            return
-        self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-        self.tokens.copy_(tokens, non_blocking=True)
-        self.event = torch.cuda.Event()
-        self.event.record(torch.cuda.current_stream(tokens.device))
+        self.tokens = tokens
+        if tokens.device.type == "cuda":
+            self.tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self.tokens.copy_(tokens, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record(torch.cuda.current_stream(tokens.device))
 
     def wait(self) -> torch.Tensor:
+        """Return the tokens once they have arrived."""
         if self.event is not None:
             self.event.synchronize()
         return self.tokens
-
-
-def _is_plain(config: Any) -> bool:
-    """Whether one sequence a prompt is decoded token by token, and nothing but its ids is asked for."""
-    return (
-        config.get_generation_mode() in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-        and config.num_return_sequences == 1
-        and config.max_new_tokens is not None
-        and config.use_cache
-        and not config.return_dict_in_generate
-        and config.stop_strings is None
-        and config.cache_implementation is None
-        and config.max_time is None
-        and config.prefill_chunk_size is None
-    )

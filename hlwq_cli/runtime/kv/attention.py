@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-import inspect
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
 
 from hlwq_kernels.attention import AttentionParams, QuantizedKV, attend
 
 from ...errors import UnsupportedError
+from ..transformers_private import attention_of, cache_name, replace_layers, sdpa_mask, supply_cache
 from .bits import KVBits
-from .cache import CodedLayer, CodedStates, coded_cache
+from .cache import CodedLayer, coded_cache
+from .coded_states import CodedStates
 from .static_cache import StaticCache
 from .step_attention import step_attention
 
@@ -84,14 +84,8 @@ def code_kv_cache(model: Any, bits: KVBits) -> None:
         UnsupportedError: the model's attention cannot be exchanged, or none of its layers keeps all tokens.
     """
     coded_cache(model.config, bits)  # raises where there is nothing to code
-    name = _cache_name(model)
     _switch_attention(model)
-
-    def give_codes(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-        kwargs[name] = _in_codes(kwargs.get(name), module.config, bits)
-        return args, {**kwargs, "use_cache": True}
-
-    model.register_forward_pre_hook(give_codes, with_kwargs=True)
+    supply_cache(model, partial(_in_codes, bits))
     setattr(model, _ATTR, bits)
 
 
@@ -103,14 +97,10 @@ def kv_bits_of(model: Any) -> KVBits | None:
 
 def cache_argument(model: Any, cache: Cache) -> dict[str, Cache]:
     """A cache under the name that a model's forward pass has for it: transformers 5.17's, or that of newer ones."""
-    return {_cache_name(model): cache}
+    return {cache_name(model): cache}
 
 
-def _cache_name(model: Any) -> str:
-    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
-
-
-def _in_codes(cache: Any, config: Any, bits: KVBits) -> Cache:
+def _in_codes(bits: KVBits, cache: Any, config: Any) -> Cache:
     if cache is None:
         return coded_cache(config, bits)
     if any(isinstance(layer, CodedLayer) for layer in getattr(cache, "layers", ())):
@@ -122,7 +112,7 @@ def _in_codes(cache: Any, config: Any, bits: KVBits) -> Cache:
             f"This model keeps keys and values in codes, and got a {type(cache).__name__} that does not.",
             "Leave the cache out, or load the model without kv_cache_nbits.",
         )
-    cache.layers, cache.layer_class_to_replicate = coded_cache(config, bits).layers, None
+    replace_layers(cache, coded_cache(config, bits).layers)
     return cache
 
 
@@ -135,5 +125,5 @@ def _switch_attention(model: Any) -> None:
         model.set_attn_implementation({part: NAME} if part else NAME)
     except ValueError as error:
         raise UnsupportedError(f"This model's attention cannot read codes: {error}") from error
-    if text._attn_implementation != NAME:
+    if attention_of(text) != NAME:
         raise UnsupportedError("This model's attention cannot be exchanged for one that reads codes.")

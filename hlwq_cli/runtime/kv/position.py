@@ -1,4 +1,4 @@
-"""Where decoding over a static cache stands: the same for all its layers."""
+"""Where decoding over a static cache stands, for all layers of the cache."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import torch
 
 
 class StaticDecodeUnsupported(Exception):
-    """A model that cannot decode on a static cache; its sentence says why."""
+    """A model cannot decode on a static cache; the message is the reason."""
 
 
 class DecodePosition:
     """Where decoding stands, shared by the layers of a cache.
 
+    A position is a token's place in the padded sequence, from 0 on.
+
     Attributes:
-        current: int64 (1,), the column of the token that is being decoded.
-        seen: bool (batch, capacity), false where the prompt was padded.
-        slots: int64 (1,) by ring size, where that token's key goes.
-        coded: int64 (1,), columns that lie in codes, in layers that hold some.
-        lengths: int64 (2,), those, and the columns from there to the one being decoded.
-        length: columns that attention looks at, at least column + 1; an int, fixed in a captured step.
-        prefilling: whether the prompt is being read, from column 0 on.
+        current: int64 (1,), position of the token that is being decoded.
+        seen: bool (batch, capacity), false where the prompt is padded.
+        slots: by ring size, int64 (1,): the slot of that token's key and value.
+        coded: int64 (1,), positions that are in codes, in layers that store codes.
+        lengths: int64 (2,), `coded`, and the positions from there up to the current one.
+        length: positions that attention reads, at least current + 1; an int, so a captured step fixes it.
+        prefilling: whether the prompt is being read, from position 0 on.
     """
 
     def __init__(self, batch: int, capacity: int, device: torch.device) -> None:
@@ -32,10 +34,35 @@ class DecodePosition:
         self.prefilling = True
 
     def refuse_in_step(self) -> None:
-        """A number asked for in Python would be frozen in a captured step, and the answer silently wrong.
+        """Raise StaticDecodeUnsupported in a decode step.
 
-        Raises:
-            StaticDecodeUnsupported: in a step.
+        A captured step would freeze a number that Python asks for, and give wrong answers without an error.
         """
         if not self.prefilling:
             raise StaticDecodeUnsupported("its forward asks the cache for lengths at every step")
+
+
+class StaticLengths:
+    """What a layer of a static cache answers when it is asked for lengths.
+
+    Attributes:
+        position: where decoding stands.
+        max_length: positions or slots that the layer has room for.
+    """
+
+    position: DecodePosition
+    max_length: int
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return length and offset of a prompt's keys; decode steps bring their own mask."""
+        self.position.refuse_in_step()
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Return 0, as before the prompt."""
+        self.position.refuse_in_step()
+        return 0
+
+    def get_max_length(self) -> int:
+        """Return what the layer has room for."""
+        return self.max_length

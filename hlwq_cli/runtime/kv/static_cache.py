@@ -1,10 +1,10 @@
-"""A KV cache whose buffers stay where they are, so that a step of decoding can be captured in a CUDA graph.
+"""A KV cache whose buffers stay where they are, so that a decode step can be captured into a CUDA graph.
 
-transformers' static layers cannot be captured by hand: a sliding layer counts its tokens in a Python int and branches
-on it, and once full it moves the whole window at every step. Here a layer is a ring: the key of column c, the c-th
-place of the padded sequence, lies in slot c mod size. A full layer's ring is as long as the cache, a sliding layer's as
-its window; keys carry their positions already, so their order in memory does not matter to attention. Where decoding
-stands is one tensor on the device, and attention sees the first `length` slots, which is fixed in a captured graph.
+The static layers of transformers cannot be captured by hand: a sliding layer counts its tokens in a Python int and
+branches on it, and once full it moves the whole window at every step. Here a layer is a ring: the key at position p of
+the padded sequence is in slot p mod size. A full layer's ring is as long as the cache, a sliding layer's as long as its
+window. Keys carry their positions already, so their order in memory does not matter to attention. The current position
+is one tensor on the device. Attention reads the first `length` slots, a number that is fixed in a captured graph.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from ..transformers_private import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, is_placeholder
 from .bits import KVBits
-from .cache import coded_tokens
-from .position import DecodePosition, StaticDecodeUnsupported
+from .coded_states import coded_tokens
+from .position import DecodePosition, StaticDecodeUnsupported, StaticLengths
 from .static_quantized import CodedRingLayer
 
 
-class RingLayer(CacheLayerMixin):
+class RingLayer(StaticLengths, CacheLayerMixin):
     """Keys and values of one layer, (batch, heads, size, head size)."""
 
     def __init__(self, position: DecodePosition, size: int, sliding: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.position, self.size, self.is_sliding = position, size, sliding
+        self.position, self.is_sliding = position, sliding
+        self.size = self.max_length = size
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Make the buffers, when the first keys show their shape."""
+        """Make the buffers, once the first keys show their shape."""
         self.keys = key_states.new_zeros(*key_states.shape[:2], self.size, key_states.shape[-1])
         self.values = value_states.new_zeros(*value_states.shape[:2], self.size, value_states.shape[-1])
         self.is_initialized = True
@@ -37,7 +38,7 @@ class RingLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep new keys and values, and give those to attend to: of a prompt its own, of a step the slots in use."""
+        """Store keys and values; return what attention reads: a prompt's own, or the slots in use in a decode step."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
@@ -58,31 +59,17 @@ class RingLayer(CacheLayerMixin):
         slots = torch.arange(first, num_positions, device=states.device) % self.size
         buffer.index_copy_(2, slots, states[:, :, first:])
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys of a prompt; a step brings its own mask."""
-        self.position.refuse_in_step()
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Nothing, before the prompt."""
-        self.position.refuse_in_step()
-        return 0
-
-    def get_max_length(self) -> int:
-        """Slots."""
-        return self.size
-
 
 class StaticCache(Cache):
-    """The cache of one batch, and the masks that go with it.
+    """The cache of one batch, and its masks.
 
     Args:
         config: of the text model.
-        batch: rows.
-        capacity: columns it can hold, prompt and answer.
-        dtype: of masks, that of the model.
-        device: where it lies.
-        bits: of codes, in layers that see every column; None for none.
+        batch: sequences.
+        capacity: positions to make room for, prompt and answer.
+        dtype: of the model, and of masks.
+        device: of the buffers.
+        bits: widths of codes in full-attention layers; None for no codes.
 
     Raises:
         StaticDecodeUnsupported: a layer is neither full nor sliding attention.
@@ -113,19 +100,19 @@ class StaticCache(Cache):
         )
 
     def _static(self, layer: Any) -> Any:
-        """What stands for a layer of transformers' own choice for this model."""
+        """Return the static layer that replaces the layer transformers would use."""
         if type(layer) is DynamicLayer and self.bits is not None:
             return CodedRingLayer(self.position, self.capacity, self.bits)
         if type(layer) is DynamicLayer:
             return RingLayer(self.position, self.capacity, sliding=False)
         if type(layer) is DynamicSlidingWindowLayer:
             return RingLayer(self.position, min(layer.sliding_window, self.capacity), sliding=True)
-        if type(layer).__name__ == "DummyLayer":  # of layers that share another's keys; transformers 5.17 has none
+        if is_placeholder(layer):
             return layer
-        raise StaticDecodeUnsupported(f"it has a cache layer of another kind ({type(layer).__name__})")
+        raise StaticDecodeUnsupported(f"it has cache layers of an unknown kind ({type(layer).__name__})")
 
     def begin(self, attention_mask: torch.Tensor) -> None:
-        """Empty the cache for a prompt, (batch, columns) of ones and of zeros where it is padded."""
+        """Empty the cache for a prompt; its mask (batch, tokens) is 0 where the prompt is padded."""
         self.reset()  # type: ignore[no-untyped-call]
         num_positions = attention_mask.shape[1]
         self.position.prefilling = True
@@ -139,7 +126,7 @@ class StaticCache(Cache):
         self.position.coded.fill_(num_positions)
 
     def code(self, num_positions: int) -> None:
-        """Code what leaves the window when there are so many columns; to be called before that step, uncaptured."""
+        """Encode what leaves the window at this length; call it before that step, outside a capture."""
         after = coded_tokens(num_positions)
         if after > self.coded:
             for layer in self.layers:
@@ -148,9 +135,9 @@ class StaticCache(Cache):
             self._set_coded(after)
 
     def begin_step(self) -> dict[str, torch.Tensor] | torch.Tensor:
-        """Find the slots of the current column; the mask or masks the model takes.
+        """Compute the slots of the current position; return the mask or masks that the model takes.
 
-        They are additive, (batch, 1, 1, slots), or for layers that hold codes boolean, (batch, 1, 1, columns).
+        They are additive, (batch, 1, 1, slots), or for layers that hold codes boolean, (batch, 1, 1, positions).
         """
         position = self.position
         for size, slot in position.slots.items():
@@ -165,7 +152,7 @@ class StaticCache(Cache):
 
     def _mask(self, size: int) -> torch.Tensor:
         slots = self.positions[: min(self.position.length, size)]
-        if self.position.length <= size:  # column and slot are the same
+        if self.position.length <= size:  # position and slot are the same
             visible = self.position.seen[:, : self.position.length] & (slots <= self.position.current)
         else:
             held = self.position.current - torch.remainder(self.position.current - slots, size)
@@ -176,14 +163,14 @@ class StaticCache(Cache):
 
 
 def _kind(layer: RingLayer | CodedRingLayer) -> int:
-    """Which mask a layer takes in a step: that of so many slots, or 0, that of codes."""
+    """Return which mask a layer takes in a step: its number of slots, or 0 for the mask of layers that hold codes."""
     return layer.size if isinstance(layer, RingLayer) else 0
 
 
 def bucket(num_positions: int) -> int:
-    """The length that attention looks at for so many columns: 256 times 1, 2, 3, 4, 6, 8, 12, 16 and so on.
+    """Return the length that attention reads for so many positions: 256 times 1, 2, 3, 4, 6, 8, 12, 16 and so on.
 
-    At most half of it is in vain beyond 256, and a context of 128 K is reached by 18 captures.
+    Beyond 256, at most half of it is wasted. 18 captures reach a context of 128 K.
     """
     length = 256
     while length < num_positions:

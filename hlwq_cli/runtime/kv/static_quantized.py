@@ -1,22 +1,19 @@
-"""A layer of the static cache whose old tokens lie in codes, as `CodedLayer`'s do, in buffers that stay where they are.
+"""A layer of the static cache whose old tokens are in codes, in buffers that stay where they are.
 
-A step writes its token into a ring of the newest ones. Every GROUP tokens, between two steps, those that have left the
-window are coded: the host knows when, so that captured steps need no such case. How many are coded is then a tensor
-that the kernel reads.
+A decode step writes its token into a ring of the newest tokens. Every GROUP tokens, between two steps, those that have
+left the window are encoded. The host knows when, so that captured steps need no branch for it. How many are in codes is
+a tensor that the kernel reads.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from transformers.cache_utils import CacheLayerMixin
 
 from hlwq_kernels.attention import QuantizedKV, encode_kv, padded_dim
 
 from .bits import KVBits
-from .cache import GROUP, WINDOW, CodedStates, coded_tokens, seen_in_codes, token_tables
-from .position import DecodePosition
+from .coded_states import GROUP, WINDOW, QuantizedLayer, coded_tokens, kv_tables, seen_in_codes
+from .position import DecodePosition, StaticLengths
 
 
 class StaticKVStore:
@@ -32,7 +29,7 @@ class StaticKVStore:
 
     def __init__(self, bits: int, states: torch.Tensor, capacity: int) -> None:
         batch, heads, _, dim = states.shape
-        self.tables = token_tables(bits, states.device)
+        self.tables = kv_tables(bits, states.device)
         self.codes = states.new_zeros(batch, heads, capacity, padded_dim(dim) * bits // 8, dtype=torch.uint8)
         self.scales = states.new_zeros(batch, heads, capacity, dtype=torch.uint8)
         self.ring = states.new_zeros(batch, heads, WINDOW + GROUP, dim)
@@ -61,43 +58,41 @@ class StaticKVStore:
         self.codes[:, :, start:stop], self.scales[:, :, start:stop] = encode_kv(states, self.tables)
 
 
-class CodedRingLayer(CacheLayerMixin):
+class CodedRingLayer(StaticLengths, QuantizedLayer):
     """Keys and values of one full-attention layer.
 
     Args:
         position: where decoding stands.
         capacity: positions to make room for.
         bits: widths of keys and values.
+
+    Attributes:
+        size: slots of the ring of exact tokens.
     """
 
-    is_sliding = False
     size = WINDOW + GROUP
 
     def __init__(self, position: DecodePosition, capacity: int, bits: KVBits) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.position, self.capacity, self.bits = position, capacity, bits
+        super().__init__(bits)
+        self.position, self.max_length = position, capacity
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Make the buffers, when the first keys show their shape."""
-        self.key_store = StaticKVStore(self.bits.keys, key_states, self.capacity)
-        self.value_store = StaticKVStore(self.bits.values, value_states, self.capacity)
-        self.is_initialized = True
+    def make_store(self, bits: int, states: torch.Tensor) -> StaticKVStore:
+        """Return an empty store for keys or values like `states`."""
+        return StaticKVStore(bits, states, self.max_length)
 
-    def update(  # type: ignore[override]  # codes in place of tensors: `kv_attention` reads them
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[CodedStates, CodedStates]:
-        """Keep new keys and values, and give those to attend to."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+    def append(
+        self, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[QuantizedKV, QuantizedKV, torch.Tensor]:
+        """Store a prompt, or the token of a decode step."""
         stores = ((self.key_store, key_states), (self.value_store, value_states))
         if self.position.prefilling:
-            num_positions = key_states.shape[2]
-            seen = seen_in_codes(0, num_positions)
-            keys, values = (store.keep_prompt(states, coded_tokens(num_positions)) for store, states in stores)
+            tokens = key_states.shape[2]
+            seen = seen_in_codes(0, tokens)
+            keys, values = (store.keep_prompt(states, coded_tokens(tokens)) for store, states in stores)
         else:
             keys, values = (store.keep(state, self.position) for store, state in stores)
             seen = torch.tensor([keys.coded])
-        return CodedStates(keys, seen), CodedStates(values, seen)
+        return keys, values, seen
 
     def code(self, start: int, stop: int) -> None:
         """Encode the tokens at positions `start` to `stop`, which have left the window."""
@@ -105,18 +100,4 @@ class CodedRingLayer(CacheLayerMixin):
         self.value_store.code(start, stop)
 
     def reset(self) -> None:
-        """Nothing: `DecodePosition.lengths` bounds what is read."""
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the keys of a prompt; a step brings its own mask."""
-        self.position.refuse_in_step()
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Nothing, before the prompt."""
-        self.position.refuse_in_step()
-        return 0
-
-    def get_max_length(self) -> int:
-        """Return the capacity in positions."""
-        return self.capacity
+        """Do nothing: `DecodePosition.lengths` bounds what is read."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+
+from ..transformers_private import attention_of, implementations, sdpa_attention_forward, sdpa_mask
 
 NAME = "hlwq_step"
 
@@ -45,12 +45,5 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 @contextmanager
 def stepping(config: Any, experts: str | None = None) -> Iterator[None]:
     """Steps of a text model run with this attention, and with `experts` as its experts implementation where named."""
-    before = config._attn_implementation, config._experts_implementation
-    if before[0] == "sdpa":
-        config._attn_implementation = NAME
-    if experts is not None:
-        config._experts_implementation = experts
-    try:
+    with implementations(config, NAME if attention_of(config) == "sdpa" else None, experts):
         yield
-    finally:
-        config._attn_implementation, config._experts_implementation = before

@@ -7,6 +7,7 @@ from torch import nn
 
 from hlwq_kernels import decode_rows
 
+from ..transformers_private import change_class, skip_initialization
 from .format import QuantFormat
 from .linear import HLWQLinear
 from .matrix import CodedMatrix, DecodedWeight
@@ -56,7 +57,7 @@ class HLWQTiedLinear(HLWQLinear):
     def __init__(self, like: nn.Linear, embedding: HLWQEmbedding) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = like.in_features, like.out_features
-        self._is_hf_initialized = True
+        skip_initialization(self)
         self.tied_to = (embedding,)  # in a tuple it is no submodule
         self.shape, self.bits, self.quant_format = embedding.shape, embedding.bits, embedding.quant_format
         self.compute_dtype = like.weight.dtype
@@ -104,6 +105,6 @@ def code_embedding(module: nn.Embedding, bits: int, quant_format: QuantFormat) -
     """Make embeddings, on the meta device, hold codes instead of their weight, in place."""
     shape, dtype = (module.num_embeddings, module.embedding_dim), module.weight.dtype
     del module.weight
-    module.__class__ = _coded_class(type(module))
+    change_class(module, _coded_class(type(module)))
     assert isinstance(module, HLWQEmbedding)
     module.hold(shape, bits, quant_format, dtype)

@@ -12,6 +12,7 @@ from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.moe import coded_experts
 from hlwq_kernels.offload import OffloadedLayer, RecordLayout
 
+from ..transformers_private import change_class, has_default_gate, skip_initialization
 from .format import CodedModule, QuantFormat
 
 PARAMETERS = ("gate_up_proj", "down_proj")
@@ -78,8 +79,7 @@ class HLWQExperts(CodedModule):
 
 def _gate_name(module: nn.Module) -> str | None:
     """The activation that gates the experts, where their gate is the usual one and the kernels know it."""
-    usual = getattr(getattr(module, "_apply_gate", None), "__name__", "") == "_default_apply_gate"
-    return gate_name_of(getattr(module, "act_fn", None)) if usual else None
+    return gate_name_of(getattr(module, "act_fn", None)) if has_default_gate(module) else None
 
 
 def gate_name_of(activation: object) -> str | None:
@@ -110,10 +110,10 @@ def code_experts(module: nn.Module, bits: dict[str, int], quant_format: QuantFor
         delattr(module, name)
         for part, tensor in () if offloaded else parts[name].items():
             module.register_buffer(f"{part}_{name}", tensor)
-    module.__class__ = _coded_class(type(module))
+    change_class(module, _coded_class(type(module)))
     assert isinstance(module, HLWQExperts)
     module.quant_format, module.bits, module.compute_dtype, module.dense = quant_format, dict(bits), dtype, False
-    module._is_hf_initialized = True  # type: ignore[assignment]  # there is nothing here for transformers to initialize
+    skip_initialization(module)
     module.gate_name = _gate_name(module)
     module.columns = {name: shape[-1] for name, shape in shapes.items()}
     gate_up, down = ([(t.shape[1:], t.dtype) for t in parts[name].values()] for name in PARAMETERS)

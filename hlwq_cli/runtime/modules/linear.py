@@ -7,6 +7,7 @@ from torch import nn
 
 from hlwq_kernels.linear.linear import coded_linear
 
+from ..transformers_private import skip_initialization
 from .format import QuantFormat
 from .matrix import CodedMatrix
 
@@ -23,7 +24,7 @@ class HLWQLinear(CodedMatrix, nn.Linear):
     def __init__(self, like: nn.Linear, bits: int, quant_format: QuantFormat) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = like.in_features, like.out_features
-        self._is_hf_initialized = True  # there is nothing here for transformers to initialize
+        skip_initialization(self)
         self.hold((self.out_features, self.in_features), bits, quant_format, like.weight.dtype)
         self.bias = like.bias
 

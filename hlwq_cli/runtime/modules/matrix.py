@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from ..transformers_private import skip_initialization
 from .format import CodedModule, QuantFormat
 
 
@@ -61,7 +62,6 @@ class DecodedWeight(torch.Tensor):
     Model code asks embeddings of a quarter million rows for their dtype at every step, and for the row of one token.
     """
 
-    _is_hf_initialized = True  # transformers must not draw values for it
     # what is computed from it is a plain tensor
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     matrix: CodedMatrix
@@ -84,3 +84,6 @@ class DecodedWeight(torch.Tensor):
             return args[0].matrix.decoded_row(args[2])
         args, kwargs = tree_map_only(cls, lambda weight: weight.matrix.decoded(), (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+skip_initialization(DecodedWeight)

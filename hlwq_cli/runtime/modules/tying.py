@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ...errors import UnsupportedError
+from ..transformers_private import override_resize, tied_weights, untie
 from .embedding import HLWQEmbedding, HLWQTiedLinear
 from .matrix import CodedMatrix
 
@@ -25,11 +26,11 @@ def tie_coded(model: Any, stored: Collection[str]) -> None:
     Raises:
         UnsupportedError: something that is no linear layer is tied to coded embeddings.
     """
-    for tied, source in dict(model.all_tied_weights_keys).items():
+    for tied, source in tied_weights(model).items():
         modules = [model.get_submodule(name.rpartition(".")[0]) for name in (tied, source)]
         if not any(isinstance(module, CodedMatrix) for module in modules):
             continue
-        _forget(model, tied)
+        untie(model, tied)
         if isinstance(modules[1], HLWQEmbedding) and not isinstance(modules[0], CodedMatrix) and tied not in stored:
             _tie(model, tied.rpartition(".")[0], *modules)
 
@@ -43,20 +44,11 @@ def _tie(model: Any, path: str, module: nn.Module, embedding: HLWQEmbedding) -> 
     model.set_submodule(path, HLWQTiedLinear(module, embedding))
 
 
-def _forget(model: Any, tied: str) -> None:
-    """Take a pair out of what transformers ties, now and whenever `tie_weights` is called."""
-    model.all_tied_weights_keys.pop(tied)
-    for prefix, module in model.named_modules():
-        declared, name = getattr(module, "_tied_weights_keys", None), tied.removeprefix(f"{prefix}." if prefix else "")
-        if isinstance(declared, dict) and name in declared:
-            module._tied_weights_keys = {k: v for k, v in declared.items() if k != name}
-
-
 def refuse_resizing(model: Any) -> None:
     """Have `resize_token_embeddings` say that codes cannot grow, instead of leaving a model half plain."""
     embedding = model.get_input_embeddings()
     if isinstance(embedding, HLWQEmbedding):
-        model.resize_token_embeddings = partial(_resize, embedding)
+        override_resize(model, partial(_resize, embedding))
 
 
 def _resize(

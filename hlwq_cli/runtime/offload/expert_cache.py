@@ -15,8 +15,9 @@ from hlwq_kernels.offload import ExpertSlots, OffloadedLayer, RecordLayout, Slot
 
 from ...errors import UnsupportedError, UsageError
 from ...sizes import format_size, parse_size
-from ..modules.experts import PARAMETERS, HLWQExperts
+from ..modules.experts import HLWQExperts
 from ..modules.format import QuantFormat
+from ..modules.names import PARAMETERS
 from .expert_files import FileRecords, HostRecords, OffloadedExperts, fill
 from .memory import host_memory_free
 from .memory_budget import MemoryEstimate

@@ -17,8 +17,8 @@ from hlwq_kernels.offload import Part, RecordLayout
 
 from ...checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from ...host_memory import HostMemory
-from ..loading.load_checks import codes_name
-from ..modules.experts import PARAMETERS, HLWQExperts
+from ..modules.experts import HLWQExperts
+from ..modules.names import PARAMETERS, codes_name
 
 logger = logging.getLogger("hlwq")
 READERS = 4

@@ -11,7 +11,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from hlwq_cli.runtime.decode.fused_norms import fused, fusible_norms
+from hlwq_cli.runtime.decode.fused_norms import fused_norms, fusible_norms
 
 from ..loads import load
 
@@ -33,7 +33,7 @@ def test_a_fused_norm_gives_what_the_norm_gives(make: Callable[[], nn.Module], d
     expected = norm(x)
     norms = fusible_norms(nn.Sequential(norm))
     assert norms == [norm]
-    with fused(norms):
+    with fused_norms(norms):
         found = norm(x)
     rounding = 2 * torch.finfo(dtype).eps
     torch.testing.assert_close(found, expected, rtol=rounding, atol=rounding)
@@ -48,7 +48,7 @@ def test_another_norm_is_left_alone() -> None:
 def test_what_had_a_forward_of_its_own_has_it_again() -> None:
     norm = LlamaRMSNorm(8)
     own = norm.__dict__["forward"] = lambda x: x
-    with fused([norm]):
+    with fused_norms([norm]):
         assert norm.forward is not own
     assert norm.forward is own
 

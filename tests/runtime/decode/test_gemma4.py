@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from hlwq_cli.runtime.decode import step_layers as steps
 from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.decode.families import gemma4 as gemma4_step
-from hlwq_cli.runtime.decode.families.gemma4 import joined, step_layers
+from hlwq_cli.runtime.decode.families.gemma4 import step_layers
+from hlwq_cli.runtime.decode.joined_weights import join_weights
 from hlwq_cli.runtime.loading.load import load_model
 from hlwq_cli.runtime.modules.linear import HLWQLinear
 from hlwq_cli.samples import resolve_model
@@ -19,13 +20,13 @@ Family = Callable[[str], Path]
 
 def stepped_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Decoder, list[float]]:
     seen: list[float] = []
-    own = gemma4_step.are_alike
+    own = steps.are_alike
 
     def noting(differences: list[torch.Tensor]) -> bool:
         seen.extend(float(d) for d in differences)
         return own(differences)
 
-    monkeypatch.setattr("hlwq_cli.runtime.decode.decoder.are_alike", noting)
+    monkeypatch.setattr("hlwq_cli.runtime.decode.runner.are_alike", noting)
     decoder = Decoder(model)
     ids = torch.randint(10, 200, (2, 20), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)
@@ -43,7 +44,7 @@ def test_every_layer_gives_what_transformers_gives(
     decoder, seen = stepped_once(model, monkeypatch)
     assert seen
     assert max(seen) == 0.0
-    assert len(decoder._layers) == len(seen)
+    assert len(decoder.runner.layers) == len(seen)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -53,12 +54,12 @@ def test_prompts_are_read_as_by_transformers(coded: Family, dtype: str) -> None:
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
     plain, decoder = Decoder(model), Decoder(model)
-    plain._untried, plain._norms = [], []
+    plain.runner.candidates, plain.runner.norms = [], []
     expected = plain.prefill({"input_ids": ids, "attention_mask": mask}, 4)
     for _ in range(2):
         found = decoder.prefill({"input_ids": ids, "attention_mask": mask}, 4)
         assert (found - expected).norm() <= 2 * torch.finfo(model.dtype).eps * expected.norm()
-    assert decoder._layers
+    assert decoder.runner.layers
 
 
 def test_a_layer_that_computes_something_else_runs_as_transformers_has_it(
@@ -70,7 +71,7 @@ def test_a_layer_that_computes_something_else_runs_as_transformers_has_it(
     monkeypatch.setattr(layer, "forward", lambda self, *args, **kwargs: 1.1 * own(self, *args, **kwargs))
     decoder, seen = stepped_once(model, monkeypatch)
     assert min(seen) > 0.05
-    assert decoder._layers == []
+    assert decoder.runner.layers == []
     assert "which is slower" in caplog.text
 
 
@@ -83,7 +84,7 @@ def test_joined_layers_hold_parts_of_one_weight(coded: Family) -> None:
     attention = model.model.language_model.layers[0].self_attn
     linears = [attention.q_proj, attention.k_proj, attention.v_proj]
     before = [m.weight.clone() for m in linears]
-    whole = joined(linears)
+    whole = join_weights(linears)
     assert whole is not None
     assert len(whole.codes) == sum(len(w) for w in before)
     for m, weight in zip(linears, before, strict=True):
@@ -96,5 +97,5 @@ def test_layers_of_unlike_widths_are_not_joined(coded: Family) -> None:
     model = load_model(str(coded("gemma4")), device="cpu", execution="coded")
     attention = model.model.language_model.layers[0].self_attn
     attention.k_proj.bits = 4
-    assert joined([attention.q_proj, attention.k_proj]) is None
-    assert joined([attention.q_proj, torch.nn.Linear(4, 4)]) is None
+    assert join_weights([attention.q_proj, attention.k_proj]) is None
+    assert join_weights([attention.q_proj, torch.nn.Linear(4, 4)]) is None

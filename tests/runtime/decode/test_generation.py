@@ -272,7 +272,7 @@ def test_a_step_uses_the_attention_that_copies_no_keys(
     generation.generate(**asked(new=2))
     config = model.config.get_text_config()
     assert generation.decoder is not None
-    apart = bool(generation.decoder._layers)  # their own steps attend elsewhere
+    apart = bool(generation.decoder.runner.layers)  # their own steps attend elsewhere
     assert len(shapes) == (1 if apart else 2) * config.num_hidden_layers  # a trial and a step
     assert all(queries == keys < config.num_attention_heads for queries, keys in shapes)
     assert config._attn_implementation == "sdpa"

@@ -7,7 +7,8 @@ import torch
 
 from hlwq_cli.errors import UnsupportedError, UsageError
 from hlwq_cli.runtime.kv.bits import KVBits
-from hlwq_cli.runtime.kv.cache import GROUP, WINDOW, CodedLayer, coded_cache, coded_tokens
+from hlwq_cli.runtime.kv.cache import CodedLayer, coded_cache
+from hlwq_cli.runtime.kv.coded_states import GROUP, WINDOW, coded_tokens
 
 HEADS, DIM = 2, 64
 

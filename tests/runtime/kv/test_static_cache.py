@@ -11,7 +11,7 @@ from tests.support.builders import TEXT
 
 def test_models_of_other_kinds_are_refused() -> None:
     linear = t.Qwen3NextConfig(**TEXT | {"layer_types": ["linear_attention", "full_attention"]}, num_experts=4)
-    with pytest.raises(StaticDecodeUnsupported, match="of another kind"):
+    with pytest.raises(StaticDecodeUnsupported, match="unknown kind"):
         StaticCache(linear, 1, 256, torch.float32, torch.device("cpu"))
 
 

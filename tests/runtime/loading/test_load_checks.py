@@ -60,14 +60,14 @@ def test_missing_tensors_are_named_sorted(edited: Callable[..., Path], name: str
 
     what = refused(edited(name, drop))
     assert f"missing: {', '.join(gone)}" in what
-    assert "left over" not in what
+    assert "unexpected" not in what
 
 
 @pytest.mark.parametrize("part", ["codes", "scales", "base"])
 def test_a_missing_part_of_a_coded_tensor_is_named(edited: Callable[..., Path], part: str) -> None:
     name = f"model.layers.1.mlp.up_proj.{part}"
     what = refused(edited("llama", lambda tensors: tensors.pop(name)))
-    assert what.endswith(f"does not fill its model; missing: {name}.")
+    assert what.endswith(f"do not match its model; missing: {name}.")
 
 
 @pytest.mark.parametrize("load", [load_model, AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained])
@@ -94,7 +94,7 @@ def test_a_coded_layer_missing_altogether_is_named_as_on_disk(
 def test_left_over_tensors_are_named_sorted(edited: Callable[..., Path]) -> None:
     extra = {n: torch.ones(3) for n in ("model.zebra.weight", "model.aardvark.weight")}
     what = refused(edited("llama", lambda tensors: tensors.update(extra)))
-    assert "left over: model.aardvark.weight, model.zebra.weight" in what
+    assert "unexpected: model.aardvark.weight, model.zebra.weight" in what
     assert "missing" not in what
 
 
@@ -105,14 +105,14 @@ def test_a_left_over_part_of_a_coded_tensor_is_named(edited: Callable[..., Path]
 
 def test_misshapen_tensors_are_named_sorted(edited: Callable[..., Path]) -> None:
     what = refused(edited("llama", lambda t: t.update({n: torch.ones(5) for n in reversed(NORMS)})))
-    assert f"of another shape: {', '.join(NORMS)}" in what
+    assert f"mismatched shapes: {', '.join(NORMS)}" in what
 
 
 @pytest.mark.parametrize("part", ["codes", "scales", "base"])
 def test_a_misshapen_part_of_a_coded_tensor_is_named(edited: Callable[..., Path], part: str) -> None:
     name = f"model.layers.0.self_attn.q_proj.{part}"
     what = refused(edited("llama", lambda t: t.update({name: t[name][:-1].clone()})))
-    assert "of another shape" in what
+    assert "mismatched shapes" in what
     assert name in what
 
 
@@ -126,8 +126,8 @@ def test_all_three_kinds_are_named_at_once(edited: Callable[..., Path], load: Ca
     with pytest.raises(CorruptError) as caught:
         load(str(edited("llama", spoil)))
     assert caught.value.what.endswith(
-        "does not fill its model; missing: model.layers.1.mlp.up_proj.codes, model.norm.weight; "
-        "left over: model.extra.weight; of another shape: model.layers.0.input_layernorm.weight."
+        "do not match its model; missing: model.layers.1.mlp.up_proj.codes, model.norm.weight; "
+        "unexpected: model.extra.weight; mismatched shapes: model.layers.0.input_layernorm.weight."
     )
 
 

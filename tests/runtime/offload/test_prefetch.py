@@ -41,7 +41,7 @@ def answered(model: Any) -> torch.Tensor:
     found = [decoder.prefill({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, STEPS + 1).clone()]
     for _ in range(STEPS):
         found.append(decoder.decode_step(found[-1].argmax(-1)).clone())
-    assert decoder._layers
+    assert decoder.runner.layers
     return torch.cat(found)
 
 

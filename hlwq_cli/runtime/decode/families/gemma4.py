@@ -6,9 +6,7 @@ stands here follows its forward, so layers are compared with it before they are 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -33,10 +31,7 @@ from hlwq_kernels.offload import OffloadedLayer
 from ...kv.static_cache import RingLayer
 from ...modules.experts import gate_name_of
 from ...modules.linear import HLWQLinear
-
-logger = logging.getLogger("hlwq")
-ALIKE = 0.02
-"""Relative difference from transformers' layer that the median layer may have: rounding, not another formula."""
+from ..joined_weights import join_weights, weight_of
 
 
 def step_layers(model: nn.Module) -> list[StepLayer]:
@@ -58,32 +53,6 @@ def _is_plain(layer: Any) -> bool:
     return not (biased or shared or layer.hidden_size_per_layer_input)
 
 
-def joined(linears: Sequence[nn.Module]) -> QuantizedWeight | None:
-    """Coded layers of one input as one weight, of which each then holds its part; None where they are not alike."""
-    first = linears[0]
-    if not all(isinstance(m, HLWQLinear) and m.dense_weight is None for m in linears):
-        return None
-    assert isinstance(first, HLWQLinear)
-    if any(m.bits != first.bits or m.quant_format != first.quant_format for m in linears):
-        return None
-    whole = {}
-    for name in first.quant_format.parts():
-        tensors = [m.get_buffer(name) for m in linears]
-        whole[name] = torch.cat(tensors)
-        starts = [0]
-        for tensor in tensors:
-            starts.append(starts[-1] + len(tensor))
-        for m, a, b in zip(linears, starts, starts[1:], strict=False):
-            m.register_buffer(name, whole[name][a:b])
-    return _weight_of(first)._replace(codes=whole["codes"], scales=whole["scales"], base=whole.get("base"))
-
-
-def _weight_of(m: HLWQLinear) -> QuantizedWeight:
-    codes = m.get_buffer("codes")
-    centroids = m.quant_format.centroids(m.bits, codes.device)
-    return QuantizedWeight(codes, m.get_buffer("scales"), m._buffers.get("base"), centroids, m.quant_format.block_size)
-
-
 class StepLayer:
     """A decoder layer's step.
 
@@ -98,9 +67,9 @@ class StepLayer:
         self._handed: tuple[torch.Tensor, torch.Tensor] | None = None
         a, m = layer.self_attn, layer.mlp
         self.heads = [p for p in (a.q_proj, a.k_proj, a.v_proj) if p is not None]
-        self.of_heads, self.of_gates = joined(self.heads), joined([m.gate_proj, m.up_proj])
+        self.of_heads, self.of_gates = join_weights(self.heads), join_weights([m.gate_proj, m.up_proj])
         down = m.down_proj
-        self.of_down = _weight_of(down) if isinstance(down, HLWQLinear) and down.dense_weight is None else None
+        self.of_down = weight_of(down) if isinstance(down, HLWQLinear) and down.dense_weight is None else None
         self.gate_name = gate_name_of(m.act_fn)
         self.first = _norm(layer.input_layernorm)
 
@@ -220,47 +189,3 @@ class StepLayer:
 
 def _norm(module: Any) -> Norm:
     return Norm(module._parameters.get("weight"), module.eps)
-
-
-@contextmanager
-def stepped(steps: Sequence[StepLayer]) -> Iterator[None]:
-    """Within, these layers run so."""
-    for step in steps:
-        step.layer.forward = step.forward
-    try:
-        yield
-    finally:
-        for step in steps:
-            del step.layer.__dict__["forward"]
-
-
-@contextmanager
-def compared(steps: Sequence[StepLayer], differences: list[torch.Tensor]) -> Iterator[None]:
-    """Within, these layers run as ever, and leave how far their steps are from it, relatively."""
-
-    def comparing(step: StepLayer) -> Any:
-        own = step.layer.forward
-
-        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-            found = step.forward(hidden_states.clone(), *args, **kwargs).float()
-            out: torch.Tensor = own(hidden_states, *args, **kwargs)
-            differences.append((found - out.float()).norm() / out.float().norm())
-            return out
-
-        return forward
-
-    for step in steps:
-        step.layer.forward = comparing(step)
-    try:
-        yield
-    finally:
-        for step in steps:
-            del step.layer.__dict__["forward"]
-
-
-def are_alike(differences: list[torch.Tensor]) -> bool:
-    """Whether the median layer's step is that of transformers; a token may tip one layer's router."""
-    median = float(torch.stack(differences).nan_to_num(torch.inf).median())
-    if median > ALIKE:
-        logger.warning("Layers run as transformers has them, which is slower: steps of ours differ by %.1e", median)
-    return median <= ALIKE
