@@ -176,7 +176,7 @@ def test_sliding_layers_stay_as_they_are() -> None:
 def test_a_model_without_full_attention_is_refused() -> None:
     from transformers import MistralConfig
 
-    with pytest.raises(UnsupportedError, match="keeps all tokens"):
+    with pytest.raises(UnsupportedError, match="no full-attention layer"):
         coded_cache(MistralConfig(num_hidden_layers=2, sliding_window=32), KVBits(4, 4))
 
 
