@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from hlwq_kernels.attention import QuantizedKV
-from hlwq_kernels.attention import KVTables
+from hlwq_kernels.attention import KVTables, QuantizedKV
 
 from ...codec.codebook import lloyd_max
 from ..transformers_private import CacheLayerMixin

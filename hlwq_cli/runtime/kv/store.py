@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from hlwq_kernels.attention import QuantizedKV
-from hlwq_kernels.attention import encode_kv, padded_dim
+from hlwq_kernels.attention import QuantizedKV, encode_kv, padded_dim
 
 from .coded_states import GROUP, kv_tables
 
