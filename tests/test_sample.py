@@ -13,7 +13,7 @@ from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
 from hlwq_cli.measure.perplexity import perplexity, score
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import make_windows
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
 from hlwq_cli.samples import resolve_model, sample_file
 
 FOLDER = Path(resolve_model("sample"))

@@ -84,8 +84,8 @@ def bench(
     sink = Sink(format, json, quiet)
     from ..measure import Gates, Request, check_drawable, check_gates, check_savable
     from ..measure import bench as measure
-    from ..runtime.kv.bits import KVBits
-    from ..runtime.offload.expert_cache import ExpertBudget
+    from ..runtime.kv import KVBits
+    from ..runtime.offload import ExpertBudget
     from ..ui import hide_library_bars, progress_display, quiet_log, show_bench
 
     how = as_execution(execution)

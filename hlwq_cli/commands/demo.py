@@ -25,7 +25,7 @@ from ..ui import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime.modules.format import Execution
+    from ..runtime.modules import Execution
 
 
 @handle_errors
@@ -64,8 +64,8 @@ def demo(
 ) -> None:
     """Serve a web page to chat with a checkpoint, until Ctrl-C. Models that support images accept pictures."""
     sink = Sink(format, json, quiet)
-    from ..runtime.kv.bits import KVBits
-    from ..runtime.offload.expert_cache import ExpertBudget
+    from ..runtime.kv import KVBits
+    from ..runtime.offload import ExpertBudget
     from ..ui import show_demo, show_login
     from ..ui.demo import check_gradio, check_port, choose_access, gradio_environment, served
 
@@ -102,7 +102,7 @@ class _Load:
 
 def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
     from ..progress import Progress
-    from ..runtime.model import HLWQModel
+    from ..runtime import HLWQModel
     from ..ui import hide_library_bars, progress_display, quiet_log
     from ..ui.demo import ShownModel, build_page, describe
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..runtime.offload.expert_cache import ExpertCache, Tier, Traffic
+from ..runtime.offload import ExpertCache, Tier, Traffic
 
 _COPY_BYTES = 2**26
 _NUM_COPIES = 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.kv.bits import KVBits
-from ..runtime.modules.format import Execution
-from ..runtime.offload.expert_cache import ExpertBudget
+from ..runtime.kv import KVBits
+from ..runtime.modules import Execution
+from ..runtime.offload import ExpertBudget
 from .divergence import Divergence
 from .perplexity import PairedDelta, Perplexity
 from .similarity import TensorSimilarity

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import HlwqError, UsageError
 from ..progress import Progress, ProgressCallback, ignore_progress
-from ..runtime.loading.load import check_loadable, load_model, load_processor
+from ..runtime.loading import check_loadable, load_model, load_processor
 from .divergence import compare
 from .perplexity import paired, perplexity, score
 from .report import BenchReport, Measured, Request

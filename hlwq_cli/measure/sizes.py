@@ -11,10 +11,7 @@ import torch
 from ..checkpoint import open_coded
 from ..checkpoint.format.manifest import MANIFEST
 from ..checkpoint.io.hub_repo import HubRepo, is_repo_id
-from ..runtime.kv.attention import cache_argument
-from ..runtime.kv.bits import KVBits
-from ..runtime.kv.cache import CodedLayer, coded_cache
-from ..runtime.kv.coded_states import GROUP, WINDOW
+from ..runtime.kv import GROUP, WINDOW, CodedLayer, KVBits, cache_argument, coded_cache
 from ..samples import resolve_model
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..runtime.decode.generation import Decoding, Generation
-from ..runtime.offload.expert_cache import Traffic, expert_cache_of
+from ..runtime.decode import Decoding, Generation
+from ..runtime.offload import Traffic, expert_cache_of
 from .expert_traffic import ExpertTraffic, expert_traffic
 
 PREFILL, PROMPT, DECODE = 512, 8, 128

@@ -1,4 +1,4 @@
-"""HLWQModel: a checkpoint that answers."""
+"""HLWQModel: a checkpoint with text in and text out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .decode.generation import Generation
 from .kv.bits import KVBits
 from .loading.load import load_model, load_processor, supports_images
 from .modules.format import Execution
-from .offload.expert_cache import ExpertBudget
+from .offload.budget import ExpertBudget
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,7 @@ class HLWQModel:
 
     Attributes:
         model: the transformers model.
-        processor: its processor, or its tokenizer where it takes no pictures.
+        processor: its processor, or its tokenizer if it does not support images.
         tokenizer: the tokenizer, in either case.
         generation: how answers are decoded.
 
@@ -57,13 +57,20 @@ class HLWQModel:
         expert_cache_slots: int | None = None,
         gpu_memory: str | int | None = None,
     ) -> HLWQModel:
-        """Load a folder or a Hub repository, coded or plain; see `load_model` for the arguments and errors.
+        """Load a folder or a Hub repository, quantized or not; see `load_model` for the other arguments and errors.
 
-        `kv_cache_nbits` keeps keys and values of the past in codes of so many bits, 2 to 8; two numbers, or "4,3", set
-        keys and values apart. By default they stay in the model's type.
-
-        `expert_cache_slots` keeps the experts of a mixture of experts in host memory, and so many of each layer on the
-        GPU; `gpu_memory`, bytes or "8.6GB", chooses the number from what the whole process may take there.
+        Args:
+            path: a folder, or a Hub id.
+            revision: of a Hub id.
+            device: see `load_model`.
+            dtype: see `load_model`.
+            execution: see `load_model`.
+            kv_cache_nbits: bits of the codes of cached keys and values, 2 to 8; (4, 3) or "4,3" for keys and values.
+                By default they stay in the model's dtype.
+            expert_cache_slots: offload the experts of a mixture of experts to host memory, and keep this many of each
+                layer on the GPU.
+            gpu_memory: offload experts and choose their number by the memory that the whole process may take on the
+                GPU, in bytes or as "8.6GB".
         """
         bits = None if kv_cache_nbits is None else KVBits.parse(kv_cache_nbits)
         budget = ExpertBudget.parse(expert_cache_slots, gpu_memory)
@@ -80,19 +87,19 @@ class HLWQModel:
 
     @property
     def supports_images(self) -> bool:
-        """Whether the model takes pictures."""
+        """Whether the model takes images."""
         return supports_images(self.model.config)
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether it has a chat template, so that it can hold a conversation."""
+        """Whether the processor has a chat template, which conversations need."""
         return getattr(self.processor, "chat_template", None) is not None
 
     @property
     def max_context(self) -> int | None:
-        """The longest conversation the model reads, in tokens; None where its config does not say."""
-        longest: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return longest
+        """The longest conversation in tokens; None if the config does not say."""
+        max_positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return max_positions
 
     def generate(
         self,
@@ -108,23 +115,26 @@ class HLWQModel:
         chat: bool | None = None,
         history: Sequence[Turn] = (),
     ) -> str | list[str]:
-        """Answer a prompt, or each of several of any lengths.
+        """Answer one prompt, or several of any lengths.
 
         Args:
             text: prompt or prompts.
-            images: the pictures of the prompt; for several prompts, a sequence of pictures each.
-            max_new_tokens: longest answer, in tokens.
-            temperature: 0 is greedy.
-            top_p: share of probability that is sampled from.
+            images: the images of the prompt; for several prompts, a sequence of images for each.
+            max_new_tokens: length of the longest answer, in tokens.
+            temperature: of sampling; 0 is greedy.
+            top_p: sample from the smallest set of tokens with this probability.
             seed: of sampling; the same seed gives the same answer.
-            stop: the answer ends before the first of these.
-            system: a system prompt, where the chat template takes one.
-            chat: wrap prompts as a user's turn; by default where there is a chat template.
-            history: the turns of the conversation before the prompt, pictures included.
+            stop: strings that end an answer; it is cut before the first of them.
+            system: a system prompt, if the chat template takes one.
+            chat: wrap prompts as a user's turn; by default if there is a chat template.
+            history: turns of the conversation before the prompt, with their images.
+
+        Returns:
+            The answer, or a list of answers for several prompts.
 
         Raises:
-            UsageError: pictures for a model that takes none; a prompt that leaves no room in the model's context;
-                earlier turns without a chat template.
+            UsageError: images for a model that does not support them; a prompt that fills the model's context; a
+                history without a chat template; sampling settings out of range.
         """
         single = isinstance(text, str)
         prompts = [text] if isinstance(text, str) else list(text)
@@ -138,9 +148,9 @@ class HLWQModel:
         return answers[0] if single else answers
 
     def stream(self, text: str, images: Sequence[Image] | None = None, **options: Any) -> TextStream:
-        """Answer one prompt piece by piece; options and errors are those of `generate`.
+        """Answer one prompt piece by piece, with the options and errors of `generate`.
 
-        The model stops when the answer is cancelled, closed or dropped.
+        The model stops when the stream is cancelled, closed or dropped.
         """
         stop = tuple(options.pop("stop", ()))
         shaping = {key: options.pop(key) for key in ("system", "chat", "history") if key in options}
@@ -148,7 +158,7 @@ class HLWQModel:
         length = self._max_new_tokens(inputs, options.pop("max_new_tokens", 256))
         sampling = options.pop("temperature", 0.0), options.pop("top_p", 1.0), options.pop("seed", None)
         if options:
-            raise UsageError(f"stream does not know {', '.join(sorted(options))}.")
+            raise UsageError(f"Unknown option of stream: {', '.join(sorted(options))}.")
 
         def generate(**hooks: Any) -> None:
             self.generation.generate(**inputs, **self._settings(length, *sampling, stop), **hooks)
@@ -164,13 +174,15 @@ class HLWQModel:
         chat: bool | None = None,
         history: Sequence[Turn] = (),
     ) -> Any:
-        """Token ids, masks and pixels of prompts, padded on the left, on the model's device."""
+        """Return the model's inputs for prompts: token ids, masks and pixels, padded on the left, on its device."""
         before = [i for turn in history for i in turn.images]
         if (before or images is not None) and not self.supports_images:
-            raise UsageError("This model takes no pictures.", "Leave them out, or load a model that sees.")
+            raise UsageError(
+                "This model does not support images.", "Remove them, or load a model that supports images."
+            )
         wrapped = self.has_chat_template if chat is None else chat
         if history and not wrapped:
-            raise UsageError("Without a chat template there are no earlier turns.", "Write them into the prompt.")
+            raise UsageError("A history needs a chat template, and this model has none.", "Write it into the prompt.")
         texts, shown = list(prompts), [list(i) for i in images or [()] * len(prompts)]
         if wrapped:
             asked = [Turn("user", t, i) for t, i in zip(texts, shown, strict=True)]
@@ -191,14 +203,14 @@ class HLWQModel:
         return wrapped
 
     def _max_new_tokens(self, inputs: Any, max_new_tokens: int) -> int:
-        """How many tokens an answer may have, at most those asked for."""
+        """Return how many tokens an answer may have: at most what was asked for, and what the context has left."""
         if max_new_tokens < 1:
-            raise UsageError(f"An answer has at least one token, not max_new_tokens={max_new_tokens}.")
+            raise UsageError(f"max_new_tokens={max_new_tokens} is not valid.", "Use at least 1.")
         tokens = inputs["input_ids"].shape[1]
         if self.max_context is not None and tokens >= self.max_context:
             raise UsageError(
-                f"The prompt is {tokens:,} tokens long, and this model reads fewer than {self.max_context:,}.",
-                "Make it shorter, or start a new conversation.",
+                f"The prompt has {tokens:,} tokens, and this model's context is {self.max_context:,}.",
+                "Shorten it, or start a new conversation.",
             )
         return max_new_tokens if self.max_context is None else min(max_new_tokens, self.max_context - tokens)
 
@@ -207,8 +219,8 @@ class HLWQModel:
     ) -> dict[str, Any]:
         if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
             raise UsageError(
-                f"temperature={temperature} and top_p={top_p} are no way to sample.",
-                "Give a temperature from 0 on and a top_p above 0, up to 1.",
+                f"temperature={temperature} with top_p={top_p} is not valid.",
+                "Use a temperature of at least 0, and a top_p above 0 and at most 1.",
             )
         if seed is not None:
             torch.manual_seed(seed)
@@ -223,7 +235,7 @@ class HLWQModel:
 
 
 PolarQuantModel = HLWQModel
-"""The name under which published model cards load the same thing."""
+"""The name of HLWQModel in published model cards."""
 
 
 def _images_per_prompt(prompts: list[str], images: Any, single: bool) -> list[list[Any]] | None:
@@ -231,5 +243,5 @@ def _images_per_prompt(prompts: list[str], images: Any, single: bool) -> list[li
         return None
     groups = [list(images)] if single else [list(i) for i in images]
     if len(groups) != len(prompts):
-        raise UsageError(f"{len(prompts)} prompts came with pictures for {len(groups)}.")
+        raise UsageError(f"There are {len(prompts)} prompts, but images for {len(groups)}.")
     return groups

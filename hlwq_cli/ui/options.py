@@ -10,7 +10,7 @@ from ..errors import UsageError
 from .sink import Format
 
 if TYPE_CHECKING:
-    from ..runtime.modules.format import Execution
+    from ..runtime.modules import Execution
 
 FormatOption = Annotated[Format, typer.Option("--format", help="Form of the result on stdout; auto is human.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Same as --format json.")]

@@ -18,8 +18,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import hlwq_cli  # noqa: F401  registers the quantizer with transformers
-from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.decode import Decoder
+from hlwq_cli.runtime.loading import load_model
 
 
 def wait(device: torch.device) -> None:

@@ -19,9 +19,8 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from hlwq_cli.measure import Request, bench
-from hlwq_cli.runtime.kv.bits import KVBits
-from hlwq_cli.runtime.kv.cache import CodedLayer
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.kv import CodedLayer, KVBits
 
 PAIRS = (
     "8,8", "6,6", "5,5", "4,4", "3,3", "2,2",

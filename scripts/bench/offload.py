@@ -77,11 +77,10 @@ class Case:
 
     def __init__(self, args: argparse.Namespace, case: str) -> None:
         from hlwq_cli.measure.expert_traffic import expert_traffic
-        from hlwq_cli.runtime.decode.generation import Generation
-        from hlwq_cli.runtime.loading.load import load_model
-        from hlwq_cli.runtime.modules.experts import HLWQExperts
-        from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, expert_cache_of, experts_per_token
-        from hlwq_cli.runtime.offload.memory import host_memory_free
+        from hlwq_cli.runtime.decode import Generation
+        from hlwq_cli.runtime.loading import load_model
+        from hlwq_cli.runtime.modules import HLWQExperts
+        from hlwq_cli.runtime.offload import ExpertBudget, expert_cache_of, experts_per_token, host_memory_free
 
         self.args, self.expert_traffic, self.new_generation = args, expert_traffic, Generation
         self.host_memory_free, self.free_before = host_memory_free, host_memory_free()

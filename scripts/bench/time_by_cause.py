@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hlwq_cli.runtime.modules.experts import HLWQExperts
+from hlwq_cli.runtime.modules import HLWQExperts
 
 HEAD_AND_REST = "head and the rest"
 _CAUSES = {

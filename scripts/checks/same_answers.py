@@ -22,8 +22,8 @@ from transformers import DynamicCache
 from hlwq_cli.measure.perplexity import perplexity, score
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import Windows, make_windows
-from hlwq_cli.runtime.kv.attention import cache_argument
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.kv import cache_argument
 from hlwq_cli.samples import sample_file
 
 PROMPTS = ("My fellow citizens,", "The state of our union is", "We")

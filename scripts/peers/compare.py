@@ -31,7 +31,7 @@ from hlwq_cli.measure.likelihood import token_nlls, window_logits
 from hlwq_cli.measure.perplexity import paired, perplexity
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import Windows, make_windows
-from hlwq_cli.runtime.loading.load import load_model, load_processor
+from hlwq_cli.runtime.loading import load_model, load_processor
 from hlwq_cli.samples import SAMPLE
 from scripts.peers import peer_codecs
 from scripts.peers.peer_codecs import Peer

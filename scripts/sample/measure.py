@@ -18,7 +18,7 @@ import torch
 from hlwq_cli.measure.perplexity import paired, perplexity, score
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import Windows, make_windows
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
 from scripts.sample.pictures import FRESH_SEED, draw
 
 QUESTION = "What is in the picture?"

@@ -17,9 +17,8 @@ from hlwq_cli.checkpoint import Plan, Source, load_recipe, make_plan
 from hlwq_cli.checkpoint.io.safetensors_file import TensorInfo
 from hlwq_cli.checkpoint.run.output_folder import quantization_config
 from hlwq_cli.errors import UsageError
-from hlwq_cli.runtime.loading.quantizer import HLWQConfig, module_names, replace_modules
-from hlwq_cli.runtime.offload.expert_cache import experts_per_token
-from hlwq_cli.runtime.offload.memory_budget import TOKENS, MemoryEstimate
+from hlwq_cli.runtime.loading import HLWQConfig, module_names, replace_modules
+from hlwq_cli.runtime.offload import TOKENS, MemoryEstimate, experts_per_token
 from hlwq_cli.sizes import format_size
 from scripts.bench.synthetic_model import ROOT, shapes
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from hlwq_cli.measure.text import load_text
-from hlwq_cli.runtime.loading.load import load_model, load_processor
+from hlwq_cli.runtime.loading import load_model, load_processor
 
 SHIFTS = (1, 2, 3, 4, 5, 6, 7)
 Routing = list[frozenset[int]]

@@ -25,7 +25,7 @@ from hlwq_cli.checkpoint.plan.recipe import load_recipe
 from hlwq_cli.codec import lloyd_max
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import make_windows
-from hlwq_cli.runtime.loading.load import load_model, load_processor
+from hlwq_cli.runtime.loading import load_model, load_processor
 from hlwq_kernels import hadamard
 from scripts.peers import peer_codecs
 from scripts.peers.compare import Weights, mean_and_error, measure, run_reference, text_weights

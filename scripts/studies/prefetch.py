@@ -20,7 +20,7 @@ import numpy
 import torch
 
 from hlwq_cli.measure.text import load_text
-from hlwq_cli.runtime.loading.load import load_model, load_processor
+from hlwq_cli.runtime.loading import load_model, load_processor
 from hlwq_kernels.offload import SHIFT, UNIT
 from scripts.studies.eviction import Routing, synthetic
 

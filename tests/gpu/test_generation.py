@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.runtime.decode.generation import Generation
-from hlwq_cli.runtime.kv.bits import KVBits
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.model import HLWQModel
-from hlwq_cli.runtime.modules.experts import HLWQExperts
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.decode import Generation
+from hlwq_cli.runtime.kv import KVBits
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQExperts
 from hlwq_cli.samples import resolve_model
 from tests.gpu.device import CUDA, needs_cuda
 from tests.runtime.loads import tokens

@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
-from hlwq_cli.runtime.kv.bits import KVBits
-from hlwq_cli.runtime.kv.cache import coded_cache
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.kv import KVBits, cache_argument, code_kv_cache, coded_cache
 from hlwq_kernels.attention import (
     AttentionParams,
     QuantizedKV,

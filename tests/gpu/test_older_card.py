@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime.decode.generation import Generation
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.offload.expert_cache import ExpertBudget
+from hlwq_cli.runtime.decode import Generation
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.offload import ExpertBudget
 from hlwq_kernels.common import device
 from hlwq_kernels.common.cuda_kernel import supports_nvrtc
 from hlwq_kernels.common.device import supports_triton

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.modules.embedding import HLWQEmbedding, HLWQTiedLinear
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQEmbedding, HLWQTiedLinear
 from scripts.checks.same_answers import compare
 from tests.gpu.device import CUDA, needs_cuda
 

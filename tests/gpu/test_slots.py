@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime.decode.generation import Generation
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.offload import expert_cache
-from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, expert_cache_of
+from hlwq_cli.runtime.decode import Generation
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.offload import ExpertBudget, expert_cache, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory

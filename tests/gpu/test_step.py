@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime.decode import runner
-from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.decode import Decoder, runner
+from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.samples import resolve_model
 from hlwq_kernels.decode_step import step
 from hlwq_kernels.decode_step.step import Cache, Norm, Scratch

@@ -11,8 +11,8 @@ import pytest
 from hlwq_cli.measure.expert_traffic import ExpertTraffic, expert_traffic
 from hlwq_cli.measure.report import BenchReport, Measured
 from hlwq_cli.measure.speed import measure_speed
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.offload import ExpertBudget, Traffic, expert_cache_of
 from hlwq_cli.ui.bench_tables import show_bench
 from hlwq_cli.ui.sink import Format, Sink
 

@@ -13,8 +13,7 @@ import torch
 
 from hlwq_cli.measure import Request, bench, runner
 from hlwq_cli.measure.speed import DECODE, PREFILL, measure_speed, release_memory
-from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.decode.generation import Generation
+from hlwq_cli.runtime.decode import Decoder, Generation
 
 Family = Callable[[str], Path]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import hlwq_cli  # noqa: F401  registers the plugin
-from hlwq_cli.runtime.modules.format import Execution
+from hlwq_cli.runtime.modules import Execution
 
 
 def auto_class(folder: Path) -> Any:
@@ -21,7 +21,7 @@ def auto_class(folder: Path) -> Any:
 
 def load(folder: Path, how: Execution = "auto", dtype: Any = torch.float32) -> Any:
     """A checkpoint by `from_pretrained`, executed `how`."""
-    from hlwq_cli.runtime.loading.quantizer import execution
+    from hlwq_cli.runtime.loading import execution
 
     with execution(how):
         return auto_class(folder).from_pretrained(folder, dtype=dtype).eval()

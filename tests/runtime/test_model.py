@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from hlwq_cli.errors import UsageError
-from hlwq_cli.runtime.chat.conversation import Turn
-from hlwq_cli.runtime.model import HLWQModel, PolarQuantModel
+from hlwq_cli.runtime import HLWQModel, PolarQuantModel
+from hlwq_cli.runtime.chat import Turn
 from hlwq_cli.samples import resolve_model, sample_file
 
 PROMPTS = ["My fellow citizens,", "The state of our union is", "We"]
@@ -148,14 +148,14 @@ def test_pictures_of_earlier_turns_are_seen(model: HLWQModel) -> None:
 
 
 def test_history_without_a_chat_template_is_refused(model: HLWQModel) -> None:
-    with pytest.raises(UsageError, match="no earlier turns"):
+    with pytest.raises(UsageError, match="needs a chat template"):
         model.generate("We", chat=False, history=[Turn("user", "No.")])
 
 
 def test_a_prompt_longer_than_the_context_is_refused_and_an_answer_ends_with_it(model: HLWQModel) -> None:
     assert model.max_context == 2048
     for ask in (model.generate, model.stream):
-        with pytest.raises(UsageError, match=r"2,103 tokens long, and this model reads fewer than 2,048"):
+        with pytest.raises(UsageError, match=r"has 2,103 tokens, and this model's context is 2,048"):
             ask("We " * 2100, chat=False)  # type: ignore[operator]
     pieces = model.stream("We " * 2040, max_new_tokens=LONG * 10, chat=False, temperature=1.0, seed=1)
     list(pieces)
@@ -191,12 +191,12 @@ def test_what_is_no_way_to_answer_is_refused(model: HLWQModel, option: dict[str,
 def test_pictures_for_a_blind_model_are_refused(coded: Callable[[str], Path], copied: Callable[[Path], Path]) -> None:
     from transformers import AutoTokenizer
 
-    from hlwq_cli.runtime.loading.load import load_model
+    from hlwq_cli.runtime.loading import load_model
 
     blind = HLWQModel(load_model(str(coded("llama"))), AutoTokenizer.from_pretrained(resolve_model("sample")))
-    with pytest.raises(UsageError, match="no pictures"):
+    with pytest.raises(UsageError, match="does not support images"):
         blind.generate("What is this?", [object()])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="no pictures"):
+    with pytest.raises(UsageError, match="does not support images"):
         list(blind.stream("What is this?", [object()]))  # type: ignore[list-item]
 
 

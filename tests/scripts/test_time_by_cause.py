@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.offload.expert_cache import ExpertBudget
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.offload import ExpertBudget
 from hlwq_kernels.decode_step import step
 from hlwq_kernels.linear import gemm_small_m as matmul
 from hlwq_kernels.linear import gemv as matvec

@@ -1,4 +1,4 @@
-"""A conversation, as a chat template takes it."""
+"""A conversation, in the form that a chat template takes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said.
+    """One turn of a conversation.
 
     Attributes:
-        role: who said it.
-        text: what.
-        images: pictures that came before the text.
+        role: who wrote it.
+        text: what was written.
+        images: images that come before the text.
     """
 
     role: Literal["user", "assistant"]
@@ -26,7 +26,7 @@ class Turn:
 
 
 def messages(turns: Sequence[Turn], system: str | None, supports_images: bool) -> list[dict[str, Any]]:
-    """Turns as the messages of a chat template; templates of models that see take the parts of a message."""
+    """Return turns as messages of a chat template; a model that supports images takes each message in parts."""
     found: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     for turn in turns:
         content: Any = turn.text

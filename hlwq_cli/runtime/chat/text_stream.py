@@ -1,4 +1,4 @@
-"""An answer that comes piece by piece, counted while it comes, and stopped at any token."""
+"""An answer that arrives piece by piece, is counted as it arrives, and can be stopped at any token."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 
 class TextStream(Iterator[str]):
-    """The text of an answer in pieces; the model starts with the first one asked for, and stops when this is dropped.
+    """The text of an answer in pieces. The model starts at the first `next`, and stops when the stream is dropped.
 
     Attributes:
-        prompt_tokens: tokens of what was asked, pictures included.
+        prompt_tokens: tokens of the prompt, with its images.
     """
 
     def __init__(
@@ -32,28 +32,31 @@ class TextStream(Iterator[str]):
 
     @property
     def tokens(self) -> int:
-        """Tokens of the answer so far, its end mark included."""
+        """Tokens of the answer so far, with the end token."""
         return len(self._streamer.times)
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Speed after the first token, which waits for the prompt to be read; None before there is a second one."""
+        """Speed after the first token, which waits for the prompt; None before the second token."""
         times = self._streamer.times
         return (len(times) - 1) / max(times[-1] - times[0], 1e-9) if len(times) > 1 else None
 
     def cancel(self) -> None:
-        """Make the model stop at its next token; what it said until then still comes. From any thread."""
+        """Stop the model at its next token; the text so far still arrives. May be called from any thread."""
         self._cancelled.set()
 
     def close(self) -> None:
-        """Stop the model, wait until it has, and drop the rest of the text."""
+        """Stop the model, wait for it, and drop the rest of the text."""
         self._pieces.close()
 
 
 def _run(
     streamer: TextIteratorStreamer, generate: Callable[..., Any], cancelled: threading.Event, stop: tuple[str, ...]
 ) -> Generator[str]:
-    """No method of `TextStream`, so that one that is dropped is freed at once, and this generator closed."""
+    """Run the model in a thread and yield its text.
+
+    This is not a method of `TextStream`: a dropped stream is then freed at once, which closes this generator.
+    """
     failure: list[BaseException] = []
     criteria = StoppingCriteriaList([_Cancelled(cancelled)])
 
@@ -77,7 +80,7 @@ def _run(
 
 
 class _Cancelled(StoppingCriteria):
-    """Ends a generation when an event is set."""
+    """Stops generation when an event is set."""
 
     def __init__(self, event: threading.Event) -> None:
         self.event = event
@@ -87,27 +90,27 @@ class _Cancelled(StoppingCriteria):
 
 
 class _Counting(TextIteratorStreamer):
-    """A streamer that remembers when each token of the answer came."""
+    """A streamer that records when each token of the answer arrived."""
 
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.times: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
-        """Take a token, or at first the prompt."""
+        """Take the prompt first, then each token."""
         if not self.next_tokens_are_prompt:
             self.times.append(time.perf_counter())
         super().put(value)  # type: ignore[no-untyped-call]
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """Text up to the first of some stop strings."""
+    """Return the text up to the first stop string."""
     ends = [text.find(s) for s in stop if s in text]
     return text[: min(ends)] if ends else text
 
 
 def _until_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pass text on, holding back what may be the beginning of a stop string."""
+    """Yield text, holding back what may be the start of a stop string."""
     held = ""
     longest = max((len(s) for s in stop), default=1) - 1
     for piece in pieces:

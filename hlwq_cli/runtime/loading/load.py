@@ -1,4 +1,4 @@
-"""A checkpoint, coded or plain, as a transformers model: of the right class, and strictly complete."""
+"""Loading a checkpoint, quantized or not, as a transformers model of the right class, strictly complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ...samples import resolve_model
 from ..kv.attention import code_kv_cache
 from ..kv.bits import KVBits
 from ..modules.format import Execution
-from ..offload.expert_cache import ExpertBudget, offload_experts
+from ..offload.budget import ExpertBudget
+from ..offload.placement import offload_experts
 from .gemma4_processor import ImageTextProcessor, needs_image_text_processor
 from .load_checks import LoadReport
 from .quantizer import execution as executed
@@ -38,18 +39,19 @@ def load_model(
     Args:
         path: a folder, or a Hub id.
         revision: of a Hub id.
-        device: `auto` (a GPU where there is one), `cpu`, `cuda:0`, or a device map's name.
-        dtype: of all that is not coded, and of activations: `auto` is the checkpoint's; or bfloat16, float16, float32.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda:0`, or the name of a device map.
+        dtype: of activations and of everything that is not coded: `auto` (the checkpoint's), bfloat16, float16 or
+            float32.
         execution: of coded modules, see `QuantFormat`.
-        kv_bits: keep keys and values in codes of these widths; None keeps them as they are.
-        expert_budget: keep experts outside the GPU, but for those that have room there; None loads them all.
+        kv_bits: widths of the codes of cached keys and values; None stores them unquantized.
+        expert_budget: offload experts, except those that fit; None loads all of them onto the device.
 
     Raises:
-        NotFoundError: no such folder or repository.
-        UsageError: there is no such device or type; or experts outside it do not go with them, or have no room.
-        UnsupportedError: transformers knows no such model, or its keys and values cannot be kept in codes, or its
-            experts outside the GPU.
-        CorruptError: tensors are missing, left over, or of another shape; all are named, sorted.
+        NotFoundError: the folder or repository does not exist.
+        UsageError: the device or dtype is not valid, or cannot be combined with offloaded experts, or is too small.
+        UnsupportedError: transformers does not know the model, or its cache cannot be quantized, or its experts cannot
+            be offloaded.
+        CorruptError: tensors are missing, unexpected, or of another shape; all are named, sorted.
     """
     path = resolve_model(path)
     _check_exists(path)
@@ -75,11 +77,11 @@ def load_model(
 
 
 def load_processor(path: str, revision: str | None = None) -> Any:
-    """The checkpoint's processor when it sees pictures, else its tokenizer.
+    """Load the checkpoint's processor if the model supports images, else its tokenizer.
 
     Raises:
         NotFoundError: it has neither.
-        UnsupportedError: transformers knows no such model.
+        UnsupportedError: transformers does not know the model.
     """
     import transformers
 
@@ -99,7 +101,7 @@ def load_processor(path: str, revision: str | None = None) -> Any:
 
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
-    """Errors of the Hub, or of a folder, in our words."""
+    """Turn errors of the Hub, or of a folder, into ours."""
     if not Path(path).is_dir():
         with hub_errors(path):
             yield
@@ -108,7 +110,7 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         what = " ".join(str(error).split()).rstrip(".")
-        raise CorruptError(f"{path} cannot be read: {what}.", "Fetch or make the checkpoint again.") from error
+        raise CorruptError(f"{path} cannot be read: {what}.", "Download or quantize the checkpoint again.") from error
 
 
 def _config(path: str, revision: str | None) -> Any:
@@ -120,17 +122,18 @@ def _config(path: str, revision: str | None) -> Any:
         return transformers.AutoConfig.from_pretrained(path, revision=revision)
     except ValueError as error:
         raise UnsupportedError(
-            f"{path} has no config.json of a model that transformers knows.", "Give a checkpoint's folder or Hub id."
+            f"{path} has no config.json of a model that transformers knows.",
+            "Give the folder or Hub id of a checkpoint.",
         ) from error
 
 
 def supports_images(config: Any) -> bool:
-    """Whether a model takes pictures."""
+    """Return whether a model takes images."""
     return getattr(config, "vision_config", None) is not None
 
 
 def model_class(config: Any) -> Any:
-    """The transformers class for generating text with a config's model."""
+    """Return the transformers class that generates text with a config's model."""
     import transformers
 
     name = (getattr(config, "architectures", None) or [""])[0]
@@ -147,11 +150,11 @@ def check_loadable(
     execution: Execution = "auto",
     expert_budget: ExpertBudget | None = None,
 ) -> None:
-    """Find out before any work what would keep `load_model` from beginning.
+    """Check the arguments of `load_model` before any work.
 
     Raises:
-        NotFoundError: `path` is no folder and cannot be a Hub id.
-        UsageError: there is no such device or type; or experts outside it do not go with them.
+        NotFoundError: `path` is not a folder and not a valid Hub id.
+        UsageError: the device or dtype is not valid, or cannot be combined with offloaded experts.
     """
     _check_exists(resolve_model(path))
     _device(device)
@@ -163,16 +166,16 @@ def _check_expert_budget(budget: ExpertBudget | None, device: str, execution: Ex
     if budget is None:
         return
     if execution == "dense":
-        raise UsageError("Experts outside the GPU are multiplied as codes.", "Leave --execution dense out.")
+        raise UsageError("Offloaded experts can only run as codes.", "Remove --execution dense.")
     if device in _MAPS:
-        raise UsageError("Experts outside the GPU are for a model on one device.", f"Name it instead of {device}.")
+        raise UsageError(f"Experts cannot be offloaded with --device {device}.", "Name one device.")
     if budget.gpu_memory is not None and _device(device) == "cpu":
-        raise UsageError("There is no GPU here whose memory could be kept to a size.", "Leave --gpu-memory out.")
+        raise UsageError("--gpu-memory needs a GPU, and there is none.", "Remove --gpu-memory.")
 
 
 def _check_exists(path: str) -> None:
     if not Path(path).is_dir() and (Path(path).exists() or not is_repo_id(path)):
-        raise NotFoundError(f"There is no folder {path}.", "Give a checkpoint's folder, or a Hub id owner/name.")
+        raise NotFoundError(f"There is no folder {path}.", "Give the folder of a checkpoint, or a Hub id owner/name.")
 
 
 _MAPS = ("balanced", "balanced_low_0", "sequential")
@@ -183,7 +186,7 @@ def _device(device: str) -> str:
         return device
     found = find_devices(device)
     if len(found) > 1:
-        raise UsageError(f"A model is loaded onto one device, not {device}.", f"Or use {', '.join(_MAPS)}.")
+        raise UsageError(f"A model cannot be loaded onto {device}.", f"Name one device, or use {', '.join(_MAPS)}.")
     return "cpu" if found[0].torch_device.type == "cpu" else f"cuda:{found[0].torch_device.index}"
 
 
@@ -191,5 +194,5 @@ def _dtype(dtype: str) -> Any:
     if dtype == "auto":
         return "auto"
     if dtype not in ("bfloat16", "float16", "float32"):
-        raise UsageError(f"--dtype {dtype} is no type to load into.", "Use auto, bfloat16, float16 or float32.")
+        raise UsageError(f"--dtype {dtype} is not valid.", "Use auto, bfloat16, float16 or float32.")
     return getattr(torch, dtype)

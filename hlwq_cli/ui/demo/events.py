@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from ...errors import HlwqError, UsageError
-from ...runtime.model import HLWQModel
+from ...runtime import HLWQModel
 from .render import messages
 from .request_queue import RequestQueue
 from .session import Session, Settings

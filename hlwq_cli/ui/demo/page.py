@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...runtime.model import HLWQModel
+from ...runtime import HLWQModel
 from .events import SEND, Parts, connect
 from .render import headline, summary_table
 from .summary import CheckpointSummary

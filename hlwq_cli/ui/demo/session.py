@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import HlwqError, UsageError
-from ...runtime.chat.conversation import Turn
-from ...runtime.chat.text_stream import TextStream
-from ...runtime.model import HLWQModel
-from ...runtime.offload.memory import memory_held
+from ...runtime import HLWQModel
+from ...runtime.chat import TextStream, Turn
+from ...runtime.offload import memory_held
 from .images import MAX_IMAGES, open_image
 from .request_queue import RequestQueue
 

@@ -13,13 +13,13 @@ from ...checkpoint import open_coded, open_source
 from ...checkpoint.format.manifest import CHART, RESULTS
 from ...checkpoint.io.hub_repo import is_repo_id
 from ...errors import NotFoundError
-from ...runtime.kv.attention import kv_bits_of
-from ...runtime.offload.expert_cache import expert_cache_of
+from ...runtime.kv import kv_bits_of
+from ...runtime.offload import expert_cache_of
 from ...sizes import format_size
 
 if TYPE_CHECKING:
     from ...checkpoint import CodedCheckpoint
-    from ...runtime.model import HLWQModel
+    from ...runtime import HLWQModel
 
 
 @dataclass(frozen=True)

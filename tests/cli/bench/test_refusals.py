@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.errors import CorruptError
-from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.samples import resolve_model
 
 from ..run_command import assert_refused, hlwq
@@ -29,7 +29,7 @@ def test_kv_width_without_effect_is_refused() -> None:
     ("asked", "sentence"),
     [
         (("--speed", "--gpu-memory", "much"), "'much' is not a size."),
-        (("--speed", "--gpu-memory", "8.6GB", "--device", "cpu"), "no GPU here"),
+        (("--speed", "--gpu-memory", "8.6GB", "--device", "cpu"), "--gpu-memory needs a GPU"),
         (
             ("--ref", "sample", "--cosine", "--gpu-memory", "8.6GB"),
             "--gpu-memory has no effect on the requested measures.",
@@ -74,8 +74,8 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
         (("sample", "--ref", "nothing"), 3, "There is no folder nothing."),
         (("sample", "--device", "blah"), 2, "'blah' is no device"),
         (("sample", "--device", "cuda:99"), 2, "cuda:99 is not there"),
-        (("sample", "--device", "cpu,cpu"), 2, "onto one device, not cpu,cpu"),
-        (("sample", "--dtype", "int8"), 2, "--dtype int8 is no type to load into."),
+        (("sample", "--device", "cpu,cpu"), 2, "cannot be loaded onto cpu,cpu"),
+        (("sample", "--dtype", "int8"), 2, "--dtype int8 is not valid."),
         (("sample", "--chart", "out.jpg"), 2, "--chart writes a PNG file"),
         (("sample", "--chart", "nowhere/out.png"), 3, "There is no folder nowhere for out.png."),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
 from tests.support.hub_server import HubServer
 
 from ..run_command import assert_refused, hlwq

@@ -72,7 +72,7 @@ def test_upload_of_a_hundred_megabytes_shows_an_error(open_chat: OpenChat, serve
 
 def test_prompt_longer_than_the_context_shows_an_error(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
-    assert "this model reads fewer than 2,048" in one.ask("We " * 2100)
+    assert "this model's context is 2,048" in one.ask("We " * 2100)
     assert len(one.parts()) == 1
     one.clear()
     assert "fewer than" not in one.ask("We")

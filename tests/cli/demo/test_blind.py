@@ -12,7 +12,7 @@ import torch
 import transformers
 from playwright.sync_api import expect
 
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
 from hlwq_cli.samples import sample_file
 
 from .chat_page import greedy

@@ -9,8 +9,8 @@ import pytest
 import torch
 from playwright.sync_api import expect
 
-from hlwq_cli.runtime.chat.conversation import Turn
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.chat import Turn
 from hlwq_cli.samples import sample_file
 
 from .chat_page import ENDLESS, greedy

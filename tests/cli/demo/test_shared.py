@@ -16,7 +16,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser, expect
 
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
 from hlwq_cli.samples import sample_file
 from tests.cli.run_command import hlwq
 from tests.conftest import HUB

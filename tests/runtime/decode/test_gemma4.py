@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from hlwq_cli.runtime.decode import Decoder
 from hlwq_cli.runtime.decode import step_layers as steps
-from hlwq_cli.runtime.decode.decoder import Decoder
 from hlwq_cli.runtime.decode.families.gemma4 import step_layers
 from hlwq_cli.runtime.decode.joined_weights import join_weights
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.modules.linear import HLWQLinear
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQLinear
 from hlwq_cli.samples import resolve_model
 
 Family = Callable[[str], Path]

@@ -12,8 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 import hlwq_cli.runtime.kv.step_attention as step_attention
-from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.decode.generation import Generation
+from hlwq_cli.runtime.decode import Decoder, Generation
 from tests.support.builders import TEXT
 
 from ..loading.test_families import picture_inputs

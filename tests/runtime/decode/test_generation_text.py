@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.decode import Decoder
 from hlwq_cli.samples import resolve_model
 
 

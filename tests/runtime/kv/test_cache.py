@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from hlwq_cli.errors import UnsupportedError, UsageError
-from hlwq_cli.runtime.kv.bits import KVBits
-from hlwq_cli.runtime.kv.cache import CodedLayer, coded_cache
-from hlwq_cli.runtime.kv.coded_states import GROUP, WINDOW, coded_tokens
+from hlwq_cli.runtime.kv import GROUP, WINDOW, CodedLayer, KVBits, coded_cache, coded_tokens
 
 HEADS, DIM = 2, 64
 

@@ -10,11 +10,9 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 
 from hlwq_cli.errors import UnsupportedError
-from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
-from hlwq_cli.runtime.kv.bits import KVBits
-from hlwq_cli.runtime.kv.cache import CodedLayer, coded_cache
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.model import HLWQModel
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.kv import CodedLayer, KVBits, cache_argument, code_kv_cache, coded_cache
+from hlwq_cli.runtime.loading import load_model
 from tests.support.builders import TEXT
 
 from ..loads import logits, tokens

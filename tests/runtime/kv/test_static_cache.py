@@ -4,8 +4,7 @@ import pytest
 import torch
 import transformers as t
 
-from hlwq_cli.runtime.kv.position import StaticDecodeUnsupported
-from hlwq_cli.runtime.kv.static_cache import StaticCache, bucket
+from hlwq_cli.runtime.kv import StaticCache, StaticDecodeUnsupported, bucket
 from tests.support.builders import TEXT
 
 

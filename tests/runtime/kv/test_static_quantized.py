@@ -8,10 +8,7 @@ import pytest
 import torch
 import transformers as t
 
-from hlwq_cli.runtime.kv.attention import cache_argument, code_kv_cache
-from hlwq_cli.runtime.kv.bits import KVBits
-from hlwq_cli.runtime.kv.cache import CodedLayer, coded_cache
-from hlwq_cli.runtime.kv.static_cache import StaticCache
+from hlwq_cli.runtime.kv import CodedLayer, KVBits, StaticCache, cache_argument, code_kv_cache, coded_cache
 from hlwq_cli.runtime.kv.static_quantized import CodedRingLayer
 from tests.support.builders import TEXT
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import export, load_recipe, open_coded, quantize
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.modules.experts import HLWQExperts
-from hlwq_cli.runtime.modules.linear import HLWQLinear
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQExperts, HLWQLinear
 from tests.support.files import read_tensors
 
 from ..loads import auto_class, load, logits, tokens

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from hlwq_cli.errors import CorruptError, HlwqError, NotFoundError, UnsupportedError
-from hlwq_cli.runtime.loading.load import load_model
+from hlwq_cli.runtime.loading import load_model
 from tests.support.files import edit_json, read_json
 
 from ..loads import tokens
@@ -197,7 +197,7 @@ def test_an_unknown_type_is_refused(coded: Family, dtype: str) -> None:
 def test_from_pretrained_does_not_code_on_the_fly(family: Family) -> None:
     from transformers import LlamaForCausalLM
 
-    from hlwq_cli.runtime.loading.quantizer import HLWQConfig
+    from hlwq_cli.runtime.loading import HLWQConfig
 
     with pytest.raises(UnsupportedError, match="hlwq quantize"):
         LlamaForCausalLM.from_pretrained(family("llama"), quantization_config=HLWQConfig(bits=5))

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.modules.linear import HLWQLinear
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQLinear
 from tests.support.builders import LLAMA, save_tensors
 from tests.support.files import read_tensors
 

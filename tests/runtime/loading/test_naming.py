@@ -7,9 +7,8 @@ from torch import nn
 from transformers import conversion_mapping
 
 from hlwq_cli.codec import lloyd_max
-from hlwq_cli.runtime.loading.quantizer import module_names, replace_modules
-from hlwq_cli.runtime.modules.format import QuantFormat
-from hlwq_cli.runtime.modules.linear import HLWQLinear
+from hlwq_cli.runtime.loading import module_names, replace_modules
+from hlwq_cli.runtime.modules import HLWQLinear, QuantFormat
 
 LAYERS = 20_000
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.modules.experts import PARAMETERS, HLWQExperts
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import PARAMETERS, CodedMatrix, HLWQExperts
 from hlwq_cli.runtime.modules.format import CodedModule
-from hlwq_cli.runtime.modules.matrix import CodedMatrix
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

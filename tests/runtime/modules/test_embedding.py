@@ -8,8 +8,7 @@ from torch import nn
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from hlwq_cli.codec import Scheme, decode, encode, lloyd_max
-from hlwq_cli.runtime.modules.embedding import HLWQEmbedding, HLWQTiedLinear, code_embedding
-from hlwq_cli.runtime.modules.format import QuantFormat
+from hlwq_cli.runtime.modules import HLWQEmbedding, HLWQTiedLinear, QuantFormat, code_embedding
 
 ROWS, COLUMNS = 50, 100
 SCHEMES = [*(Scheme(b, 64, "log8", False) for b in range(2, 9)), Scheme.classic(6)]

@@ -13,11 +13,9 @@ from hlwq_cli.checkpoint import export, load_recipe, open_coded, open_source, qu
 from hlwq_cli.checkpoint.format.verify import verify
 from hlwq_cli.errors import CorruptError, UnsupportedError
 from hlwq_cli.measure.similarity import similarity
-from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.decode.generation import Generation
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.modules.embedding import HLWQEmbedding, HLWQTiedLinear
-from hlwq_cli.runtime.modules.linear import HLWQLinear
+from hlwq_cli.runtime.decode import Decoder, Generation
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQEmbedding, HLWQLinear, HLWQTiedLinear
 from tests.support.builders import LLAMA, TEXT, dense, gemma4_small, save_tensors
 from tests.support.files import edit_json, read_json, read_tensors
 
@@ -261,8 +259,8 @@ def test_a_tied_embedding_that_is_no_head_is_refused(tmp_path: Path) -> None:
     import transformers as t
 
     from hlwq_cli.codec import lloyd_max
-    from hlwq_cli.runtime.loading.quantizer import replace_modules
-    from hlwq_cli.runtime.modules.format import QuantFormat
+    from hlwq_cli.runtime.loading import replace_modules
+    from hlwq_cli.runtime.modules import QuantFormat
     from hlwq_cli.runtime.modules.tying import tie_coded
 
     with torch.device("meta"):

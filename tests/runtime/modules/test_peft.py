@@ -8,8 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.runtime.modules.format import Execution
-from hlwq_cli.runtime.modules.matrix import CodedMatrix
+from hlwq_cli.runtime.modules import CodedMatrix, Execution
 
 from ..loads import auto_class, load, logits, tokens
 

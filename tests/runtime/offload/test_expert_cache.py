@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from hlwq_cli.errors import CorruptError, UnsupportedError, UsageError
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.model import HLWQModel
-from hlwq_cli.runtime.modules.experts import HLWQExperts
-from hlwq_cli.runtime.offload import expert_cache
-from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
+from hlwq_cli.runtime import HLWQModel
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQExperts
+from hlwq_cli.runtime.offload import ExpertBudget, Traffic, expert_cache, expert_cache_of
 from hlwq_cli.samples import resolve_model
 from tests.kernels.offload.slot_rules import SlotRules
 from tests.support.files import read_tensors
@@ -162,7 +161,7 @@ def test_where_host_memory_is_short_the_files_serve(
     cache = expert_cache_of(model)
     assert cache is not None
     assert cache.tier == "files"
-    assert "lie in the checkpoint's files, as host memory is short" in caplog.text
+    assert "are in the checkpoint's files, because host memory is too small" in caplog.text
     for ids, logits_of in zip(PASSES, expected, strict=True):
         assert torch.equal(logits(model, input_ids=ids), logits_of)
 

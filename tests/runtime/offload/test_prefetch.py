@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.runtime.decode.decoder import Decoder
-from hlwq_cli.runtime.loading.load import load_model
-from hlwq_cli.runtime.modules.experts import HLWQExperts
-from hlwq_cli.runtime.offload import expert_cache
-from hlwq_cli.runtime.offload.expert_cache import ExpertBudget, Traffic, expert_cache_of
+from hlwq_cli.runtime.decode import Decoder
+from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.modules import HLWQExperts
+from hlwq_cli.runtime.offload import ExpertBudget, Traffic, expert_cache, expert_cache_of
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.offload import MAX_PREFETCHED_EXPERTS, OffloadedLayer
 from tests.kernels.offload.slot_rules import SlotRules
