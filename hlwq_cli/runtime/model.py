@@ -209,7 +209,7 @@ class HLWQModel:
         tokens = inputs["input_ids"].shape[1]
         if self.max_context is not None and tokens >= self.max_context:
             raise UsageError(
-                f"The prompt has {tokens:,} tokens, and this model's context is {self.max_context:,}.",
+                f"The prompt has {tokens:,} tokens, and the context of this model is {self.max_context:,}.",
                 "Shorten it, or start a new conversation.",
             )
         return max_new_tokens if self.max_context is None else min(max_new_tokens, self.max_context - tokens)

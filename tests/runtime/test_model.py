@@ -155,7 +155,7 @@ def test_history_without_a_chat_template_is_refused(model: HLWQModel) -> None:
 def test_a_prompt_longer_than_the_context_is_refused_and_an_answer_ends_with_it(model: HLWQModel) -> None:
     assert model.max_context == 2048
     for ask in (model.generate, model.stream):
-        with pytest.raises(UsageError, match=r"has 2,103 tokens, and this model's context is 2,048"):
+        with pytest.raises(UsageError, match=r"has 2,103 tokens, and the context of this model is 2,048"):
             ask("We " * 2100, chat=False)  # type: ignore[operator]
     pieces = model.stream("We " * 2040, max_new_tokens=LONG * 10, chat=False, temperature=1.0, seed=1)
     list(pieces)

@@ -72,10 +72,10 @@ def test_upload_of_a_hundred_megabytes_shows_an_error(open_chat: OpenChat, serve
 
 def test_prompt_longer_than_the_context_shows_an_error(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
-    assert "this model's context is 2,048" in one.ask("We " * 2100)
+    assert "the context of this model is 2,048" in one.ask("We " * 2100)
     assert len(one.parts()) == 1
     one.clear()
-    assert "fewer than" not in one.ask("We")
+    assert "the context of" not in one.ask("We")
 
 
 def test_empty_message_shows_an_error(open_chat: OpenChat) -> None:
