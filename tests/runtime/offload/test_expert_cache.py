@@ -236,7 +236,7 @@ def test_it_is_not_saved_without_its_experts(coded: Family, tmp_path: Path) -> N
         opened(coded("qwen3_moe"), 1).save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("change", ["missing", "of another shape"])
+@pytest.mark.parametrize("change", ["missing", "mismatched shapes"])
 def test_experts_that_are_not_whole_are_named(coded: Family, copied: Callable[[Path], Path], change: str) -> None:
     from safetensors.torch import load_file, save_file
 
