@@ -10,7 +10,7 @@ import torch
 
 from hlwq_cli.runtime.decode import Generation
 from hlwq_cli.runtime.loading import load_model
-from hlwq_cli.runtime.offload import ExpertBudget, expert_cache, expert_cache_of
+from hlwq_cli.runtime.offload import ExpertBudget, expert_cache_of, placement
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
@@ -194,7 +194,7 @@ def test_a_model_answers_as_a_resident_one(
 ) -> None:
     model = load_model(coded_sample, device="cuda:0", dtype=dtype)
     if tier == "files":
-        monkeypatch.setattr(expert_cache, "host_memory_free", lambda: 0)
+        monkeypatch.setattr(placement, "host_memory_free", lambda: 0)
     ours = load_model(coded_sample, device="cuda:0", dtype=dtype, expert_budget=ExpertBudget(slots))
     for ids in (tokens(1, 1), tokens(2, 9), tokens(1, 300), tokens(1, 1)):
         assert torch.equal(logits(ours, input_ids=ids.to(CUDA)), logits(model, input_ids=ids.to(CUDA)))

@@ -15,7 +15,7 @@ from hlwq_cli.errors import CorruptError, UnsupportedError, UsageError
 from hlwq_cli.runtime import HLWQModel
 from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.runtime.modules import HLWQExperts
-from hlwq_cli.runtime.offload import ExpertBudget, Traffic, expert_cache, expert_cache_of
+from hlwq_cli.runtime.offload import ExpertBudget, Traffic, expert_cache_of, placement
 from hlwq_cli.samples import resolve_model
 from tests.kernels.offload.slot_rules import SlotRules
 from tests.support.files import read_tensors
@@ -156,7 +156,7 @@ def test_where_host_memory_is_short_the_files_serve(
     coded: Family, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = [logits(opened(coded("gemma4"), None), input_ids=ids) for ids in PASSES]
-    monkeypatch.setattr(expert_cache, "host_memory_free", lambda: expert_cache.HOST_SPARE)
+    monkeypatch.setattr(placement, "host_memory_free", lambda: placement.HOST_SPARE)
     model = opened(coded("gemma4"), 2)
     cache = expert_cache_of(model)
     assert cache is not None
@@ -169,7 +169,7 @@ def test_where_host_memory_is_short_the_files_serve(
 def test_a_file_that_is_cut_while_it_serves_is_an_error(
     coded: Family, copied: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_cache, "host_memory_free", lambda: 0)
+    monkeypatch.setattr(placement, "host_memory_free", lambda: 0)
     folder = copied(coded("mixtral"))
     model = opened(folder, 1)
     for file in folder.glob("*.safetensors"):
@@ -222,7 +222,7 @@ def test_what_cannot_be_meant_is_refused(coded: Family, coded_sample: str) -> No
     for slots, memory in ((0, None), (-1, None), (1, "8GB"), (None, "much")):
         with pytest.raises(UsageError):
             HLWQModel.from_pretrained(coded_sample, device="cpu", expert_cache_slots=slots, gpu_memory=memory)
-    with pytest.raises(UsageError, match="no GPU here"):
+    with pytest.raises(UsageError, match="--gpu-memory needs a GPU"):
         HLWQModel.from_pretrained(coded_sample, device="cpu", gpu_memory="8.6GB")
     with pytest.raises(UsageError, match="multiplied as codes"):
         HLWQModel.from_pretrained(coded_sample, device="cpu", execution="dense", expert_cache_slots=1)

@@ -13,7 +13,7 @@ import torch
 from hlwq_cli.runtime.decode import Decoder
 from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.runtime.modules import HLWQExperts
-from hlwq_cli.runtime.offload import ExpertBudget, Traffic, expert_cache, expert_cache_of
+from hlwq_cli.runtime.offload import ExpertBudget, Traffic, expert_cache_of, placement
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.offload import MAX_PREFETCHED_EXPERTS, OffloadedLayer
 from tests.kernels.offload.slot_rules import SlotRules
@@ -54,8 +54,8 @@ def test_answers_are_the_same_to_the_bit_and_bytes_are_those_of_routers_guesses_
     coded_sample: str, expected: torch.Tensor, own: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_slot_kernels_on_cpu(monkeypatch)
-    monkeypatch.setattr(expert_cache, "reads_pinned_memory", lambda device: True)
-    monkeypatch.setattr(expert_cache, "HostRecords", ReadByTheDevice)
+    monkeypatch.setattr(placement, "reads_pinned_memory", lambda device: True)
+    monkeypatch.setattr(placement, "HostRecords", ReadByTheDevice)
     model = opened(coded_sample, ExpertBudget(own))
     layers = [m.offloaded for m in model.modules() if isinstance(m, HLWQExperts)]
     rules, counted = [SlotRules(8, own) for _ in layers], {"ahead": 0, "streamed": 0, "wanted": 0, "right": 0}
