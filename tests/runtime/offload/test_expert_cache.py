@@ -224,7 +224,7 @@ def test_what_cannot_be_meant_is_refused(coded: Family, coded_sample: str) -> No
             HLWQModel.from_pretrained(coded_sample, device="cpu", expert_cache_slots=slots, gpu_memory=memory)
     with pytest.raises(UsageError, match="--gpu-memory needs a GPU"):
         HLWQModel.from_pretrained(coded_sample, device="cpu", gpu_memory="8.6GB")
-    with pytest.raises(UsageError, match="multiplied as codes"):
+    with pytest.raises(UsageError, match="can only run as codes"):
         HLWQModel.from_pretrained(coded_sample, device="cpu", execution="dense", expert_cache_slots=1)
     for folder in (coded("llama"), resolve_model("sample")):
         with pytest.raises(UnsupportedError, match="no coded experts"):
