@@ -53,7 +53,7 @@ def progress_display(sink: Sink, uploads: bool = False) -> Iterator[ProgressCall
 
 
 class _Bar:
-    """One bar, for whatever the operation is doing now."""
+    """One bar, for the current stage of the operation."""
 
     def __init__(self, progress: bars.Progress) -> None:
         self._progress = progress
@@ -90,7 +90,7 @@ class _Lines:
 
 
 def hide_library_bars(sink: Sink) -> None:
-    """Switch off the bars of huggingface_hub, and of transformers with them, where nobody sees or wants them."""
+    """Switch off the bars of huggingface_hub and transformers with --quiet or without a terminal."""
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
 

@@ -17,7 +17,7 @@ class RequestQueue:
 
     @contextmanager
     def ticket(self) -> Iterator[Ticket]:
-        """Join the queue; leave it at the end of the context, from whatever position."""
+        """Join the queue; leave it at the end of the context, from any position."""
         ticket = Ticket(self._changed, self._tickets)
         with self._changed:
             self._tickets.append(ticket)
