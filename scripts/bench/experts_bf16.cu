@@ -1,14 +1,14 @@
-// One token times the experts it chose, in bf16: what linear/gemv.cu would be if it were fed bf16, to be timed beside it.
+// One token times its experts, in bf16: linear/gemv.cu fed bf16 instead of codes, as its peer in benchmarks.
 //
-// Its order of work: a thread keeps the activations of its columns and goes through rows, the next of which are on their
-// way; a CTA takes TEAMS rows at a time, BATCH of them to a barrier; the same two launches overlap. Without what only
-// codes need: no table, no rotation, no scales. The second launch reads its choice and first rows while the first one ends,
-// which those for codes do not. Products and sums are float32. A thread's columns are LANE / 8 runs of
-// eight, its neighbours' runs beside them. Types are those of common/types.cuh, gates those of
+// Loop order: a thread keeps the activations of its columns and walks through rows, with AHEAD rows being loaded. A CTA
+// takes TEAMS rows at a time, with one barrier per BATCH of them. The two launches overlap, as there. What only codes
+// need is left out: table, rotation, scales. The second launch loads its expert ids and first rows before the first
+// one ends, which the kernels for codes do not do. Products and sums are float32. The columns of a thread are LANE / 8
+// runs of eight; the runs of neighbouring threads are adjacent. Types come from common/types.cuh, gates from
 // common/hadamard.cuh.
 //
-// Macros, beside those: COLUMNS; LANE, columns a thread, AHEAD, rows on their way, and BATCH; TEAMS; THREADS; CTAS a multiprocessor;
-// TOP_K, experts a token; EXPERTS and NAME as in linear/gemv.cu.
+// Macros, in addition to theirs: COLUMNS; LANE, columns per thread; AHEAD, rows being loaded; BATCH; TEAMS; THREADS;
+// CTAS per multiprocessor; TOP_K, experts per token; EXPERTS and NAME as in linear/gemv.cu.
 
 #include "common/hadamard.cuh"
 
@@ -49,7 +49,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
   };
 #pragma unroll
   for (int d = 0; d < AHEAD; d++) fetch(ring[d], start + team % TEAMS + d * stride);
-  const float share = EXPERTS == 2 ? topk_weights[token * TOP_K + slot] : 1.0f;
+  const float weight = EXPERTS == 2 ? topk_weights[token * TOP_K + slot] : 1.0f;
   if (EXPERTS == 2) griddepcontrol_wait();
   float values[LANE];
 #pragma unroll
@@ -64,11 +64,11 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
         float sum = 0.0f;
 #pragma unroll
         for (int r = 0; r < RUNS; r++) sum += of_eight(ring[i % AHEAD].run[r], values + 8 * r);
-        parts[buffer][i][t] = sum * share;
+        parts[buffer][i][t] = sum * weight;
         fetch(ring[i % AHEAD], row + team % TEAMS + AHEAD * stride);
       }
     }
-    __syncthreads();
+    __syncthreads();  // the partial sums of this batch are in parts[buffer]; the next batch writes the other buffer
     for (int four_rows = (warp + turn) % WARPS; four_rows * 4 < BATCH * TEAMS; four_rows += WARPS) {
       const int r = four_rows * 4 + lane / 8, row = group + r / TEAMS * stride + r % TEAMS;
       float sum = 0.0f;

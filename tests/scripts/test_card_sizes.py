@@ -16,7 +16,7 @@ def needs() -> MemoryEstimate:
 
 
 def test_slots_and_other_weights_are_the_planned_checkpoint(needs: MemoryEstimate) -> None:
-    """Records are padded to 128 bytes a part; beside tensors a model has some small buffers of its own."""
+    """Each part of a record is padded to 128 bytes; a model also has some small buffers of its own."""
     planned = card_sizes.planned(gemma4_full(), 5).output_bytes
     assert needs.weights + needs.slot * needs.experts == pytest.approx(planned, rel=1e-4)
     assert needs.experts == 128

@@ -1,4 +1,4 @@
-"""The kernel that experts from codes are timed beside computes the layer, its source compiled for the CPU."""
+"""The bf16 peer of the experts kernels computes the layer; its source is compiled for the CPU."""
 
 import pytest
 import torch

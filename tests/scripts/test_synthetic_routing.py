@@ -1,4 +1,4 @@
-"""Drawn choices and guesses are what they are said to be."""
+"""Synthetic routings and predictions have the probabilities that they are documented with."""
 
 import pytest
 import torch
