@@ -9,7 +9,7 @@ from .attention import attend
 from .codes import SCALE_STEPS, CodeTables, QuantizedWeight, hadamard, pack_codes, plane_widths, unpack_codes
 from .decode import decode_rows
 from .encode import EncodedRows, ScaleKind, encode_rows, prepare_encode
-from .linear.linear import coded_linear
+from .linear import coded_linear
 from .moe import coded_experts
 
 __all__ = [

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from hlwq_kernels.common.cuda_kernel import CudaKernel, Launch, Macros
-from hlwq_kernels.common.device import DTYPE_IDS, num_sms
-from hlwq_kernels.linear.gemv import Shape, lay_out
+from hlwq_kernels.common import DTYPE_IDS, CudaKernel, Launch, Macros, num_sms
+from hlwq_kernels.linear import Shape, lay_out
 
 SOURCE = str(Path(__file__).with_suffix(".cu"))
 _NAMES = {1: "each_in_bf16", 2: "sum_in_bf16"}

@@ -18,7 +18,7 @@ import torch
 from hlwq_cli.codec import Scheme
 from hlwq_kernels import encode_rows
 from hlwq_kernels.codes import QuantizedWeight
-from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.linear import coded_linear
 from hlwq_kernels.moe import coded_experts
 from scripts.bench.codec_gpu import copy_bandwidth
 from scripts.bench.experts_bf16 import fastest, launch

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hlwq_kernels import EncodedRows, encode_rows
-from hlwq_kernels.common.cuda_kernel import supports_nvrtc
+from hlwq_kernels.common import supports_nvrtc
 from hlwq_kernels.encode import ScaleKind, encode_rows_reference
 from tests.gpu.device import CUDA, made_rows, needs_cuda
 from tests.kernels.weights import hostile_rows, lcg_rows, tables

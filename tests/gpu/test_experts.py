@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hlwq_kernels.codes import QuantizedWeight
-from hlwq_kernels.linear.gemv import supports_moe_gemv_down
+from hlwq_kernels.linear import supports_moe_gemv_down
 from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts
 from tests.gpu.device import CUDA, needs_cuda
 from tests.gpu.test_matmul import activations, decoded, error, random_weight

@@ -5,8 +5,7 @@ import torch
 
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.decode import decode_rows_reference
-from hlwq_kernels.linear.gemm_small_m import MAX_FUSED_TOKENS
-from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.linear import MAX_FUSED_TOKENS, coded_linear
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.weights import BITS, tables
 

@@ -14,9 +14,7 @@ import torch
 from hlwq_cli.runtime.decode import Generation
 from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.runtime.offload import ExpertBudget
-from hlwq_kernels.common import device
-from hlwq_kernels.common.cuda_kernel import supports_nvrtc
-from hlwq_kernels.common.device import supports_triton
+from hlwq_kernels.common import device, supports_nvrtc, supports_triton
 from tests.gpu.device import CUDA, needs_cuda
 from tests.runtime.loads import logits, tokens
 

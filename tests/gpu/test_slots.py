@@ -13,7 +13,7 @@ from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.runtime.offload import ExpertBudget, expert_cache_of, placement
 from hlwq_cli.runtime.offload.expert_files import HostRecords
 from hlwq_kernels.codes import QuantizedWeight
-from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
+from hlwq_kernels.common import reads_pinned_memory
 from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts
 from hlwq_kernels.offload import MAX_PREFETCHED_EXPERTS, ExpertSlots, OffloadedLayer, RecordLayout, SlotCounts, view
 from tests.gpu.device import CUDA, needs_cuda

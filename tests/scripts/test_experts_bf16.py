@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hlwq_kernels.linear.gemv import lay_out
+from hlwq_kernels.linear import lay_out
 from scripts.bench import experts_bf16 as peer
 from tests.support.cuda_on_cpu import addresses, library
 

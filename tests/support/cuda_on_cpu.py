@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from hlwq_kernels.common.cuda_kernel import Macros, source_text
+from hlwq_kernels.common import Macros, source_text
 
 _OPTIONS = (
     "-x", "c++", "-std=c++17", "-nostdinc++", "-O0", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared",

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from hlwq_kernels import encode_rows
-from hlwq_kernels.common.cuda_kernel import supports_nvrtc
+from hlwq_kernels.common import supports_nvrtc
 
 from ...codec import Scheme
 from ...errors import HlwqError, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.linear import coded_linear
 
 from ..transformers_private import skip_initialization
 from .format import QuantFormat

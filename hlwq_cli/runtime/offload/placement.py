@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hlwq_kernels.common.cuda_kernel import reads_pinned_memory
+from hlwq_kernels.common import reads_pinned_memory
 from hlwq_kernels.offload import ExpertSlots, OffloadedLayer, RecordLayout, SlotCounts
 
 from ...errors import UnsupportedError

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from ..codes import ceil_div
-from ..common.cuda_kernel import CudaKernel, Macros, shared_per_multiprocessor, supports_nvrtc
-from ..common.device import DTYPE_IDS, num_sms
+from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms, shared_per_multiprocessor, supports_nvrtc
 from .kv_states import QuantizedKV
 from .kv_tables import padded_dim, rotation_block
 

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from ..codes import ceil_div, pack_codes, tree_sum
-from ..common.cuda_kernel import CudaKernel, Macros, supports_nvrtc
-from ..common.device import DTYPE_IDS
-from ..linear.linear import rotate_activation
+from ..common import DTYPE_IDS, CudaKernel, Macros, supports_nvrtc
+from ..linear import rotate_activation
 from .kv_tables import NAN_SCALE, SEARCH, THRESHOLDS, UNIT_SCALE, KVTables, padded_dim, rotation_block
 
 SOURCE = "attention/kv_encode.cu"

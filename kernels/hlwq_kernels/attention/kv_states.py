@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..codes import unpack_codes
-from ..linear.linear import rotate_activation
+from ..linear import rotate_activation
 from .kv_tables import KVTables, rotation_block
 
 

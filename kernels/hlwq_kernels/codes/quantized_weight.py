@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..common.cuda_kernel import Macros
-from ..common.device import DTYPE_IDS
+from ..common import DTYPE_IDS, Macros
 from .tables import bits_of, scale_steps_on
 
 SHARED_BYTES = 48 * 2**10

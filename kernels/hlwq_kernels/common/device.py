@@ -13,6 +13,11 @@ DTYPE_IDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _OLDEST_TRITON = (3, 6)
 
 
+def dtype_macros(x: torch.Tensor) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return the macros INPUT and OUTPUT of a kernel that reads and writes the dtype of `x`."""
+    return ("INPUT", DTYPE_IDS[x.dtype]), ("OUTPUT", DTYPE_IDS[x.dtype])
+
+
 @lru_cache(maxsize=None)
 def num_sms(device: torch.device) -> int:
     """Return the number of streaming multiprocessors of a CUDA device."""

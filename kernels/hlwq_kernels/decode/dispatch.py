@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ..common.custom_op import traceable
-from ..common.device import supports_triton
+from ..common import supports_triton, traceable
 from .reference import decode_rows_reference
 
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..codes import bits_of, scale_steps_on
-from ..common.device import current_device
+from ..common import current_device
 from .blocks_triton import LANE, rotate
 from .planes_triton import load_codes
 

@@ -21,8 +21,7 @@ from ..codes import (
     CodeTables,
     Float32Array,
 )
-from ..common.cuda_kernel import Macros
-from ..common.device import DTYPE_IDS
+from ..common import DTYPE_IDS, Macros
 
 SOURCE = "encode/encode.cu"
 QUAD = 16

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 
 from ..codes import CodeTables, bits_of, ceil_div
-from ..common.cuda_kernel import CudaKernel, Launch, shared_per_multiprocessor
-from ..common.custom_op import traceable
-from ..common.device import DTYPE_IDS
+from ..common import DTYPE_IDS, CudaKernel, Launch, shared_per_multiprocessor, traceable
 from .cuda_config import QUAD, SOURCE, EncodeKernelConfig, kernel_table, searched_values
 from .types import EncodedRows, ScaleKind
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import torch
 
 from ..codes import CodeTables
-from ..common.cuda_kernel import supports_nvrtc
+from ..common import supports_nvrtc
 from .types import EncodedRows, ScaleKind
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..codes import QuantizedWeight, copies_beside, kernel_macros, readable, stored, table_bytes
-from ..common.cuda_kernel import CudaKernel, Macros, shared_per_multiprocessor, supports_nvrtc
-from ..common.device import DTYPE_IDS, num_sms
+from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms, shared_per_multiprocessor, supports_nvrtc
 from .gemv import gemv, supports_gemv
 
 MAX_FUSED_TOKENS = 16

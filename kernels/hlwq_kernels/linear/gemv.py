@@ -16,8 +16,7 @@ from ..codes import (
     stored,
     table_bytes,
 )
-from ..common.cuda_kernel import CudaKernel, Macros
-from ..common.device import DTYPE_IDS, num_sms
+from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms
 
 _NAMES = ("gemv", "moe_gemv_up", "moe_gemv_down")
 _KERNELS = [CudaKernel("linear/gemv.cu", name=name) for name in _NAMES]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..codes import QuantizedWeight, block_scales, hadamard, unpack_codes
-from ..common.custom_op import traceable
+from ..common import traceable
 from ..decode import decode_rows
 from .gemm_small_m import MAX_FUSED_TOKENS, multiply_codes, supports_gemm_small_m
 

@@ -1,6 +1,6 @@
 """Mixtures of experts: products with the experts of each token, and their weighted sum."""
 
-from .combine import combine_expert_outputs
+from .combine import combine_expert_outputs, combine_expert_outputs_reference
 from .experts import (
     MAX_FUSED_PAIRS,
     ExpertBatch,
@@ -11,6 +11,7 @@ from .experts import (
     grouped_experts,
     loop_over_experts,
 )
+from .router import route_topk
 
 __all__ = [
     "MAX_FUSED_PAIRS",
@@ -19,7 +20,9 @@ __all__ = [
     "coded_experts",
     "coded_experts_reference",
     "combine_expert_outputs",
+    "combine_expert_outputs_reference",
     "fused_experts",
     "grouped_experts",
     "loop_over_experts",
+    "route_topk",
 ]

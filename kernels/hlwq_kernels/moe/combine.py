@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..common.cuda_kernel import CudaKernel, Macros, supports_nvrtc
-from ..common.device import DTYPE_IDS
+from ..common import DTYPE_IDS, CudaKernel, Macros, supports_nvrtc
 
 _COMBINE = CudaKernel("moe/combine.cu", name="combine_expert_outputs")
 _DTYPES = (torch.bfloat16, torch.float16)

@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ..codes import QuantizedWeight
-from ..common.custom_op import traceable
+from ..common import traceable
 from ..decode import decode_rows
-from ..linear.gemm_small_m import supports_gemm_small_m
-from ..linear.gemv import GATES, moe_gemv_down, moe_gemv_up, supports_moe_gemv_down
-from ..linear.linear import coded_linear
+from ..linear import GATES, coded_linear, moe_gemv_down, moe_gemv_up, supports_gemm_small_m, supports_moe_gemv_down
 from .combine import combine_expert_outputs
 from .grouped import can_decode_all, grouped_gemm_experts
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import grouped_mm
 
 from ..codes import QuantizedWeight
-from ..common.device import supports_triton
+from ..common import supports_triton
 from ..decode import decode_used_parts
 from .combine import combine_expert_outputs
 

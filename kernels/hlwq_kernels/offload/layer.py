@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ..codes import QuantizedWeight
-from ..linear.gemm_small_m import supports_gemm_small_m
+from ..linear import supports_gemm_small_m
 from ..moe import MAX_FUSED_PAIRS, ExpertBatch, Gate, fused_experts, grouped_experts, loop_over_experts
 from .memory import ExpertSlots, Records
 from .slots import (

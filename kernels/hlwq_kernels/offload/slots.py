@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..common.cuda_kernel import CudaKernel, Macros
-from ..common.device import num_sms
+from ..common import CudaKernel, Macros, num_sms
 
 SHIFT = 6
 """The best of the shifts 1 to 7, LRU and selective variants on recorded routings: scripts/studies/eviction.py."""

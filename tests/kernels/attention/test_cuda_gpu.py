@@ -9,7 +9,7 @@ import torch
 
 from hlwq_kernels.attention import AttentionParams, QuantizedKV
 from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCE, SOURCE, AttentionKernelConfig
-from hlwq_kernels.common.cuda_kernel import compile_kernel
+from hlwq_kernels.common import compile_kernel
 from tests.kernels.attention.attention_on_cpu import attend_emulated
 from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case
 from tests.kernels.encode.test_cuda_config import local_bytes

@@ -9,7 +9,7 @@ import torch
 
 from hlwq_kernels.attention import encode_kv_reference, padded_dim
 from hlwq_kernels.attention.kv_encode import SOURCE, THREADS, kv_encode_macros
-from hlwq_kernels.common.cuda_kernel import compile_kernel
+from hlwq_kernels.common import compile_kernel
 from tests.kernels.attention.kv_cases import tables
 from tests.kernels.encode.test_cuda_config import local_bytes
 from tests.support.cuda_on_cpu import library

@@ -7,7 +7,7 @@ import struct
 import pytest
 import torch
 
-from hlwq_kernels.common.cuda_kernel import compile_kernel
+from hlwq_kernels.common import compile_kernel
 from hlwq_kernels.encode.cuda_config import SOURCE, EncodeKernelConfig
 
 _FRAME_SIZE = 0x11  # of a .nv.info attribute: bytes of local memory a thread

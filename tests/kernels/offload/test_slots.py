@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hlwq_kernels.common.cuda_kernel import compile_kernel
+from hlwq_kernels.common import compile_kernel
 from hlwq_kernels.offload.expert_layout import ALIGNMENT, RecordLayout, view
 from hlwq_kernels.offload.slots import LayerTable, assign_slots_reference, slot_macros
 from tests.kernels.offload.slot_rules import SlotRules

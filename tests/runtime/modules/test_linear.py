@@ -6,7 +6,7 @@ from torch import nn
 
 from hlwq_cli.codec import Coded, Scheme, decode, encode, lloyd_max
 from hlwq_cli.runtime.modules import HLWQLinear, QuantFormat
-from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.linear import coded_linear
 
 SCHEMES = [Scheme(b, 64, "log8", False) for b in range(2, 9)] + [Scheme.classic(5)]
 

@@ -14,18 +14,17 @@ import torch
 from torch import nn
 
 from hlwq_kernels.codes import QuantizedWeight
-from hlwq_kernels.decode_step.step import (
+from hlwq_kernels.common import Scratch
+from hlwq_kernels.decode_step import (
     Cache,
     Norm,
-    Scratch,
     decode_attention,
     fused_add_rmsnorm_post_ffn,
     fused_add_rmsnorm_pre_ffn,
     qk_norm_rope_append,
-    route_topk,
 )
-from hlwq_kernels.linear.gemm_small_m import multiply_codes, supports_gate
-from hlwq_kernels.linear.linear import coded_linear
+from hlwq_kernels.linear import coded_linear, multiply_codes, supports_gate
+from hlwq_kernels.moe import route_topk
 from hlwq_kernels.offload import OffloadedLayer
 
 from ...kv.static_cache import RingLayer
@@ -147,7 +146,7 @@ class StepLayer:
             return self._dense(x), None
         if not x.is_cuda or len(x) > 1:
             return self._dense(x), self._experts(for_experts, for_router)
-        here, beside = torch.cuda.current_stream(x.device), self.scratch.side(x.device)
+        here, beside = torch.cuda.current_stream(x.device), self.scratch.side_stream(x.device)
         beside.wait_stream(here)
         with torch.cuda.stream(beside):
             dense = self._dense(x)
@@ -168,7 +167,7 @@ class StepLayer:
         if self._router_norm is None:
             self._router_norm = Norm(router.scale * router.scalar_root_size, router.eps)
         x, k = self._router_norm.torch(total), self.layer.config.top_k_experts
-        return route_topk(x, router.proj.weight, router.per_expert_scale, k, self.scratch.beside())[0]
+        return route_topk(x, router.proj.weight, router.per_expert_scale, k, self.scratch.for_side_stream())[0]
 
     def _experts(self, x: torch.Tensor, for_router: torch.Tensor) -> torch.Tensor:
         router = self.layer.router
