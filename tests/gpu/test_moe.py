@@ -7,7 +7,7 @@ from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.linear import supports_moe_gemv_down
 from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts
 from tests.gpu.device import CUDA, needs_cuda
-from tests.gpu.test_matmul import activations, decoded, error, random_weight
+from tests.gpu.test_linear import activations, decoded, error, random_weight
 
 pytestmark = needs_cuda
 

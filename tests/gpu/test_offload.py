@@ -17,8 +17,8 @@ from hlwq_kernels.common import reads_pinned_memory
 from hlwq_kernels.moe import MAX_FUSED_PAIRS, coded_experts
 from hlwq_kernels.offload import MAX_PREFETCHED_EXPERTS, ExpertSlots, OffloadedLayer, RecordLayout, SlotCounts, view
 from tests.gpu.device import CUDA, needs_cuda
-from tests.gpu.test_experts import gate, stacked
-from tests.gpu.test_matmul import activations
+from tests.gpu.test_linear import activations
+from tests.gpu.test_moe import gate, stacked
 from tests.kernels.offload.slot_rules import SlotRules
 from tests.runtime.loads import logits, tokens
 
