@@ -1,4 +1,4 @@
-"""Attention of one token a sequence over its coded cache, on CUDA devices: launches of attention.cu and combine.cu."""
+"""Attention of one token per sequence over a quantized cache on CUDA: launches of attention.cu and combine.cu."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LARGE_SMEM_BYTES = 160 * 1024
 
 
 def supports_attention(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV) -> bool:
-    """Whether the kernel takes these heads, on this device."""
+    """Return whether the kernel supports these heads on this device."""
     fits = max(keys.dim, values.dim) <= _LARGEST_DIM and query.dtype in DTYPE_IDS
     return fits and supports_nvrtc(query.device)
 
@@ -57,27 +57,27 @@ class AttentionKernelConfig:
 
     @property
     def stored(self) -> tuple[int, int]:
-        """Values of a head as stored."""
+        """Values of a head as stored, of keys and of values."""
         return padded_dim(self.dims[0]), padded_dim(self.dims[1])
 
     @property
     def rows(self) -> int:
-        """Queries that a CTA takes."""
+        """Queries per CTA."""
         return 8 if self.group <= 8 else 16
 
     @property
     def team(self) -> int:
-        """Warps that take the same tokens."""
+        """Warps that share the same tokens."""
         return ceil_div(self.stored[1], 64 if self.stored[1] <= 64 else 128)
 
     @property
     def warps(self) -> int:
-        """Of a CTA: whole teams."""
+        """Warps of a CTA: whole teams."""
         return _WARPS // self.team * self.team
 
     @property
     def exact(self) -> int:
-        """Exact tokens that a CTA takes."""
+        """Exact tokens per CTA."""
         return 16 if max(self.dims) > 256 else 32
 
     @property
@@ -86,13 +86,13 @@ class AttentionKernelConfig:
         return 16 * self.warps
 
     def copies(self, bits: int) -> int:
-        """How often a table lies in shared memory: as often as half of it has room, at most once a bank."""
+        """Return the copies of a table in shared memory: as many as fit into half of it, at most one per bank."""
         entries = 1 << (2 * bits if bits <= 6 else bits)
         return max(1, min(32, (8192 if self.large_smem else 4096) // entries))
 
     @cached_property
     def shared_bytes(self) -> int:
-        """Bytes of shared memory: see attention/shape.cuh, which checks them."""
+        """Bytes of shared memory; attention/shape.cuh checks them."""
         tables = [4 * self.copies(b) * (1 << (2 * b if b <= 6 else b)) for b in self.bits]
         part = 64 if self.stored[1] <= 64 else 128
         first = max(max(tables) + (tables[0] if self.one_table else sum(tables)), 4 * self.warps * 8 * (part + 4))
@@ -136,7 +136,7 @@ def attend_cuda(
     scaling: float,
     softcap: float,
 ) -> torch.Tensor:
-    """Attention of one query a sequence; see `attend`.
+    """Compute attention of one query per sequence; see `attend`.
 
     Args:
         query: (batch, query heads, dim).

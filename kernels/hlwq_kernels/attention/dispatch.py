@@ -1,4 +1,4 @@
-"""Attention over a cache of codes: the CUDA kernel for one token a sequence on a fitting device, else torch."""
+"""Attention over a quantized cache: the CUDA kernel for one token per sequence where supported, else torch."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from .kv_states import QuantizedKV
 from .kv_tables import KVTables
 from .reference import AttentionParams, attend_reference
 
-__all__ = ["AttentionParams", "QuantizedKV", "attend"]
-
 
 def attend(
     query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, params: AttentionParams
 ) -> torch.Tensor:
-    """Attention of the newest tokens over coded and exact ones; see `attend_reference`.
+    """Compute attention of the newest tokens over quantized and exact ones; see `attend_reference`.
 
-    One token a sequence is a `torch.library` custom op, so that torch.compile takes it whole.
+    For one token per sequence this is one `torch.library` custom op, also under torch.compile.
     """
     mask = params.mask
     shared = mask is None or (mask.dtype == torch.bool and mask.shape[1:3] == (1, 1))

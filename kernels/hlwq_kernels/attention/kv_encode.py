@@ -25,7 +25,7 @@ _MAX_CUDA_DIM = 512
 
 
 def encode_kv(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
-    """Code the heads of tokens.
+    """Quantize the heads of tokens.
 
     Args:
         x: (..., dim), floating.
@@ -40,14 +40,14 @@ def encode_kv(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Te
 
 
 def encode_kv_reference(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
-    """The reference of `encode_kv`."""
+    """Quantize the heads of tokens; see `encode_kv`."""
     dim = x.shape[-1]
     z = rotate_activation(x.to(torch.float32), rotation_block(dim))
     middle = _scale_index(_energy(z) * float(np.float32(1.0 / z.shape[-1])))
     best, found = torch.full_like(middle, torch.inf, dtype=torch.float32), torch.zeros_like(middle)
     codes = torch.zeros(z.shape, dtype=torch.uint8, device=x.device)
-    for step in SEARCH:
-        k = (middle + step).clamp(1, NAN_SCALE - 1)
+    for offset in SEARCH:
+        k = (middle + offset).clamp(1, NAN_SCALE - 1)
         s = tables.scales[k]
         index = torch.bucketize(z * (1.0 / s)[..., None], tables.boundaries)
         error = _energy(z - tables.centroids[index] * s[..., None])
@@ -59,13 +59,13 @@ def encode_kv_reference(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor
 
 
 def _energy(z: torch.Tensor) -> torch.Tensor:
-    """Sums of squares, as one fixed tree over a power of two."""
+    """Return the sums of squares, as one fixed tree over a power of two."""
     width = 1 << (z.shape[-1] - 1).bit_length()
     return tree_sum(torch.nn.functional.pad(z * z, (0, width - z.shape[-1])))
 
 
 def _scale_index(mean_square: torch.Tensor) -> torch.Tensor:
-    """The k nearest to the root of a mean square: 0 for nothing to code, 255 for what no scale can hold."""
+    """Return the k nearest to the root of a mean square: 0 for zeros, 255 where no scale is large enough."""
     mantissa, exponent = torch.frexp(mean_square)
     above = sum((2 * mantissa >= t).to(torch.int64) for t in THRESHOLDS)
     k = UNIT_SCALE + 4 * (exponent.to(torch.int64) - 1) + above
@@ -75,7 +75,7 @@ def _scale_index(mean_square: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=None)
 def kv_encode_macros(bits: int, dim: int, dtype: torch.dtype) -> Macros:
-    """Of attention/kv_encode.cu and the files before it."""
+    """Return the macros of attention/kv_encode.cu."""
     kind = DTYPE_IDS[dtype]
     return (
         ("BITS", bits), ("INPUT", kind), ("THREADS", THREADS),
@@ -85,12 +85,12 @@ def kv_encode_macros(bits: int, dim: int, dtype: torch.dtype) -> Macros:
 
 
 def kv_encode_shared_bytes(bits: int, stored: int) -> int:
-    """Bytes of shared memory that a CTA takes."""
+    """Return the bytes of shared memory that a CTA takes."""
     return 4 * (2 * (1 << bits) + 256) + THREADS // 32 * stored
 
 
 def encode_kv_cuda(x: torch.Tensor, tables: KVTables) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `encode_kv`."""
+    """Quantize the heads of tokens on a CUDA device; see `encode_kv`."""
     x = x.contiguous() if x.dtype in DTYPE_IDS else x.to(torch.float32).contiguous()
     macros, warps = kv_encode_macros(tables.bits, x.shape[-1], x.dtype), THREADS // 32
     stored = padded_dim(x.shape[-1])

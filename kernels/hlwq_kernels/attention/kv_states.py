@@ -1,4 +1,4 @@
-"""One side, keys or values, of what a layer has cached: old tokens in codes, the newest exact."""
+"""The cached keys or the cached values of a layer: older tokens are quantized, the newest are exact."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class QuantizedKV(NamedTuple):
     Attributes:
         codes: uint8 (batch, heads, capacity, padded * bits / 8).
         scales: uint8 (batch, heads, capacity).
-        coded: how many tokens lie in codes, from position 0 on.
-        exact: (batch, heads, tokens, dim), the newest as they came.
+        coded: number of quantized tokens, from position 0 on.
+        exact: (batch, heads, tokens, dim), the newest tokens, unchanged.
         first: position of the first exact token, at most `coded`.
         tables: the codebook, on the device of the codes.
-        lengths: None; or int64 (2,) on that device, where only it knows how many tokens are coded and how many exact.
-            Then `coded` and `first` are the most there can be, and `exact` is a ring: the token at position p lies in
-            place p mod its size.
+        lengths: None; or int64 (2,) on that device, the numbers of quantized and of exact tokens, where only the device
+            knows them. Then `coded` and `first` are upper bounds, and `exact` is a ring: the token at position p is at
+            index p mod its size.
     """
 
     codes: torch.Tensor
@@ -36,7 +36,7 @@ class QuantizedKV(NamedTuple):
 
     @classmethod
     def dense(cls, states: torch.Tensor) -> QuantizedKV:
-        """Tokens (batch, heads, tokens, dim) none of which is coded."""
+        """Return tokens (batch, heads, tokens, dim) without quantizing any."""
         none = torch.empty(*states.shape[:2], 0, dtype=torch.uint8, device=states.device)
         return cls(none[..., None], none, 0, states, 0, KVTables.of((-1.0, 1.0), states.device))
 
@@ -47,29 +47,29 @@ class QuantizedKV(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens cached."""
+        """The number of cached tokens."""
         return self.first + self.exact.shape[-2]
 
     def resolved(self) -> QuantizedKV:
-        """The same with `lengths` asked for, which waits for the device, and the exact tokens in order."""
+        """Return the same with `lengths` read from the device, which waits for it, and exact tokens in order."""
         if self.lengths is None:
             return self
         coded, exact = self.lengths.tolist()
-        places = torch.arange(coded, coded + exact, device=self.exact.device) % self.exact.shape[2]
-        return self._replace(coded=coded, first=coded, exact=self.exact.index_select(2, places), lengths=None)
+        indices = torch.arange(coded, coded + exact, device=self.exact.device) % self.exact.shape[2]
+        return self._replace(coded=coded, first=coded, exact=self.exact.index_select(2, indices), lengths=None)
 
     def rotated(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        """Coded tokens `start` .. `stop` - 1, still rotated: (batch, heads, tokens, padded)."""
+        """Decode tokens `start` .. `stop` - 1, still rotated: (batch, heads, tokens, padded)."""
         return decode_rotated(self.codes[:, :, start:stop], self.scales[:, :, start:stop], self.tables, dtype)
 
     def exact_slice(self, start: int, stop: int, dtype: torch.dtype) -> torch.Tensor:
-        """Exact tokens `start` .. `stop` - 1: (batch, heads, tokens, dim)."""
+        """Return the exact tokens `start` .. `stop` - 1: (batch, heads, tokens, dim)."""
         return self.exact[:, :, start - self.first : stop - self.first].to(dtype)
 
     def decoded(self) -> torch.Tensor:
-        """All tokens as a dense cache would hold them, the newest exact: float32 (batch, heads, length, dim)."""
-        old = rotate_heads(self.rotated(0, self.coded, torch.float32), self.dim)[..., : self.dim]
-        return torch.cat([old, self.exact_slice(self.coded, self.length, torch.float32)], dim=-2)
+        """Decode all tokens to float32 (batch, heads, length, dim); the newest are exact."""
+        quantized = rotate_heads(self.rotated(0, self.coded, torch.float32), self.dim)[..., : self.dim]
+        return torch.cat([quantized, self.exact_slice(self.coded, self.length, torch.float32)], dim=-2)
 
 
 def decode_rotated(
@@ -81,10 +81,10 @@ def decode_rotated(
 
 
 def rotate_heads(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Rotate heads of `dim` values, padded or not, to (..., padded): its own inverse; float32."""
+    """Rotate heads of `dim` values, padded or not, to float32 (..., padded). The rotation is its own inverse."""
     return rotate_activation(x.to(torch.float32), rotation_block(dim))
 
 
 def decode_kv(codes: torch.Tensor, scales: torch.Tensor, tables: KVTables, dim: int) -> torch.Tensor:
-    """What was coded, to the error of the codes: float32 (..., dim)."""
+    """Decode heads to float32 (..., dim)."""
     return rotate_heads(decode_rotated(codes, scales, tables), dim)[..., :dim]

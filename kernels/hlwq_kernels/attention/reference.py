@@ -1,7 +1,7 @@
-"""Attention over coded keys and values in torch: a block of tokens is decoded at a time, and the softmax runs along.
+"""Attention over quantized keys and values in torch: tile by tile is decoded, with a running softmax.
 
-q . (H k) = (H q) . k, so queries are rotated once and keys never; sums of rotated values are rotated back once.
-Queries that read codes come first, all of them; what they gathered is rotated back; then come the exact tokens.
+q . (H k) = (H q) . k, so queries are rotated once and keys never. Sums of rotated values are rotated back once. All
+quantized tokens are read first, then the sums are rotated back, then the exact tokens are read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TILE_FOR_ONE = 4096
 
 @dataclass(frozen=True)
 class AttentionParams:
-    """What a model's attention does to logits, and what queries may see.
+    """What the attention of a model does to logits, and what queries may see.
 
     Attributes:
         scaling: factor of logits.
@@ -38,13 +38,13 @@ class AttentionParams:
 def attend_reference(
     query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV, seen: torch.Tensor, params: AttentionParams
 ) -> torch.Tensor:
-    """Attention of the newest tokens over all that is cached.
+    """Compute attention of the newest tokens over all cached tokens.
 
     Args:
         query: (batch, query heads, queries, dim), of the last `queries` positions.
-        keys: of fewer heads, each shared by as many query heads.
+        keys: of fewer heads, each shared by the same number of query heads.
         values: likewise.
-        seen: int64 (queries,), on the CPU, ascending: how many of the oldest tokens each query sees in codes; it sees
+        seen: int64 (queries,), on the CPU, ascending: how many of the oldest tokens each query sees quantized; it sees
             the others exactly.
         params: scaling, masks.
 
@@ -71,8 +71,8 @@ class _Sums:
         self.queries = grouped.shape[-2]
         kind = torch.promote_types(grouped.dtype, torch.float32)
         width = padded_dim(values.dim) if keys.coded else values.dim
-        self.highest = torch.full((*grouped.shape[:-1], 1), -torch.inf, dtype=kind, device=grouped.device)
-        self.weight = torch.zeros_like(self.highest)
+        self.row_max = torch.full((*grouped.shape[:-1], 1), -torch.inf, dtype=kind, device=grouped.device)
+        self.row_sum = torch.zeros_like(self.row_max)
         self.total = torch.zeros((*grouped.shape[:-1], width), dtype=kind, device=grouped.device)
         self.rows = max(1, _LOGITS_AT_ONCE // (_TILE * grouped[..., 0, 0].numel()))
 
@@ -100,7 +100,7 @@ class _Sums:
                 self._read(query, k, v, at, start, self._exact_allowed(at, start, stop, begin, seen))
 
     def _last_visible(self, at: slice, begin: int) -> int:
-        """Where the tokens end that queries `at` may see."""
+        """Return the end of the tokens that queries `at` may see."""
         mask = self.params.mask
         if mask is None:
             return begin + at.stop if self.params.causal else self.keys.length
@@ -122,19 +122,19 @@ class _Sums:
     def _read(
         self, query: torch.Tensor, k: torch.Tensor, v: torch.Tensor, at: slice, start: int, allowed: torch.Tensor | None
     ) -> None:
-        """Add a tile of tokens, from position `start` on, to what queries `at` have gathered."""
+        """Add a tile of tokens, from position `start` on, to the sums of queries `at`."""
         rows = query[..., at, :]
         logits = _product(rows.flatten(2, 3), k.mT).unflatten(2, rows.shape[2:4]) * self.params.scaling
         if self.params.softcap:
             logits = torch.tanh(logits / self.params.softcap) * self.params.softcap
         logits = self._masked(logits, at, start, allowed)
-        highest = torch.maximum(self.highest[..., at, :], logits.amax(-1, keepdim=True))
-        base = highest.masked_fill(highest == -torch.inf, 0.0)
-        p, fade = torch.exp(logits - base), torch.exp(self.highest[..., at, :] - base)
-        self.weight[..., at, :] = self.weight[..., at, :] * fade + p.sum(-1, keepdim=True)
+        row_max = torch.maximum(self.row_max[..., at, :], logits.amax(-1, keepdim=True))
+        base = row_max.masked_fill(row_max == -torch.inf, 0.0)
+        p, fade = torch.exp(logits - base), torch.exp(self.row_max[..., at, :] - base)
+        self.row_sum[..., at, :] = self.row_sum[..., at, :] * fade + p.sum(-1, keepdim=True)
         read = _product(p.to(v.dtype).flatten(2, 3), v).unflatten(2, rows.shape[2:4])
         self.total[..., at, :] = self.total[..., at, :] * fade + read
-        self.highest[..., at, :] = highest
+        self.row_max[..., at, :] = row_max
 
     def _masked(self, logits: torch.Tensor, at: slice, start: int, allowed: torch.Tensor | None) -> torch.Tensor:
         if self.params.mask is not None:
@@ -144,11 +144,11 @@ class _Sums:
         return logits if allowed is None else logits.masked_fill(~allowed.to(logits.device), -torch.inf)
 
     def result(self) -> torch.Tensor:
-        return torch.where(self.weight == 0, 0.0, self.total / self.weight)
+        return torch.where(self.row_sum == 0, 0.0, self.total / self.row_sum)
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """(batch, heads, m, k) times (batch, heads, k, n): sums in float32 or better, and not rounded again."""
+    """Multiply (batch, heads, m, k) by (batch, heads, k, n), with unrounded sums in float32 or better."""
     if a.dtype.itemsize >= 4:
         return a @ b
     flat = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32)

@@ -1,9 +1,9 @@
-"""Blocks and rows under numba: what the CPU encoder is made of.
+"""Blocks and rows in numba: the parts of the CPU encoder and decoder.
 
-`order` is a tuple of log2(n) zeros: its length is part of its type, so the block size n = 1 << len(order) is a constant
-to the compiler, the inner loops vectorize without remainders (worth 1.5x), and the compiled code can be cached. The
-scale search is where the time goes, 30 scales times one table look-up per weight; splitting it into a loop that
-vectorizes (scale, clamp, convert) and one that gathers is worth another 1.4x.
+`order` is a tuple of log2(n) zeros. Its length is part of its type, so the block size n = 1 << len(order) is a constant
+to the compiler. The inner loops vectorize without remainders, which makes them 1.5x as fast, and the compiled code can
+be cached. The scale search takes most of the time: 30 scales times one table look-up per weight. Splitting it into a
+loop that vectorizes (scale, clamp, convert) and one that gathers makes it another 1.4x as fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CANDIDATES = SEARCH_HIGH - SEARCH_LOW + 2
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Compile without the GIL, cached on disk where some folder can be written."""
+    """Compile to run without the GIL; cached on disk where a folder can be written."""
     try:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:
@@ -37,7 +37,7 @@ def _round_up_bf16(x):  # type: ignore[no-untyped-def]
 
 @jit
 def _round_fp16(x):  # type: ignore[no-untyped-def]
-    """The nearest float16 (ties to even) of a non-negative float32, as float32."""
+    """Return the nearest float16 (ties to even) of a non-negative float32, as float32."""
     if x >= f32(65520.0):
         return f32(np.inf)
     if x < f32(2.0**-14):
@@ -49,7 +49,7 @@ def _round_fp16(x):  # type: ignore[no-untyped-def]
 
 @jit
 def _step_below(steps, ratio):  # type: ignore[no-untyped-def]
-    """The largest k with steps[k] <= ratio."""
+    """Return the largest k with steps[k] <= ratio."""
     low, high = 0, 256
     while high - low > 1:
         middle = (low + high) // 2
@@ -62,7 +62,7 @@ def _step_below(steps, ratio):  # type: ignore[no-untyped-def]
 
 @jit
 def row_range(bits):  # type: ignore[no-untyped-def]
-    """(is every weight below 2^120 and finite, does any reach 2^-110, exponent of the largest), from the float bits."""
+    """Return from the float bits: all finite and below 2^120, any at least 2^-110, exponent of the largest weight."""
     largest = np.uint32(0)
     for b in bits:
         largest = max(largest, b & np.uint32(0x7FFFFFFF))
@@ -72,13 +72,13 @@ def row_range(bits):  # type: ignore[no-untyped-def]
 
 @jit
 def power_of_two(exponent):  # type: ignore[no-untyped-def]
-    """2^exponent, exactly."""
+    """Return 2^exponent, exactly."""
     return np.uint32((exponent + 127) << 23).view(np.float32)
 
 
 @jit
 def pack_row(codes, widths, packed):  # type: ignore[no-untyped-def]
-    """`planes.pack_codes` for one row."""
+    """Pack one row, as `planes.pack_codes` does."""
     at, shift = 0, 0
     words = packed.view(np.uint32)
     for width in widths:
@@ -97,7 +97,7 @@ def pack_row(codes, widths, packed):  # type: ignore[no-untyped-def]
 
 @jit
 def _tree_sum(e, order):  # type: ignore[no-untyped-def]
-    """Folds `e` in place, in the order of `hadamard.tree_sum`."""
+    """Sum `e` in the order of `hadamard.tree_sum`; overwrites it."""
     h = (1 << len(order)) // 2
     while h >= 8:
         for i in range(h):
@@ -108,7 +108,7 @@ def _tree_sum(e, order):  # type: ignore[no-untyped-def]
 
 @jit
 def rotate(z, order):  # type: ignore[no-untyped-def]
-    """`hadamard.hadamard` for one block, in place."""
+    """Rotate one block in place, as `hadamard.hadamard` does."""
     n = 1 << len(order)
     h = 1
     while h < n:
@@ -122,7 +122,7 @@ def rotate(z, order):  # type: ignore[no-untyped-def]
 
 @jit
 def measure(row, down, inverse_root, inverse_outermost, order, z, energy, outermost, work):  # type: ignore[no-untyped-def]
-    """Rotate a row's blocks into z; returns the base."""
+    """Rotate the blocks of a row into z; return the base."""
     n = 1 << len(order)
     base = f32(0.0)
     for b in range(energy.size):
@@ -144,46 +144,46 @@ def measure(row, down, inverse_root, inverse_outermost, order, z, energy, outerm
 
 
 @jit
-def log8_candidates(energy, outermost, base, search, steps, order, marks, scales):  # type: ignore[no-untyped-def]
-    """List the `log8` scales to try for a block: as stored, and decoded; returns how many."""
+def log8_candidates(energy, outermost, base, search, steps, order, stored_scales, scales):  # type: ignore[no-untyped-def]
+    """List the `log8` scales to try for a block, as stored and decoded; return how many."""
     rms = np.sqrt(energy / f32(1 << len(order)))
     count = 1
     if search:
         count = CANDIDATES
         middle = _step_below(steps, rms / base)
         for j in range(count - 1):
-            marks[j] = min(max(middle + SEARCH_LOW + j, 1), 255)
-        marks[count - 1] = max(_step_below(steps, outermost / base), 1)
+            stored_scales[j] = min(max(middle + SEARCH_LOW + j, 1), 255)
+        stored_scales[count - 1] = max(_step_below(steps, outermost / base), 1)
     else:
-        marks[0] = max(_step_below(steps, rms * _HALF_STEP / base), 1)
+        stored_scales[0] = max(_step_below(steps, rms * _HALF_STEP / base), 1)
     for j in range(count):
-        scales[j] = base * steps[np.int32(marks[j])]
+        scales[j] = base * steps[np.int32(stored_scales[j])]
     return count
 
 
 @jit
-def fp16_candidates(energy, outermost, up, down, search, factors, root, inverse_root, marks, scales):  # type: ignore[no-untyped-def]
-    """List the `fp16` scales to try for a block: as stored, and decoded; returns how many."""
+def fp16_candidates(energy, outermost, up, down, search, factors, root, inverse_root, stored_scales, scales):  # type: ignore[no-untyped-def]
+    """List the `fp16` scales to try for a block, as stored and decoded; return how many."""
     norm = np.sqrt(energy)
     count = 1
-    marks[0] = norm
+    stored_scales[0] = norm
     if search:
         count = CANDIDATES
         for j in range(count - 1):
-            marks[j] = norm * factors[j]
-        marks[count - 1] = outermost * root
+            stored_scales[j] = norm * factors[j]
+        stored_scales[count - 1] = outermost * root
     for j in range(count):
-        marks[j] = _round_fp16(marks[j] * up)
-        scales[j] = marks[j] * down * inverse_root
+        stored_scales[j] = _round_fp16(stored_scales[j] * up)
+        scales[j] = stored_scales[j] * down * inverse_root
     return count
 
 
 @jit
 def choose(z, scales, count, per_unit, values, order, magnitude, error, index):  # type: ignore[no-untyped-def]
-    """The place of the first candidate scale of least error."""
+    """Return the index of the first candidate scale of least error."""
     n = 1 << len(order)
     top = f32(values.size - 1)
-    best, chosen = f32(np.inf), 0
+    best, best_index = f32(np.inf), 0
     for i in range(n):
         magnitude[i] = abs(z[i])
     for t in range(count):
@@ -200,13 +200,13 @@ def choose(z, scales, count, per_unit, values, order, magnitude, error, index): 
             error[i] = d * d
         total = _tree_sum(error, order) * (s * s)
         if total < best:
-            best, chosen = total, t
-    return chosen
+            best, best_index = total, t
+    return best_index
 
 
 @jit
 def code(z, s, per_unit, cell_codes, boundaries, centroids, order, codes, error, index):  # type: ignore[no-untyped-def]
-    """Code a block against scale s; returns the squared error."""
+    """Quantize a block with scale s; return the squared error."""
     n = 1 << len(order)
     inverse = f32(1.0) / s
     cells, last = f32(cell_codes.size // 2), f32(cell_codes.size - 1)

@@ -8,8 +8,8 @@ import torch
 def hadamard(x: torch.Tensor) -> torch.Tensor:
     """Multiply the last dimension by the Sylvester (natural order) Hadamard matrix of entries +1 and -1.
 
-    Not divided by sqrt(n): applied twice it returns n * x. The butterflies run from neighbours outward, and each
-    is one float addition and one subtraction, so that every device rounds alike.
+    The result is not divided by sqrt(n): applied twice, the transform returns n * x. The butterflies run from
+    neighbours outward. Each is one float addition and one subtraction, so every device rounds alike.
 
     Args:
         x: (..., n), n a power of two.
@@ -30,9 +30,9 @@ def hadamard(x: torch.Tensor) -> torch.Tensor:
 
 
 def tree_sum(x: torch.Tensor) -> torch.Tensor:
-    """Sum the last dimension (a power of two) by folding the upper half onto the lower, again and again.
+    """Sum the last dimension (a power of two) by repeatedly adding the upper half to the lower.
 
-    One fixed tree: the same rounding on every device, which `torch.sum` does not promise.
+    This is one fixed tree with the same rounding on every device, which `torch.sum` does not promise.
     """
     while x.shape[-1] > 1:
         h = x.shape[-1] // 2

@@ -1,10 +1,9 @@
-"""Bit planes: how b-bit codes lie in bytes.
+"""Bit planes: how b-bit codes are stored in bytes.
 
-A code is cut into planes of 4, 2 and 1 bits, low bits first, and a row is its planes one after the other. A plane is
-a little-endian string of 32-bit words. Within a word the codes whose index has bit 2 clear fill the low half and the
-others the high half, so that codes i and i + 4 sit 16 bits apart in every plane: a kernel gets both into the halves
-of one register with one shift and one mask, from whichever planes the width has. In a 4-bit plane this is the
-natural order.
+A code is split into planes of 4, 2 and 1 bits, low bits first. A row is its planes one after the other. A plane is a
+little-endian string of 32-bit words. Within a word, codes whose index has bit 2 clear fill the low half, the others
+the high half. So codes i and i + 4 are 16 bits apart in every plane, and a kernel gets both into the halves of one
+register with one shift and one mask, whatever planes the width has. In a 4-bit plane this is the natural order.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _WIDTHS = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (
 
 
 def plane_widths(bits: int) -> tuple[int, ...]:
-    """The widths of the planes of a `bits`-bit code, low bits first."""
+    """Return the widths of the planes of a `bits`-bit code, low bits first."""
     return _WIDTHS[bits]
 
 
@@ -61,7 +60,7 @@ def _from_word_order(fields: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _join_fields(fields: torch.Tensor, width: int) -> torch.Tensor:
-    """Fields of `width` bits to bytes, the first in the lowest bits."""
+    """Join fields of `width` bits to bytes, the first in the lowest bits."""
     groups: torch.Tensor = fields.unflatten(-1, (-1, 8 // width))
     joined = groups[..., 0].clone()
     for i in range(1, 8 // width):

@@ -1,4 +1,4 @@
-"""A coded weight as the kernels that multiply by codes take it, and the macros of common/dequant.cuh for it."""
+"""A quantized weight as the product kernels take it, and the macros of common/dequant.cuh for it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..common import DTYPE_IDS, Macros
 from .tables import bits_of, scale_steps_on
 
 SHARED_BYTES = 48 * 2**10
-"""Of shared memory that a CTA may declare."""
+"""Shared memory that a CTA may declare."""
 _TABLE_BYTES = 32 * 2**10
 
 
 class QuantizedWeight(NamedTuple):
-    """A coded weight of (..., out, in): see `decode_rows` for its tensors, each with those leading dimensions."""
+    """A quantized weight (..., out, in). Its tensors are those of `decode_rows`, each with these leading dimensions."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -35,7 +35,7 @@ class QuantizedWeight(NamedTuple):
 
 
 def kernel_macros(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies: int) -> Macros:
-    """The macros of common/dequant.cuh but INPUT, with so many copies of the table, and those of blocks and scales."""
+    """Return the macros of common/dequant.cuh except INPUT, and those of blocks and scales."""
     row_bytes = weight.codes.shape[-1]
     return (
         ("BITS", weight.bits), ("ALIGN", min(16, row_bytes & -row_bytes)), ("COPIES", copies),
@@ -44,29 +44,37 @@ def kernel_macros(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies
     )  # fmt: skip
 
 
-def copies_beside(bits: int, beside: int) -> int:
-    """How often the table of centroids lies in shared memory, where that holds so much else: at most once a bank."""
-    room = min(SHARED_BYTES - beside, _TABLE_BYTES)
-    return 1 << min(5, max(1, room // table_bytes(bits, 1)).bit_length() - 1)
+def copies_beside(bits: int, other_bytes: int) -> int:
+    """Return the copies of the table of centroids in shared memory: at most one per bank.
+
+    Args:
+        bits: width of a code.
+        other_bytes: what else is in shared memory.
+    """
+    available = min(SHARED_BYTES - other_bytes, _TABLE_BYTES)
+    return 1 << min(5, max(1, available // table_bytes(bits, 1)).bit_length() - 1)
 
 
 def table_bytes(bits: int, copies: int) -> int:
-    """Of the table of common/dequant.cuh."""
+    """Return the bytes of the table of common/dequant.cuh, in all its copies."""
     return 4 * copies << (2 * bits if bits <= 6 else bits)
 
 
 def stored(weight: QuantizedWeight, y: torch.Tensor) -> tuple[Any, ...]:
-    """What kernels are given of a weight, for a result on the device of `y`."""
+    """Return the arguments that kernels take of a weight, for a result on the device of `y`."""
     return *weight[:3], weight.centroids.to(y.device), scale_steps_on(y.device)
 
 
 def readable(weight: QuantizedWeight, experts: bool) -> QuantizedWeight:
-    """As kernels read it: parts that are runs of bytes, or one run for each expert, and codes at a multiple of 16."""
-    codes, scales, base = (None if t is None else _in_runs(t, experts) for t in weight[:3])
+    """Return the weight as kernels read it.
+
+    Each part is contiguous, or with `experts` contiguous per expert. Codes start at a multiple of 16 bytes.
+    """
+    codes, scales, base = (None if t is None else _contiguous(t, experts) for t in weight[:3])
     assert codes is not None
     assert scales is not None
     return weight._replace(codes=codes if codes.data_ptr() % 16 == 0 else codes.clone(), scales=scales, base=base)
 
 
-def _in_runs(part: torch.Tensor, experts: bool) -> torch.Tensor:
+def _contiguous(part: torch.Tensor, experts: bool) -> torch.Tensor:
     return part if part.is_contiguous() or (experts and part[0].is_contiguous()) else part.contiguous()

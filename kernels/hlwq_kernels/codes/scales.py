@@ -1,4 +1,4 @@
-"""The scales of blocks, from what is stored."""
+"""The scales of blocks, decoded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .tables import SCALE_STEPS
 
 
 def block_scales(scales: torch.Tensor, base: torch.Tensor | None, block_size: int) -> torch.Tensor:
-    """The float32 scales s of blocks, from what is stored.
+    """Return the float32 scales s of blocks.
 
     Args:
         scales: uint8 or float16 (..., blocks).

@@ -1,4 +1,4 @@
-"""The constant tables that decide codes and scales. Every device reads these same float32 values."""
+"""The constant tables that decide codes and scales. Every device reads the same float32 values."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ LARGEST = 2.0**120
 SMALLEST = 2.0**-110
 """A row whose largest weight is below this is coded as zeros."""
 ERROR_UNIT = 2.0**36
-"""Errors and energies of blocks, in units of the power of two of their row's largest weight squared, are cut to
-multiples of 1 / ERROR_UNIT and summed over the row as integers: exact in any order, for rows of up to 2^24 weights."""
+"""Errors and energies of blocks are in units of the square of the power of two of their row's largest weight. They are
+cut to multiples of 1 / ERROR_UNIT and summed over the row as integers: exact in any order, for rows of up to 2^24
+weights."""
 
 
 def _scale_steps() -> Float32Array:
@@ -34,10 +35,10 @@ def _scale_steps() -> Float32Array:
 
 
 SCALE_STEPS = _scale_steps()
-"""float32 (256,): the `log8` scale k as a share of its row's base: 0 for k = 0, else 2^((k - 255) / 32)."""
+"""float32 (256,): the `log8` scale k as a fraction of its row's base: 0 for k = 0, else 2^((k - 255) / 32)."""
 
 SEARCH_LOW, SEARCH_HIGH = -16, 12
-"""The searched scales, in steps of 1/32 octave round the block's root mean square."""
+"""The range of the scale search, in steps of 1/32 octave from the block's root mean square."""
 
 SEARCH_FACTORS = np.array(
     [math.ldexp(float(OCTAVE[j % 32]), j // 32) for j in range(SEARCH_LOW, SEARCH_HIGH + 1)], dtype=np.float32
@@ -52,7 +53,7 @@ def bits_of(centroids: torch.Tensor | Float32Array) -> int:
 
 @dataclass(frozen=True)
 class CodeTables:
-    """A codebook and what is derived from it to find the nearest centroid fast.
+    """A codebook, and tables derived from it that find the nearest centroid fast.
 
     Attributes:
         bits: width of a code.
@@ -104,5 +105,5 @@ class CodeTables:
 
 @lru_cache(maxsize=32)
 def scale_steps_on(device: torch.device) -> torch.Tensor:
-    """SCALE_STEPS and an infinity after them, on a device; copied there once."""
+    """Return SCALE_STEPS followed by an infinity, on a device; copied there once."""
     return torch.from_numpy(np.append(SCALE_STEPS, np.float32(np.inf))).to(device)

@@ -1,8 +1,8 @@
-"""Blocks under Triton: what the decoder is made of.
+"""Blocks in Triton: the parts of the decoder.
 
-A thread holds a whole block. Its n weights are a tuple of n / 8 tensors of shape (blocks, 8), so that butterflies move
-no data between threads: between the tensors of the tuple they are plain additions, within a tensor `reshape` and
-`split` only rename registers.
+A thread holds a whole block. Its n weights are a tuple of n / 8 tensors of shape (blocks, 8), so butterflies move no
+data between threads. Between the tensors of the tuple they are plain additions; within a tensor `reshape` and `split`
+only rename registers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 
 LANE = tl.constexpr(8)
-"""Weights in one tensor of a tuple: what a word of the 4-bit plane holds."""
+"""Weights in one tensor of a tuple: the content of a word of the 4-bit plane."""
 
 
 @triton.jit
 def rotate(x, GROUPS: tl.constexpr):
-    """`hadamard.hadamard` of each block."""
+    """Rotate each block, as `hadamard.hadamard` does."""
     inner = ()
     for g in tl.static_range(GROUPS):
         inner = inner + (_butterflies(_butterflies(_butterflies(x[g], 1), 2), 4),)
@@ -25,7 +25,7 @@ def rotate(x, GROUPS: tl.constexpr):
 
 @triton.jit
 def _outward(x, H: tl.constexpr, GROUPS: tl.constexpr):
-    """The stages between the tensors of a tuple, from H apart to GROUPS / 2."""
+    """Compute the stages between the tensors of a tuple, from H apart to GROUPS / 2."""
     made = ()
     for g in tl.static_range(GROUPS):
         if g & H == 0:
@@ -40,7 +40,7 @@ def _outward(x, H: tl.constexpr, GROUPS: tl.constexpr):
 
 @triton.jit
 def _butterflies(x, H: tl.constexpr):
-    """One stage within tensors of (blocks, 8)."""
+    """Compute one stage within tensors of (blocks, 8)."""
     rows: tl.constexpr = x.shape[0]
     pairs = x.reshape(rows, LANE // (2 * H), 2, H)
     a, b = tl.split(tl.permute(pairs, (0, 1, 3, 2)))

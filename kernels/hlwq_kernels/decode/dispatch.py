@@ -1,4 +1,4 @@
-"""Decode rows: unpack the codes, look the centroids up, rotate back, scale."""
+"""Decode rows: unpack the codes, look up the centroids, rotate back, scale."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def decode_rows(
     columns: int,
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Decode what `encode_rows` made; the same values on every device.
+    """Decode the result of `encode_rows`; the values are the same on every device.
 
-    Under torch.compile a `torch.library` custom op, which is taken whole.
+    Under torch.compile this is one `torch.library` custom op.
 
     Args:
         codes: uint8 (rows, padded * bits / 8).
@@ -31,7 +31,7 @@ def decode_rows(
         centroids: float32 (2^bits,).
         block_size: n.
         columns: columns of the weight, at most `padded`.
-        dtype: float32, or bfloat16 or float16, to which the float32 values are rounded.
+        dtype: float32, bfloat16 or float16. The float32 values are rounded to it.
 
     Returns:
         (rows, columns), of `dtype`.

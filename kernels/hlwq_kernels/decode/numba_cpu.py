@@ -52,7 +52,7 @@ def decode_rows_numba(
     block_size: int,
     columns: int,
 ) -> torch.Tensor:
-    """See `decode_rows`."""
+    """Decode rows on the CPU in float32; see `decode_rows`."""
     bits = bits_of(centroids)
     s = block_scales(scales, base, block_size) * float(f32(block_size**-0.5))
     out = torch.empty(codes.shape[0], columns, dtype=torch.float32)

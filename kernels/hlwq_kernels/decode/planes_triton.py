@@ -1,4 +1,4 @@
-"""Bit planes under Triton: a thread unpacks a whole block, word by word, in the order of `planes`."""
+"""Bit planes in Triton: a thread unpacks a whole block, word by word, in the order of `planes`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .blocks_triton import LANE
 
 @triton.jit
 def _load_words(at, inside, COUNT: tl.constexpr, PIECE: tl.constexpr):
-    """COUNT words from `at` (blocks,) on, PIECE of them a load: a tuple of int32 (blocks,)."""
+    """Load COUNT words from `at` (blocks,) on, PIECE words per load: a tuple of int32 (blocks,)."""
     words = ()
     for first in tl.static_range(0, COUNT, PIECE):
         index = (at + first)[:, None] + tl.arange(0, PIECE)[None, :]
@@ -20,7 +20,7 @@ def _load_words(at, inside, COUNT: tl.constexpr, PIECE: tl.constexpr):
 
 @triton.jit
 def _columns(x, COUNT: tl.constexpr):
-    """The columns of (blocks, COUNT), as a tuple."""
+    """Return the columns of (blocks, COUNT), as a tuple."""
     if COUNT == 1:
         return (x.reshape(x.shape[0]),)
     else:
@@ -39,7 +39,7 @@ def _load_plane(
     GROUPS: tl.constexpr,
     ALIGN: tl.constexpr,
 ):
-    """The fields of one plane, already at their place in the code: a tuple of (blocks, 8)."""
+    """Load the fields of one plane, shifted to their position in the code: a tuple of (blocks, 8)."""
     block_bytes: tl.constexpr = GROUPS * WIDTH
     start_bytes: tl.constexpr = GROUPS * BELOW
     either: tl.constexpr = 16 | ALIGN | block_bytes | start_bytes
@@ -47,11 +47,11 @@ def _load_plane(
     at = (row_start + blocks * start_bytes + inner * block_bytes).to(tl.pointer_type(tl.int32))
     words = _load_words(at, inside, block_bytes // 4, piece)
     i = tl.arange(0, LANE)
-    place = ((i & 3) * WIDTH + (i >> 2) * 16)[None, :]
+    shifts = ((i & 3) * WIDTH + (i >> 2) * 16)[None, :]
     fields = ()
     for g in tl.static_range(GROUPS):
         word = words[g * WIDTH // 4] >> (4 * (g % (4 // WIDTH)) * WIDTH)
-        fields = fields + (((word[:, None] >> place) & ((1 << WIDTH) - 1)) << BELOW,)
+        fields = fields + (((word[:, None] >> shifts) & ((1 << WIDTH) - 1)) << BELOW,)
     return fields
 
 
@@ -65,7 +65,7 @@ def _either(a, b, GROUPS: tl.constexpr):
 
 @triton.jit
 def load_codes(row_start, blocks, inner, inside, BITS: tl.constexpr, GROUPS: tl.constexpr, ALIGN: tl.constexpr):
-    """`planes.unpack_codes` of a block a thread: a tuple of int32 (blocks, 8)."""
+    """Unpack one block per thread, as `planes.unpack_codes` does: a tuple of int32 (blocks, 8)."""
     first: tl.constexpr = 4 if BITS >= 4 else 2
     codes = _load_plane(row_start, blocks, inner, inside, 0, first, GROUPS, ALIGN)
     if BITS == 8:

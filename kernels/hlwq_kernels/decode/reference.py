@@ -16,7 +16,7 @@ def decode_rows_reference(
     block_size: int,
     columns: int,
 ) -> torch.Tensor:
-    """The reference of `decode_rows`; the sums come before the scale, so that nothing can overflow within."""
+    """Decode rows in float32; see `decode_rows`. Sums come before the scale, so that no intermediate can overflow."""
     bits = bits_of(centroids)
     table = centroids.to(codes.device)
     s = block_scales(scales, base, block_size) * float(np.float32(block_size**-0.5))

@@ -1,7 +1,7 @@
 """The decoder for CUDA devices, in Triton: the values of the reference.
 
-A thread unpacks and rotates a whole block (see blocks_triton). The tensors of a block are put together before they are
-stored: Triton then passes them through shared memory, and each warp writes whole lines.
+A thread unpacks and rotates a whole block (see blocks_triton). The tensors of a block are joined before the store.
+Triton then passes them through shared memory, and each warp writes whole lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ THREADS = 128
 
 @triton.jit
 def _joined(x, GROUPS: tl.constexpr):
-    """A tuple of (blocks, 8) as one (blocks, n)."""
+    """Join a tuple of (blocks, 8) to one (blocks, n)."""
     if GROUPS == 1:
         return x[0]
     else:
@@ -38,7 +38,7 @@ def _decode_kernel(
     steps,
     centroids,
     out,
-    wanted,
+    uses,
     total,
     blocks,
     row_units,
@@ -54,7 +54,7 @@ def _decode_kernel(
     if SOME:  # a program's blocks belong to two parts at most
         first = tl.program_id(0) * BLOCKS
         last = tl.minimum(first + BLOCKS, total) - 1
-        if tl.load(wanted + first // part_blocks) + tl.load(wanted + last // part_blocks) == 0:
+        if tl.load(uses + first // part_blocks) + tl.load(uses + last // part_blocks) == 0:
             return
     n: tl.constexpr = GROUPS * LANE
     block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
@@ -75,8 +75,8 @@ def _decode_kernel(
     weights = ()
     for g in tl.static_range(GROUPS):
         weights = weights + ((values[g] * s[:, None]).to(out.dtype.element_ty),)
-    place = block.to(tl.int64)[:, None] * n + tl.arange(0, n)[None, :]
-    tl.store(out + place, _joined(weights, GROUPS), mask=inside[:, None])
+    offsets = block.to(tl.int64)[:, None] * n + tl.arange(0, n)[None, :]
+    tl.store(out + offsets, _joined(weights, GROUPS), mask=inside[:, None])
 
 
 def decode_rows_triton(
@@ -87,16 +87,13 @@ def decode_rows_triton(
     block_size: int,
     columns: int,
     dtype: torch.dtype,
-    wanted: torch.Tensor | None = None,
+    uses: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See `decode_rows`.
-
-    With `wanted`, int32 (parts,), the rows are so many parts of equal size, and those of which it is 0 may be left out.
-    """
+    """Decode rows on a CUDA device; see `decode_rows`, and `decode_used_parts` for `uses`."""
     rows, blocks = scales.shape
     bits, row_bytes = bits_of(centroids), codes.shape[1]
     align = min(16, row_bytes & -row_bytes)
-    part_blocks = rows * blocks if wanted is None else rows // len(wanted) * blocks
+    part_blocks = rows * blocks if uses is None else rows // len(uses) * blocks
     out = torch.empty(rows, blocks * block_size, dtype=dtype, device=codes.device)
     if rows and blocks:
         with current_device(codes.device):
@@ -107,7 +104,7 @@ def decode_rows_triton(
                 scale_steps_on(codes.device),
                 centroids.to(codes.device),
                 out,
-                wanted,
+                uses,
                 rows * blocks,
                 blocks,
                 row_bytes // align,
@@ -118,7 +115,7 @@ def decode_rows_triton(
                 BLOCKS=THREADS,
                 ALIGN=align,
                 LOG8=base is not None,
-                SOME=wanted is not None and part_blocks >= THREADS,
+                SOME=uses is not None and part_blocks >= THREADS,
                 num_warps=THREADS // 32,
                 enable_fp_fusion=False,
             )

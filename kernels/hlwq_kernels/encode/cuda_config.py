@@ -1,4 +1,4 @@
-"""What the CUDA encoder is compiled for, and the tables that it looks up: the host's side of encode/encode.cu."""
+"""The host side of encode/encode.cu: what it is compiled for, and the tables that it reads."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from ..common import DTYPE_IDS, Macros
 
 SOURCE = "encode/encode.cu"
 QUAD = 16
-"""Bytes of the largest load."""
+"""Bytes of the widest load."""
 _SEARCHED_UNITS = 5
-"""The search looks values of up to so many scales up without clamping them; a Gaussian block seldom has larger ones."""
+"""The search does not clamp values of up to this many scales; larger ones are rare in a Gaussian block."""
 _STAGED_BYTES = 40 * 1024
 _OVERLAP = 0.01
-"""By how much of themselves cells of `pairs` reach over each other: far more than rounding can err."""
+"""The fraction by which cells of `pairs` overlap: far more than rounding can err."""
 
 
 @dataclass(frozen=True)
 class EncodeKernelConfig:
-    """What a compiled kernel is made for.
+    """What the kernel is compiled for.
 
     Attributes:
         bits: width of a code.
@@ -57,29 +57,29 @@ class EncodeKernelConfig:
 
     @property
     def most_threads(self) -> int:
-        """Threads of a CTA at most: each needs registers for a block."""
+        """The most threads of a CTA: each needs registers for a block."""
         return 256 if self.block_size <= 64 else 16384 // self.block_size
 
     @property
     def span(self) -> int:
-        """Cells of `pairs`, less one: so many that the outermost boundaries lie inside."""
+        """Cells of `pairs` minus one: enough for the outermost boundaries."""
         return 1 << (self.bits + (2 if self.bits < 8 else 3))
 
     @property
     def pair_copies(self) -> int:
-        """Copies of the coding's table, so that the lanes of a warp read other banks; fewer of a large table."""
+        """Copies of the table of codes, so that the lanes of a warp read different banks; fewer of a large table."""
         copies = min(16, 2048 // self.span)
         return max(1, copies if self.large_smem else copies // 4)
 
     @property
     def value_copies(self) -> int:
-        """Copies of the search's table."""
+        """Copies of the table of the search."""
         copies = min(32, 1024 >> self.bits)
         return copies if self.large_smem else copies // 4
 
     @property
     def staged(self) -> bool:
-        """Whether the rows to come wait in shared memory."""
+        """Whether the next rows are staged in shared memory."""
         return self.large_smem and not self.loop and self.most_threads * self.padded_block <= _STAGED_BYTES
 
     @property
@@ -89,7 +89,7 @@ class EncodeKernelConfig:
 
     @property
     def rest(self) -> int:
-        """Words of the tables that are not copied: two figures, steps and an infinity, factors, centroids."""
+        """Words of the tables with one copy: two numbers, scale steps and an infinity, factors, centroids."""
         return 2 + len(SCALE_STEPS) + 1 + len(SEARCH_FACTORS) + (1 << self.bits)
 
     def shared_bytes(self, threads: int, cells: int) -> int:
@@ -99,7 +99,7 @@ class EncodeKernelConfig:
 
     @property
     def macros(self) -> Macros:
-        """That specialize encode/encode.cu."""
+        """The macros that specialize encode/encode.cu."""
         n = self.block_size
         numbers = {
             "HALF_STEP": HALF_STEP, "HEADROOM": float(OCTAVE[SEARCH_HIGH]), "ERROR_UNIT": ERROR_UNIT,
@@ -117,7 +117,7 @@ class EncodeKernelConfig:
 
 
 def kernel_table(tables: CodeTables, config: EncodeKernelConfig) -> npt.NDArray[np.int32]:
-    """Everything that the kernel looks up, as 32-bit words in the order of `load_tables` in encode/encode.cu."""
+    """Return all tables of the kernel, as 32-bit words in the order of `load_tables` in encode/encode.cu."""
     coarse = 2.0 ** (tables.bits - 1)
     head = np.array([tables.inverse_outermost, tables.cells - 1], np.float32)
     parts: list[npt.NDArray[np.float32]] = [
@@ -129,17 +129,17 @@ def kernel_table(tables: CodeTables, config: EncodeKernelConfig) -> npt.NDArray[
 
 
 def _pairs(boundaries: Float32Array, span: int) -> npt.NDArray[np.int32]:
-    """For cells round -span / 2 .. span / 2: the boundary within, or the next one, and the code below it."""
+    """Return for cells around -span / 2 .. span / 2 the boundary inside, or the next one, and the code below it."""
     middles = np.arange(span + 1) - span / 2
     lower, upper = middles - 0.5 - _OVERLAP, middles + 0.5 + _OVERLAP
     lower[0], upper[-1] = -np.inf, np.inf
     codes = np.searchsorted(boundaries[:-1], lower, side="left")
     if (np.searchsorted(boundaries[:-1], upper, side="right") - codes).max() > 1:
-        raise ValueError("the codebook's boundaries lie too near each other, or too far out")
+        raise ValueError("the boundaries of the codebook are too close to each other, or too far out")
     return np.stack([boundaries[codes].view(np.int32), codes.astype(np.int32)], axis=1)
 
 
 def searched_values(tables: CodeTables) -> Float32Array:
-    """`cell_values`, with the last repeated where values may lie that are not clamped."""
+    """Return `cell_values`, with the last one repeated for values that are not clamped."""
     cells = max(int(_SEARCHED_UNITS * tables.cells_per_unit), tables.cells)
     return np.pad(tables.cell_values, (0, cells - tables.cells), mode="edge")

@@ -19,7 +19,7 @@ _LARGE_SMEM_BYTES = 210 * 1024
 
 @lru_cache(maxsize=64)
 def _table_on(centroids: bytes, config: EncodeKernelConfig, device: torch.device) -> tuple[torch.Tensor, int]:
-    """`kernel_table` on a device, and how many values it ends with."""
+    """Return `kernel_table` on a device, and the number of values at its end."""
     tables = CodeTables.from_centroids(np.frombuffer(centroids, dtype=np.float32).copy())
     return torch.from_numpy(kernel_table(tables, config)).to(device), len(searched_values(tables))
 
@@ -27,7 +27,7 @@ def _table_on(centroids: bytes, config: EncodeKernelConfig, device: torch.device
 def encode_rows_cuda(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
 ) -> EncodedRows:
-    """See `encode_rows`."""
+    """Encode rows on a CUDA device; see `encode_rows`."""
     centroids, log8 = torch.from_numpy(tables.centroids), scale == "log8"
     codes, scales, base, error, energy = _encode(weight, centroids, block_size, log8, search)
     return EncodedRows(codes, scales, base if log8 else None, error, energy)
@@ -36,7 +36,7 @@ def encode_rows_cuda(
 def prepare_encode_cuda(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool, out: EncodedRows
 ) -> Launch | None:
-    """See `prepare_encode`; None where the kernel cannot read `weight` as it is."""
+    """Prepare a launch, see `prepare_encode`; None where the kernel cannot read `weight` as it is."""
     if not len(weight) or not _is_whole(weight, block_size):
         return None
     base = weight.new_empty((0,), dtype=torch.bfloat16) if out.base is None else out.base
@@ -47,7 +47,7 @@ def prepare_encode_cuda(
 def _encode_on_its_device(
     weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The fields of EncodedRows; `centroids` is on the CPU, and only `log8` fills the base."""
+    """Return the fields of EncodedRows; `centroids` is on the CPU, and only `log8` fills the base."""
     if weight.shape[1] == 0:
         raise ValueError("a row to encode has no columns")
     whole = whole_blocks(weight, block_size)
@@ -71,7 +71,7 @@ def _(
 
 
 def empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> list[torch.Tensor]:
-    """Room for codes, scales, base, error and energy."""
+    """Return empty tensors for codes, scales, base, error and energy."""
     rows, padded = whole.shape
     return [
         whole.new_empty((rows, padded * bits // 8), dtype=torch.uint8),
@@ -103,7 +103,7 @@ def _prepare(
 
 
 def arrangement(config: EncodeKernelConfig, rows: int, blocks: int) -> tuple[EncodeKernelConfig, int, int]:
-    """The config for a matrix of so many rows and blocks in each, rows that a CTA holds, and its threads."""
+    """Return the config for a matrix of `rows` rows of `blocks` blocks, the rows per CTA and the threads per CTA."""
     if blocks > config.most_threads:
         return replace(config, loop=True), 1, config.most_threads
     held = min(config.most_threads // blocks, rows)
@@ -113,20 +113,20 @@ def arrangement(config: EncodeKernelConfig, rows: int, blocks: int) -> tuple[Enc
 def kernel_arguments(
     whole: torch.Tensor, held: int, table: torch.Tensor, cells: int, out: list[torch.Tensor]
 ) -> list[torch.Tensor | int]:
-    """What the kernel takes, in order; ints as 64 bits."""
+    """Return the arguments of the kernel, in order; ints have 64 bits."""
     codes, scales, base, error, energy = out
     rows, blocks = scales.shape
     return [whole, rows, blocks, held, table, cells, codes, codes.shape[1], scales, base, error, energy]
 
 
 def _is_whole(weight: torch.Tensor, block_size: int) -> bool:
-    """Whether `whole_blocks` would give the weight itself."""
+    """Return whether `whole_blocks` would return the weight itself."""
     aligned = weight.data_ptr() % QUAD == 0 and weight.shape[1] % block_size == 0
     return weight.dtype in DTYPE_IDS and weight.is_contiguous() and aligned
 
 
 def whole_blocks(weight: torch.Tensor, block_size: int) -> torch.Tensor:
-    """The weight in a type and layout that is loaded 16 bytes at a time; a copy only where it must be."""
+    """Return the weight in a dtype and layout that can be loaded 16 bytes at a time; copied only if needed."""
     if weight.dtype not in DTYPE_IDS:
         weight = weight.to(torch.float32)
     padding = -weight.shape[1] % block_size

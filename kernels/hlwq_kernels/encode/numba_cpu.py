@@ -1,4 +1,4 @@
-"""The encoder compiled for the CPU by numba: the bytes of the reference, a row at a time, without the GIL."""
+"""The encoder compiled for the CPU by numba: the bytes of the reference, row by row, without the GIL."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _encode(  # type: ignore[no-untyped-def]
     z, codes = np.empty(blocks * n, f32), np.empty(blocks * n, np.uint8)
     energy, outermost = np.empty(blocks, f32), np.empty(blocks, f32)
     magnitude, work, index = np.empty(n, f32), np.empty(n, f32), np.empty(n, np.int32)
-    scales, marks = np.empty(CANDIDATES, f32), np.empty(CANDIDATES, f32)
+    scales, stored_scales = np.empty(CANDIDATES, f32), np.empty(CANDIDATES, f32)
     for row in range(rows):
         finite, some, exponent = row_range(weight[row].view(np.uint32))
         codes[:] = 0
@@ -66,20 +66,20 @@ def _encode(  # type: ignore[no-untyped-def]
             for b in range(blocks):
                 row_energy += np.int64(energy[b] * f32(ERROR_UNIT))
                 if log8:
-                    count = log8_candidates(energy[b], outermost[b], base, search, steps, order, marks, scales)
+                    count = log8_candidates(energy[b], outermost[b], base, search, steps, order, stored_scales, scales)
                 else:
                     count = fp16_candidates(
-                        energy[b], outermost[b], up, down, search, factors, root, inverse_root, marks, scales
+                        energy[b], outermost[b], up, down, search, factors, root, inverse_root, stored_scales, scales
                     )
-                    if np.isinf(marks[-SEARCH_LOW if search else 0]):
+                    if np.isinf(stored_scales[-SEARCH_LOW if search else 0]):
                         overflow = True
-                block, chosen, error = z[b * n : b * n + n], 0, f32(np.inf)
+                block, best_index, error = z[b * n : b * n + n], 0, f32(np.inf)
                 if search:
-                    chosen = choose(block, scales, count, per_unit, cell_values, order, magnitude, work, index)
-                if scales[chosen] > f32(0.0):
+                    best_index = choose(block, scales, count, per_unit, cell_values, order, magnitude, work, index)
+                if scales[best_index] > f32(0.0):
                     error = code(
                         block,
-                        scales[chosen],
+                        scales[best_index],
                         per_unit,
                         cell_codes,
                         boundaries,
@@ -90,7 +90,7 @@ def _encode(  # type: ignore[no-untyped-def]
                         index,
                     )
                 if error < energy[b]:
-                    stored[row, b] = marks[chosen]
+                    stored[row, b] = stored_scales[best_index]
                 else:
                     codes[b * n : b * n + n] = 0
                     error = energy[b]
@@ -103,7 +103,7 @@ def _encode(  # type: ignore[no-untyped-def]
 def encode_rows_numba(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
 ) -> EncodedRows:
-    """See `encode_rows`."""
+    """Encode rows on the CPU; see `encode_rows`."""
     rows, columns = weight.shape
     blocks = ceil_div(columns, block_size)
     log8 = scale == "log8"

@@ -26,7 +26,7 @@ from .types import EncodedRows, ScaleKind
 def encode_rows_reference(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
 ) -> EncodedRows:
-    """See `encode_rows`."""
+    """Encode rows; see `encode_rows`."""
     normalized, exponent, finite = _normalize(weight.to(torch.float32))
     z = _rotate(normalized, block_size)
     energy = tree_sum(z * z)
@@ -53,7 +53,7 @@ def encode_rows_reference(
 
 
 def _normalize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scale each row by a power of two so that its largest weight lies in [1, 2); returns the exponents too."""
+    """Scale each row by a power of two so that its largest weight lies in [1, 2); return the exponents too."""
     if weight.shape[1] == 0:
         raise ValueError("a row to encode has no columns")
     largest = weight.abs().amax(dim=1)
@@ -65,7 +65,7 @@ def _normalize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
-    """2^exponent as float32, exactly, for exponents of normal numbers; `torch.ldexp` goes through `pow`."""
+    """Return 2^exponent as float32, exactly, for exponents of normal numbers; `torch.ldexp` uses `pow`."""
     return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
@@ -92,10 +92,10 @@ def _log8_candidates(
 
     if search:
         middle = step_below(rms)
-        wanted = [middle + j for j in range(SEARCH_LOW, SEARCH_HIGH + 1)] + [step_below(outermost)]
+        targets = [middle + j for j in range(SEARCH_LOW, SEARCH_HIGH + 1)] + [step_below(outermost)]
     else:
-        wanted = [step_below(rms * HALF_STEP)]
-    ks = [k.clamp(1, 255) for k in wanted]
+        targets = [step_below(rms * HALF_STEP)]
+    ks = [k.clamp(1, 255) for k in targets]
     return [(k.to(torch.float32), base[:, None] * steps[k]) for k in ks], base
 
 
@@ -104,17 +104,17 @@ def _fp16_candidates(
 ) -> tuple[Candidates, None]:
     n = z.shape[-1]
     norm = torch.sqrt(energy)
-    wanted = [norm]
+    targets = [norm]
     if search:
         outermost = z.abs().amax(dim=-1) * tables.inverse_outermost
-        wanted = [norm * float(f) for f in SEARCH_FACTORS] + [outermost * float(np.float32(n**0.5))]
+        targets = [norm * float(f) for f in SEARCH_FACTORS] + [outermost * float(np.float32(n**0.5))]
     up, down = _power_of_two(exponent)[:, None], _power_of_two(-exponent)[:, None]
-    stored = [(r * up).to(torch.float16).to(torch.float32) for r in wanted]
+    stored = [(r * up).to(torch.float16).to(torch.float32) for r in targets]
     return [(r, r * down * float(np.float32(n**-0.5))) for r in stored], None
 
 
 def _round_up_bf16(x: torch.Tensor) -> torch.Tensor:
-    """The smallest bfloat16 not below a non-negative float32, as float32."""
+    """Return the smallest bfloat16 not below a non-negative float32, as float32."""
     return (((x.view(torch.int32) + 0xFFFF) >> 16) << 16).view(torch.float32)
 
 
@@ -139,7 +139,7 @@ def _best_scale(z: torch.Tensor, candidates: Candidates, tables: CodeTables) -> 
 
 
 def _code(z: torch.Tensor, s: torch.Tensor, tables: CodeTables) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes uint8 (rows, blocks, n) and the blocks' squared errors."""
+    """Return the codes, uint8 (rows, blocks, n), and the squared errors of the blocks."""
     boundaries = torch.from_numpy(tables.boundaries[:-1]).to(z.device)
     centroids = torch.from_numpy(tables.centroids).to(z.device)
     u = z * (1.0 / s)[..., None]

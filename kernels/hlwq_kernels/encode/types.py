@@ -1,4 +1,4 @@
-"""What every encoder takes and returns."""
+"""The types that all encoders share."""
 
 from __future__ import annotations
 
