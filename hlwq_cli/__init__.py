@@ -1,4 +1,4 @@
-"""hlwq: language models in packed Hadamard-Lloyd codes.
+"""hlwq: language models quantized to packed Hadamard-Lloyd codes.
 
 >>> from hlwq_cli import quantize, inspect, export, load_recipe
 >>> quantize("google/gemma-4-26B-A4B-it", "out", load_recipe(bits=5))  # doctest: +SKIP
@@ -13,7 +13,7 @@ from .runtime.loading.import_hook import install as _install_plugin
 
 if TYPE_CHECKING:
     from .checkpoint import export, inspect, load_recipe, quantize, verify
-    from .runtime.model import HLWQModel, PolarQuantModel
+    from .runtime import HLWQModel, PolarQuantModel
 
 __all__ = ["HLWQModel", "PolarQuantModel", "__version__", "export", "inspect", "load_recipe", "quantize", "verify"]
 
@@ -21,9 +21,9 @@ __all__ = ["HLWQModel", "PolarQuantModel", "__version__", "export", "inspect", "
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that `hlwq --help` does not wait for torch."""
     if name in ("HLWQModel", "PolarQuantModel"):
-        from .runtime import model
+        from . import runtime
 
-        return getattr(model, name)
+        return getattr(runtime, name)
     if name in __all__:
         from . import checkpoint
 

@@ -1,6 +1,6 @@
-"""Attention that reads codes, as transformers' attention functions are: registered under the name "hlwq".
+"""Attention over a quantized cache, registered with transformers under the name "hlwq".
 
-`code_kv_cache` switches a model to it and sees to it that whatever calls the model gets a cache in codes.
+`code_kv_cache` switches a model to it, and gives each forward pass a cache in codes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .step_attention import step_attention
 NAME = "hlwq"
 _ATTR = "_hlwq_kv_bits"
 _UNKNOWN = ("s_aux", "position_bias", "head_mask")
-"""What other attentions take and this one does not: sinks, learned biases."""
+"""Arguments of other attentions that this one does not support: sinks, learned biases."""
 
 
 def kv_attention(
@@ -39,14 +39,16 @@ def kv_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over codes where the layer's cache holds some, torch's own elsewhere.
+    """Attend over codes if the layer's cache holds codes, else with torch's attention.
 
     Raises:
-        UnsupportedError: the model's attention needs what cannot be done over codes.
+        UnsupportedError: the model's attention has an argument that is not supported over codes.
     """
     unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if unknown:
-        raise UnsupportedError(f"This model's attention takes {', '.join(unknown)}.", "Run it without a coded cache.")
+        raise UnsupportedError(
+            f"This model's attention uses {', '.join(unknown)}.", "Run it without a quantized cache."
+        )
     if isinstance(key, torch.Tensor) and isinstance(value, torch.Tensor) and not softcap:
         return step_attention(
             module,
@@ -68,35 +70,35 @@ def kv_attention(
 
 
 def _cached(key: Any, value: Any, queries: int) -> tuple[QuantizedKV, QuantizedKV, torch.Tensor]:
-    """Both sides, and what queries see in codes: nothing where the layer is dense."""
+    """Return keys, values, and how many codes each query sees: none if the layer is dense."""
     if isinstance(key, CodedStates):
         return key.tokens, value.tokens, key.seen
     return QuantizedKV.dense(key), QuantizedKV.dense(value), torch.zeros(queries, dtype=torch.int64)
 
 
 def code_kv_cache(model: Any, bits: KVBits) -> None:
-    """Let every forward pass of a transformers model keep its keys and values in codes, and read them there.
+    """Make every forward pass of a transformers model store its keys and values in codes.
 
-    A pass that is given no cache gets one, used for that pass; an empty `DynamicCache`, such as `generate` makes, gets
-    layers that hold codes. A cache of `coded_cache` is used as it is.
+    A pass without a cache gets one for that pass. An empty `DynamicCache`, such as `generate` makes, gets layers that
+    hold codes. A cache of `coded_cache` is used as it is.
 
     Raises:
-        UnsupportedError: the model's attention cannot be exchanged, or none of its layers keeps all tokens.
+        UnsupportedError: the model's attention cannot be replaced, or it has no full-attention layer.
     """
-    coded_cache(model.config, bits)  # raises where there is nothing to code
+    coded_cache(model.config, bits)  # raises if there is nothing to quantize
     _switch_attention(model)
     supply_cache(model, partial(_in_codes, bits))
     setattr(model, _ATTR, bits)
 
 
 def kv_bits_of(model: Any) -> KVBits | None:
-    """The widths at which a model keeps its keys and values, or None where it keeps them as they are."""
+    """Return the widths of a model's quantized cache; None if it is not quantized."""
     bits: KVBits | None = getattr(model, _ATTR, None)
     return bits
 
 
 def cache_argument(model: Any, cache: Cache) -> dict[str, Cache]:
-    """A cache under the name that a model's forward pass has for it: transformers 5.17's, or that of newer ones."""
+    """Return a cache under the name of the forward argument: that of transformers 5.17, or of newer versions."""
     return {cache_name(model): cache}
 
 
@@ -109,8 +111,8 @@ def _in_codes(bits: KVBits, cache: Any, config: Any) -> Cache:
         return cache
     if type(cache) is not DynamicCache or cache.get_seq_length():
         raise UnsupportedError(
-            f"This model keeps keys and values in codes, and got a {type(cache).__name__} that does not.",
-            "Leave the cache out, or load the model without kv_cache_nbits.",
+            f"This model's cache is quantized, and a {type(cache).__name__} is not.",
+            "Pass no cache, or load the model without kv_cache_nbits.",
         )
     replace_layers(cache, coded_cache(config, bits).layers)
     return cache
@@ -126,4 +128,4 @@ def _switch_attention(model: Any) -> None:
     except ValueError as error:
         raise UnsupportedError(f"This model's attention cannot read codes: {error}") from error
     if attention_of(text) != NAME:
-        raise UnsupportedError("This model's attention cannot be exchanged for one that reads codes.")
+        raise UnsupportedError("This model's attention cannot be replaced by one that reads codes.")

@@ -1,4 +1,4 @@
-"""Widths of the codes of a key/value cache: "4", "4,3" or 4 or (4, 3), keys first."""
+"""Widths of the codes of a key/value cache: "4", "4,3", 4 or (4, 3), keys first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...errors import UsageError
 
 @dataclass(frozen=True)
 class KVBits:
-    """Bits of a code, of keys and of values."""
+    """Bits of a code, for keys and for values."""
 
     keys: int
     values: int
@@ -21,10 +21,10 @@ class KVBits:
 
     @classmethod
     def parse(cls, given: KVBits | int | str | Sequence[int]) -> KVBits:
-        """Read one width, or those of keys and values.
+        """Read one width, or one for keys and one for values.
 
         Raises:
-            UsageError: neither one nor two numbers from 2 to 8.
+            UsageError: not one or two numbers from 2 to 8.
         """
         if isinstance(given, KVBits):
             return given
@@ -33,7 +33,7 @@ class KVBits:
         widths = [int(part) if part.strip().isdecimal() else 0 for part in parts]
         if len(widths) not in (1, 2) or not all(MIN_BITS <= w <= MAX_BITS for w in widths):
             raise UsageError(
-                f"{given!r} is no width of keys and values.",
+                f"{given!r} is not a valid width of keys and values.",
                 f"Give one number from {MIN_BITS} to {MAX_BITS}, or two: keys, values.",
             )
         return cls(widths[0], widths[-1])

@@ -1,4 +1,4 @@
-"""Attention of one new token over a cache, for transformers' attention interface."""
+"""Attention of one new token over a dense cache, for transformers' attention interface."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def step_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Query heads that share a key head are taken as that many queries of it, so that no key is copied.
+    """Attend with the query heads of a key head as queries of that head, so that no key is copied.
 
-    transformers 5.17 would repeat the whole cache for each of them when there is a mask. All but one token of plain
-    attention is left to transformers' own.
+    With a mask, transformers 5.17 would repeat the whole cache for each query head. Its own function handles everything
+    but one token of plain attention.
     """
     special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
     batch, heads, queries, size = query.shape
@@ -44,6 +44,6 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def stepping(config: Any, experts: str | None = None) -> Iterator[None]:
-    """Steps of a text model run with this attention, and with `experts` as its experts implementation where named."""
+    """Run decode steps with this attention, and with `experts` as experts implementation, inside this context."""
     with implementations(config, NAME if attention_of(config) == "sdpa" else None, experts):
         yield

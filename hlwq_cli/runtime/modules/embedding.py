@@ -1,4 +1,4 @@
-"""Embeddings that hold codes, and the head that reads them where it is tied."""
+"""Embeddings that hold codes, and a tied head that reads them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .matrix import CodedMatrix, DecodedWeight
 
 
 class HLWQEmbedding(CodedMatrix, nn.Embedding):
-    """nn.Embedding whose weight is coded: a look-up decodes the rows it finds, and no others.
+    """nn.Embedding whose weight is coded; a look-up decodes only the rows it needs.
 
-    A family's own embeddings, which scale what is looked up, get this class beneath theirs by `code_embedding`.
+    Model families have embedding classes of their own, which scale the rows: `code_embedding` derives from both.
     """
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """The weight (rows, columns) in the module's dtype; unless execution is dense, decoded when it is used."""
+        """The weight (rows, columns) in the module's dtype; decoded on use, unless execution is dense."""
         if self.dense_weight is not None:
             return self.dense_weight
-        # within torch.compile an op is dropped where nothing but its dtype is asked for
+        # torch.compile drops the decoding where only the dtype is used
         return self.decoded() if torch.compiler.is_compiling() else DecodedWeight(self)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Rows for token ids, (...) to (..., columns)."""
+        """Return rows for token ids, (...) to (..., columns)."""
         if self.dense_weight is not None:
             return nn.functional.embedding(input, self.dense_weight)
         ids = input.reshape(-1)
@@ -45,13 +45,13 @@ class HLWQEmbedding(CodedMatrix, nn.Embedding):
 
 
 class HLWQTiedLinear(HLWQLinear):
-    """A head without a weight of its own, which multiplies by that of coded embeddings.
+    """A head without a weight of its own, which multiplies by the weight of coded embeddings.
 
-    It holds no buffers: two modules that share one would each get a copy when the model is moved.
+    It holds no buffers: two modules that share a buffer would each get a copy when the model is moved.
 
     Args:
-        like: the layer it stands for; its bias is taken over.
-        embedding: what it is tied to.
+        like: the layer it replaces; it takes over its bias.
+        embedding: the embeddings it is tied to.
     """
 
     def __init__(self, like: nn.Linear, embedding: HLWQEmbedding) -> None:
@@ -79,14 +79,14 @@ class HLWQTiedLinear(HLWQLinear):
 
     @property
     def dense_weight(self) -> torch.Tensor | None:  # type: ignore[override]
-        """The embeddings' decoded weight, where execution is dense."""
+        """The embeddings' decoded weight, if execution is dense."""
         return self.tied_to[0].dense_weight
 
     def materialize(self) -> None:
         """Do nothing: the embeddings materialize their weight themselves."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out), wherever a device map has put the embeddings."""
+        """Multiply (..., in) to (..., out), also if a device map put the embeddings on another device."""
         return super().forward(input.to(self.codes.device)).to(input.device)
 
 
@@ -94,7 +94,7 @@ _classes: dict[type[nn.Embedding], type[nn.Embedding]] = {nn.Embedding: HLWQEmbe
 
 
 def _coded_class(original: type[nn.Embedding]) -> type[nn.Embedding]:
-    """A family's class with the coded look-up where it calls nn.Embedding's."""
+    """Return a family's class with the coded look-up in place of nn.Embedding's."""
     if original not in _classes:
         bases = (original, HLWQEmbedding)
         _classes[original] = type(f"HLWQ{original.__name__}", bases, {"__doc__": HLWQEmbedding.__doc__})
@@ -102,7 +102,7 @@ def _coded_class(original: type[nn.Embedding]) -> type[nn.Embedding]:
 
 
 def code_embedding(module: nn.Embedding, bits: int, quant_format: QuantFormat) -> None:
-    """Make embeddings, on the meta device, hold codes instead of their weight, in place."""
+    """Make embeddings on the meta device hold codes instead of their weight, in place."""
     shape, dtype = (module.num_embeddings, module.embedding_dim), module.weight.dtype
     del module.weight
     change_class(module, _coded_class(type(module)))

@@ -1,4 +1,4 @@
-"""Stacked experts that hold codes, with the gate and activation of the class they stand for."""
+"""Stacked experts that hold codes, with the gate and activation of the class they replace."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PARAMETERS = ("gate_up_proj", "down_proj")
 
 
 class HLWQExperts(CodedModule):
-    """The coded half of an experts module; mixed into the original class by `code_experts`.
+    """The coded part of an experts module; `code_experts` mixes it into the original class.
 
-    `codes_gate_up_proj` and the like are buffers named as on disk. Executed densely, the decoded parameters come back
-    under their own names and the original class runs as it always did, with its choice of experts implementation.
-    Experts outside the GPU have a layout instead of buffers, and are filled in by `offload_experts`.
+    Buffers such as `codes_gate_up_proj` are named as on disk. If execution is dense, the decoded parameters get their
+    own names back, and the original class runs, with its choice of experts implementation. Offloaded experts have a
+    layout instead of buffers; `offload_experts` supplies the rest.
     """
 
     if TYPE_CHECKING:
@@ -38,13 +38,13 @@ class HLWQExperts(CodedModule):
         _apply_gate: Callable[[torch.Tensor], torch.Tensor]
 
     def decoded(self, parameter: str) -> torch.Tensor:
-        """A parameter, (experts, out, in), in the module's dtype."""
+        """Return a decoded parameter (experts, out, in) in the module's dtype."""
         codes, scales, base = self._parts(parameter)
         weight = self.quant_format.decode(codes, scales, base, self.bits[parameter], self.columns[parameter])
         return weight.to(self.compute_dtype)
 
     def materialize(self) -> None:
-        """Decode now, if that is how this module is to be executed where it lies."""
+        """Decode the parameters now, if the module's execution is dense on its device."""
         if self.layout is not None:
             return
         device = self._parts(PARAMETERS[0])[0].device
@@ -67,7 +67,7 @@ class HLWQExperts(CodedModule):
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """Route (tokens, hidden) through the experts that (tokens, k) indices choose, weighted."""
+        """Run (tokens, hidden) through the experts of indices (tokens, k), and sum them with weights (tokens, k)."""
         if self.dense:
             result: torch.Tensor = super().forward(hidden_states, top_k_index, top_k_weights)
             return result
@@ -78,12 +78,12 @@ class HLWQExperts(CodedModule):
 
 
 def _gate_name(module: nn.Module) -> str | None:
-    """The activation that gates the experts, where their gate is the usual one and the kernels know it."""
+    """Return the activation that gates the experts, if the gate is the default and the kernels know the activation."""
     return gate_name_of(getattr(module, "act_fn", None)) if has_default_gate(module) else None
 
 
 def gate_name_of(activation: object) -> str | None:
-    """What the kernels call an activation of transformers, if they know it."""
+    """Return the kernels' name for an activation of transformers; None if they do not support it."""
     return _GATES.get(type(activation).__name__)
 
 
@@ -99,9 +99,9 @@ def _coded_class(original: type[nn.Module]) -> type[nn.Module]:
 
 
 def code_experts(module: nn.Module, bits: dict[str, int], quant_format: QuantFormat, offloaded: bool = False) -> None:
-    """Make an experts module, on the meta device, hold codes instead of its two stacked parameters, in place.
+    """Make an experts module on the meta device hold codes instead of its two stacked parameters, in place.
 
-    Experts `offloaded` the GPU get a layout of their records and no buffers.
+    If they are offloaded, they get a layout of their records and no buffers.
     """
     shapes = {name: tuple(getattr(module, name).shape) for name in PARAMETERS}
     dtype = getattr(module, PARAMETERS[0]).dtype

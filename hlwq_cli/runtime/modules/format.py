@@ -1,4 +1,4 @@
-"""What coded modules share: the parts of one coded parameter, and how it is executed."""
+"""What coded modules share: how a coded parameter is stored, and how it is executed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch import nn
 from hlwq_kernels import decode_rows
 from hlwq_kernels.encode import ScaleKind
 
+from .names import PARTS
+
 Execution = Literal["auto", "coded", "dense"]
-_PARTS = ("codes", "scales", "base")
 
 
 @dataclass(frozen=True)
 class QuantFormat:
-    """How the coded parameters of a model are to be read.
+    """How the coded parameters of a model are stored and executed.
 
     Attributes:
         block_size: weights that share a scale.
@@ -35,11 +36,11 @@ class QuantFormat:
     execution: Execution = "auto"
 
     def parts(self) -> tuple[str, ...]:
-        """The stored tensors of one parameter."""
-        return _PARTS if self.scale == "log8" else _PARTS[:2]
+        """Return the names of the tensors that store one parameter."""
+        return PARTS if self.scale == "log8" else PARTS[:2]
 
     def empty_parts(self, shape: tuple[int, ...], bits: int) -> dict[str, torch.Tensor]:
-        """Unfilled tensors for a weight of (..., out, in), on the current default device."""
+        """Return empty tensors for a weight (..., out, in), on the current default device."""
         padded = -(-shape[-1] // self.block_size) * self.block_size
         blocks = (*shape[:-1], padded // self.block_size)
         scales = torch.uint8 if self.scale == "log8" else torch.float16
@@ -52,25 +53,25 @@ class QuantFormat:
         return parts
 
     def bits_of(self, codes_shape: tuple[int, ...], columns: int) -> int:
-        """The width that a `codes` tensor of this shape must have; any, where it is missing and nothing will load."""
+        """Return the width of a `codes` tensor of this shape; any width if it is missing, as loading will fail."""
         if not codes_shape:
             return min(self.codebooks)
         padded = -(-columns // self.block_size) * self.block_size
         return codes_shape[-1] * 8 // padded
 
     def centroids(self, bits: int, device: torch.device) -> torch.Tensor:
-        """float32 (2^bits,) on a device, made once for each; torch.compile warns of caches, and makes it a constant."""
+        """Return float32 (2^bits,), cached by device; torch.compile warns about caches, and makes a constant of it."""
         make = torch.tensor if torch.compiler.is_compiling() else _on_device
         return make(self.codebooks[bits], dtype=torch.float32, device=device)
 
     def dense(self, device: torch.device) -> bool:
-        """Whether parameters on `device` are decoded once rather than multiplied by as codes."""
+        """Return whether parameters on `device` are decoded once, rather than multiplied as codes."""
         return self.execution == "dense" or (self.execution == "auto" and device.type == "cpu")
 
     def decode(
         self, codes: torch.Tensor, scales: torch.Tensor, base: torch.Tensor | None, bits: int, columns: int
     ) -> torch.Tensor:
-        """float32 (..., out, in) of a parameter or any leading part of it."""
+        """Decode a parameter, or any leading part of it, to float32 (..., out, in)."""
         lead = codes.shape[:-1]
         weight = decode_rows(
             codes.flatten(0, -2),
@@ -87,20 +88,20 @@ _on_device = lru_cache(maxsize=64)(torch.tensor)
 
 
 class CodedModule(nn.Module):
-    """A module that holds parts of coded parameters as buffers.
+    """A module that holds the stored tensors of coded parameters as buffers.
 
     Attributes:
-        compute_dtype: of what is decoded.
+        compute_dtype: dtype of decoded weights.
     """
 
     compute_dtype: torch.dtype
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
-        """As any module's; but where the model is given another dtype, parts stay what they are stored as.
+        """Move the module or change its dtype; stored tensors keep their dtype, because kernels read their bits.
 
-        Kernels read their bits. What is decoded of them gets the new dtype.
+        Decoded weights get the new dtype.
         """
-        stored = {n: t for n, t in self._buffers.items() if t is not None and n.split("_")[0] in _PARTS}
+        stored = {n: t for n, t in self._buffers.items() if t is not None and n.split("_")[0] in PARTS}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in stored.items():
             after = self._buffers[name]

@@ -16,9 +16,9 @@ class HLWQLinear(CodedMatrix, nn.Linear):
     """nn.Linear whose weight is coded.
 
     Args:
-        like: the layer it stands for, which may be on the meta device; its bias is taken over.
+        like: the layer it replaces, which may be on the meta device; this one takes over its bias.
         bits: width of a code.
-        quant_format: how codes are to be read.
+        quant_format: how codes are read.
     """
 
     def __init__(self, like: nn.Linear, bits: int, quant_format: QuantFormat) -> None:
@@ -30,11 +30,11 @@ class HLWQLinear(CodedMatrix, nn.Linear):
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override]
-        """The decoded weight (out, in) in the layer's dtype; unless execution is dense, decoded on each access."""
+        """The decoded weight (out, in) in the layer's dtype; decoded on each access, unless execution is dense."""
         return self.decoded() if self.dense_weight is None else self.dense_weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(..., in) to (..., out)."""
+        """Multiply (..., in) to (..., out)."""
         if self.dense_weight is not None:
             return nn.functional.linear(input, self.dense_weight, self.bias)
         centroids = self.quant_format.centroids(self.bits, self.codes.device)
@@ -43,5 +43,5 @@ class HLWQLinear(CodedMatrix, nn.Linear):
         )
 
     def extra_repr(self) -> str:
-        """Shape and width."""
+        """Describe shape and width."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}"

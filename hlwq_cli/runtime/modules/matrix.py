@@ -1,4 +1,4 @@
-"""What a coded linear layer and coded embeddings share: one matrix in codes, and what stands for it decoded."""
+"""What coded linear layers and embeddings share: one matrix in codes, and a tensor that decodes it on use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CodedMatrix(CodedModule):
     Attributes:
         shape: (out, in) of the weight.
         bits: width of a code.
-        quant_format: how codes are to be read.
-        dense_weight: the decoded weight, where execution is dense.
+        quant_format: how codes are read.
+        dense_weight: the decoded weight, if execution is dense.
     """
 
     codes: torch.Tensor
@@ -26,7 +26,7 @@ class CodedMatrix(CodedModule):
     dense_weight: torch.Tensor | None
 
     def hold(self, shape: tuple[int, int], bits: int, quant_format: QuantFormat, dtype: torch.dtype) -> None:
-        """Make the buffers, unfilled, on the current default device."""
+        """Register empty buffers on the current default device."""
         self.shape, self.bits, self.quant_format, self.compute_dtype = shape, bits, quant_format, dtype
         for name, tensor in quant_format.empty_parts(shape, bits).items():
             self.register_buffer(name, tensor)
@@ -37,38 +37,38 @@ class CodedMatrix(CodedModule):
         return self._buffers.get("base")
 
     def decoded(self) -> torch.Tensor:
-        """The weight, (out, in), in the module's dtype."""
+        """Return the decoded weight (out, in) in the module's dtype."""
         if self.codes.is_meta:
             return torch.empty(self.shape, dtype=self.compute_dtype, device="meta")
         weight = self.quant_format.decode(self.codes, self.scales, self._base, self.bits, self.shape[1])
         return weight.to(self.compute_dtype)
 
     def decoded_row(self, row: int) -> torch.Tensor:
-        """One row of the weight, (in,)."""
+        """Return one decoded row of the weight, (in,)."""
         row %= self.shape[0]
         base = None if self._base is None else self._base[row : row + 1]
         codes, scales = self.codes[row : row + 1], self.scales[row : row + 1]
         return self.quant_format.decode(codes, scales, base, self.bits, self.shape[1])[0].to(self.compute_dtype)
 
     def materialize(self) -> None:
-        """Decode now, if that is how this module is to be executed where it lies."""
+        """Decode the weight now, if the module's execution is dense on its device."""
         if self.dense_weight is None and self.quant_format.dense(self.codes.device):
             self.dense_weight = self.decoded()
 
 
 class DecodedWeight(torch.Tensor):
-    """Stands for the weight of a coded matrix, and decodes when its values are used: a row for a row, else all of it.
+    """The weight of a coded matrix, decoded when its values are used: one row for one row, else all of it.
 
-    Model code asks embeddings of a quarter million rows for their dtype at every step, and for the row of one token.
+    Model code reads the dtype of embeddings with a quarter million rows at every step, and the row of one token.
     """
 
-    # what is computed from it is a plain tensor
+    # results of operations on it are plain tensors
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     matrix: CodedMatrix
 
     @staticmethod
     def __new__(cls, matrix: CodedMatrix) -> DecodedWeight:
-        """A tensor without storage."""
+        """Make a tensor without storage."""
         made: DecodedWeight = torch.Tensor._make_wrapper_subclass(
             cls, matrix.shape, dtype=matrix.compute_dtype, device=matrix.codes.device
         )
@@ -79,7 +79,7 @@ class DecodedWeight(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation on what it needs of the decoded weight."""
+        """Run an operation on the part of the decoded weight that it needs."""
         if func is torch.ops.aten.select.int and args[1] == 0 and not args[0].is_meta:
             return args[0].matrix.decoded_row(args[2])
         args, kwargs = tree_map_only(cls, lambda weight: weight.matrix.decoded(), (args, kwargs or {}))

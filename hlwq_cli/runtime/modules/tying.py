@@ -1,4 +1,4 @@
-"""Weights that a model ties, where one of them is coded."""
+"""Tied weights of which one is coded."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .matrix import CodedMatrix
 
 
 def tie_coded(model: Any, stored: Collection[str]) -> None:
-    """Let heads read the coded embeddings that they are tied to, and take that out of transformers' hands.
+    """Let heads read the coded embeddings that they are tied to, and stop transformers from tying them.
 
-    Both may be in the file, when they differ whatever the config says: then each is what its own tensors make it.
+    If the file stores both, they differ, whatever the config says: then each keeps its own tensors.
 
     Args:
-        model: with its coded modules in place, of transformers.
+        model: of transformers, with its coded modules in place.
         stored: names of the checkpoint's tensors, as in the model.
 
     Raises:
-        UnsupportedError: something that is no linear layer is tied to coded embeddings.
+        UnsupportedError: a module other than a linear layer is tied to coded embeddings.
     """
     for tied, source in tied_weights(model).items():
         modules = [model.get_submodule(name.rpartition(".")[0]) for name in (tied, source)]
@@ -38,14 +38,14 @@ def tie_coded(model: Any, stored: Collection[str]) -> None:
 def _tie(model: Any, path: str, module: nn.Module, embedding: HLWQEmbedding) -> None:
     if not isinstance(module, nn.Linear):
         raise UnsupportedError(
-            f"{path} of {type(model).__name__} is tied to coded embeddings, which only a linear layer can be.",
-            "Quantize it with its embeddings kept.",
+            f"{path} of {type(model).__name__} is tied to coded embeddings, but is not a linear layer.",
+            "Quantize the model with its embeddings kept.",
         )
     model.set_submodule(path, HLWQTiedLinear(module, embedding))
 
 
 def refuse_resizing(model: Any) -> None:
-    """Have `resize_token_embeddings` say that codes cannot grow, instead of leaving a model half plain."""
+    """Make `resize_token_embeddings` refuse to resize coded embeddings, which would leave the model half converted."""
     embedding = model.get_input_embeddings()
     if isinstance(embedding, HLWQEmbedding):
         override_resize(model, partial(_resize, embedding))

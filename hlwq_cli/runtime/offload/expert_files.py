@@ -1,4 +1,4 @@
-"""Records of experts outside the GPU: read from a checkpoint's shards once, into memory, or each when it is needed."""
+"""Records of offloaded experts: read from a checkpoint's shards into memory once, or one by one when needed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ..modules.names import PARAMETERS, codes_name
 
 logger = logging.getLogger("hlwq")
 READERS = 4
-"""Layers that are read at once."""
+"""Layers that are read in parallel."""
 
 
 @dataclass(frozen=True)
 class StoredPart:
-    """One part of all experts of a layer, as it lies in a shard."""
+    """One stored tensor of all experts of a layer, in a shard."""
 
     path: Path
     info: TensorInfo
 
 
 def stored_parts(files: Iterable[str]) -> dict[str, StoredPart]:
-    """The parts of coded parameters in a checkpoint's shards, by stored name."""
+    """Return the tensors of coded parameters in a checkpoint's shards, by stored name."""
     found: dict[str, StoredPart] = {}
     for file in files:
         path = Path(file)
@@ -44,12 +44,12 @@ def stored_parts(files: Iterable[str]) -> dict[str, StoredPart]:
 
 @dataclass(frozen=True)
 class OffloadedExperts:
-    """Where the files hold the experts of a model that was built without them.
+    """Where the files store the experts of a model that was built without them.
 
     Attributes:
         parts: of each experts module, by its path, in the order of its layout.
-        missing: names of parts that no file holds.
-        mismatched: names of parts of another shape or type than the module's.
+        missing: names of parts that no file stores.
+        mismatched: names of parts whose shape or dtype differs from the module's.
     """
 
     parts: dict[str, tuple[StoredPart, ...]]
@@ -58,7 +58,7 @@ class OffloadedExperts:
 
     @classmethod
     def find(cls, model: nn.Module, stored: Mapping[str, StoredPart]) -> OffloadedExperts:
-        """Look for the parts of all experts modules with a layout; `stored` goes by the names in the model."""
+        """Find the parts of all experts modules with a layout; `stored` has them by their names in the model."""
         parts, missing, mismatched = {}, [], []
         for path, module in model.named_modules():
             if not isinstance(module, HLWQExperts) or module.layout is None:
@@ -71,7 +71,7 @@ class OffloadedExperts:
         return cls(parts, tuple(missing), tuple(mismatched))
 
     def takes(self, name: str) -> bool:
-        """Whether a tensor of this name in the model belongs to one of these modules."""
+        """Return whether a tensor of this name in the model belongs to one of these modules."""
         return name.rpartition(".")[0] in self.parts
 
 
@@ -84,12 +84,12 @@ def _fits(info: TensorInfo, experts: int, part: Part) -> bool:
 
 
 class FileRecords:
-    """A layer's records in the checkpoint's own files, of which the system keeps in memory what there is room for.
+    """A layer's records in the checkpoint's own files, which the system caches in free memory.
 
     Args:
         layout: of a record.
         parts: in the order of the layout.
-        pin: whether the one record that was read last is pinned.
+        pin: whether to pin the buffer of the record that was read last.
     """
 
     pinned = None
@@ -106,7 +106,7 @@ class FileRecords:
         return self._record
 
     def read_into(self, expert: int, record: torch.Tensor) -> None:
-        """Fill a record, uint8 (bytes,), with an expert's."""
+        """Read an expert into a record, uint8 (bytes,)."""
         buffer = record.numpy().data
         for part, stored, file in self._parts:
             _read(file, buffer, part, stored, expert)
@@ -123,7 +123,7 @@ def _close(files: list[int]) -> None:
 
 
 class HostRecords:
-    """A layer's records in host memory, which a GPU reads itself where the memory can be pinned.
+    """A layer's records in host memory, which a GPU reads itself if the memory can be pinned.
 
     Args:
         experts: how many.
@@ -132,7 +132,7 @@ class HostRecords:
 
     Attributes:
         records: uint8 (experts, bytes).
-        pinned: the same where it is pinned.
+        pinned: the same if it is pinned, else None.
     """
 
     def __init__(self, experts: int, layout: RecordLayout, pin: bool) -> None:
@@ -140,7 +140,7 @@ class HostRecords:
         self.records = self._memory.bytes.view(experts, layout.bytes)
         self.pinned = self.records if self._memory.pinned else None
         if pin and self.pinned is None:
-            logger.warning("Host memory cannot be pinned: experts are copied by the host, which is slower.")
+            logger.warning("Host memory cannot be pinned: the host copies experts, which is slower.")
 
     def read(self, expert: int) -> torch.Tensor:
         """See `Records`."""
@@ -148,7 +148,7 @@ class HostRecords:
 
 
 def fill(layers: Mapping[HostRecords, FileRecords]) -> None:
-    """Read layers from their files, several at once."""
+    """Read layers from their files, several in parallel."""
 
     def read(layer: tuple[HostRecords, FileRecords]) -> None:
         host, files = layer

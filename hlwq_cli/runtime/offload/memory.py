@@ -1,4 +1,4 @@
-"""How much memory a process holds now, and how much more there is."""
+"""How much memory a process uses, and how much is free."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def memory_held(device: torch.device) -> int:
-    """Bytes of a GPU that tensors occupy, or of host memory that the whole process does where the model is there."""
+    """Return bytes of tensors on a GPU; for the CPU, bytes of host memory that the whole process uses."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):  # no Linux: the most it ever held
+    except (OSError, IndexError, ValueError):  # not Linux: the peak so far
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def host_memory_free() -> int:
-    """Bytes of host memory that can still be had without swapping: of the machine, or of its control group."""
+    """Return free bytes of host memory, without swapping: of the machine, or of the process's control group."""
     free = _listed("/proc/meminfo", "MemAvailable:") * 1024 or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     group = Path("/sys/fs/cgroup")
     try:

@@ -1,4 +1,4 @@
-"""What a model takes on a GPU beside its experts, by cause, and how many experts fit beside that."""
+"""What a model takes on a GPU apart from its experts, by cause, and how many experts fit."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ...sizes import format_size
 from ..modules.experts import HLWQExperts
 
 CONTEXT_BYTES = 600 * 10**6
-"""What CUDA itself takes: context, kernels, libraries."""
+"""Taken by CUDA itself: context, kernels, libraries."""
 SPARE_BYTES = 256 * 2**20
-"""What the allocator, the libraries' workspaces and captured graphs take beside tensors."""
+"""Taken by the allocator, the workspaces of libraries and captured graphs, apart from tensors."""
 TOKENS = 2048
 """Tokens of prompt and answer that keys, values and activations are counted for."""
 _STATES = 16
-"""Hidden states of every token that are held at once at most, while a prompt is read."""
+"""Hidden states per token that exist at once, at most, while a prompt is read."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class MemoryEstimate:
     """Bytes on the GPU.
 
     Attributes:
-        weights: all tensors of the model that are no experts.
+        weights: all tensors of the model except experts.
         cache: keys and values of TOKENS tokens.
         workspace: activations of a prompt of TOKENS tokens, and weights that are decoded for it.
         scratch: records that all layers share.
@@ -46,7 +46,7 @@ class MemoryEstimate:
 
     @classmethod
     def of(cls, model: Any, chosen: int) -> MemoryEstimate:
-        """Those of a model whose experts are outside, on the meta device too; a token chooses so many of them."""
+        """Estimate a model with offloaded experts, also on the meta device; each token chooses `chosen` experts."""
         modules = [m for m in model.modules() if isinstance(m, HLWQExperts) and m.layout is not None]
         layouts = {m.layout for m in modules if m.layout is not None}
         shared = sum(layout.bytes for layout in layouts) * (chosen + 2 * MAX_BATCH_EXPERTS)
@@ -61,26 +61,26 @@ class MemoryEstimate:
 
     @property
     def others(self) -> int:
-        """All but the slots."""
+        """Everything except the slots."""
         return CONTEXT_BYTES + self.weights + self.cache + self.workspace + self.scratch
 
     def slots(self, budget: int) -> int:
-        """Slots of each layer that fit into so many bytes; more than there are experts are none's.
+        """Return how many slots of each layer fit into `budget` bytes, at most one for each expert.
 
         Raises:
-            UsageError: not even one does.
+            UsageError: not even one slot fits.
         """
         found = (budget - self.others) // self.slot
         if found < 1:
             raise UsageError(
-                f"{format_size(budget)} of GPU memory do not hold this model: one expert of each layer takes "
-                f"{format_size(self.slot)}, all else {format_size(self.others)}.",
+                f"This model does not fit into {format_size(budget)} of GPU memory: one expert of each layer takes "
+                f"{format_size(self.slot)}, everything else {format_size(self.others)}.",
                 f"Give at least {-(-(self.others + self.slot) // 10**7) / 100:.2f}GB.",
             )
         return min(found, self.experts)
 
     def line(self, slots: int) -> str:
-        """Where the bytes go, in one sentence."""
+        """Describe what takes the memory, in one sentence."""
         return (
             f"On the GPU: {format_size(self.slot * slots)} of slots, {format_size(self.weights)} of other weights, "
             f"{format_size(self.cache)} of keys and values for {TOKENS:,} tokens, "
@@ -89,13 +89,13 @@ class MemoryEstimate:
 
 
 def _weights(model: nn.Module) -> int:
-    """Bytes of parameters and buffers, tied ones once."""
+    """Return bytes of parameters and buffers; tied ones count once."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
 
 def cache_bytes(model: Any, tokens: int) -> int:
-    """Bytes of keys and values of so many tokens, as the model's type has them; a sliding layer holds its window."""
+    """Return bytes of keys and values of `tokens` tokens in the model's dtype; a sliding layer stores its window."""
     config = model.config.get_text_config()
     types = getattr(config, "layer_types", None) or []
     window = getattr(config, "sliding_window", None) or tokens

@@ -26,7 +26,7 @@ def test_port_in_use_is_refused_before_a_model_is_loaded() -> None:
 
 
 def test_unsupported_widths_are_refused_before_a_model_is_loaded() -> None:
-    assert_refused(hlwq("demo", "no/such-model", "--kv-bits", "9"), 2, "'9' is no width of keys and values.")
+    assert_refused(hlwq("demo", "no/such-model", "--kv-bits", "9"), 2, "'9' is not a valid width of keys and values.")
 
 
 def test_invalid_gpu_memory_is_refused_before_a_model_is_loaded() -> None:

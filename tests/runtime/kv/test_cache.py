@@ -188,7 +188,7 @@ def test_widths_are_read(given: object, expected: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("given", [1, 9, "", "4,", "4,3,2", "four", (), (4, 4, 4), "4;3", 0, True, 4.5, (4, None)])
 def test_what_is_no_width_is_refused(given: object) -> None:
-    with pytest.raises(UsageError, match="no width of keys and values"):
+    with pytest.raises(UsageError, match="not a valid width of keys and values"):
         KVBits.parse(given)  # type: ignore[arg-type]
 
 

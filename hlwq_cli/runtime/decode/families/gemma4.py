@@ -1,7 +1,7 @@
-"""Layers of Gemma 4 in few launches: a step of one new token takes 13 instead of some 50, a prompt half as many.
+"""Layers of Gemma 4 in few launches: a decode step takes 13 instead of about 50, a prompt half as many.
 
-The layer of transformers is taken apart, not replaced: its modules keep their weights, and prompts its attention. What
-stands here follows its forward, so layers are compared with it before they are trusted.
+The modules of transformers' layer keep their weights, and prompts use its attention. This code follows the forward of
+transformers, so layers are compared with it before they are used.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ..joined_weights import join_weights, weight_of
 
 
 def step_layers(model: nn.Module) -> list[StepLayer]:
-    """The decoder layers of a Gemma 4 without shared caches and inputs of their own; empty for anything else."""
+    """Return step layers of a Gemma 4 without shared caches and per-layer inputs; none for any other model."""
     layers = [m for m in model.modules() if type(m).__name__ == "Gemma4TextDecoderLayer"]
     if not layers or not all(_is_plain(layer) for layer in layers):
         return []
@@ -53,10 +53,10 @@ def _is_plain(layer: Any) -> bool:
 
 
 class StepLayer:
-    """A decoder layer's step.
+    """The forward function of one decoder layer.
 
     Attributes:
-        following: the next layer, whose first norm is computed along; None behind the last.
+        following: the next layer, whose first norm is computed in the same launch; None after the last layer.
     """
 
     def __init__(self, layer: Any, scratch: Scratch) -> None:
@@ -73,7 +73,7 @@ class StepLayer:
         self.first = _norm(layer.input_layernorm)
 
     def forward(self, hidden_states: torch.Tensor, per_layer_input: None = None, **rest: Any) -> torch.Tensor:
-        """Hidden states (batch, columns, hidden), on the decoder's static cache."""
+        """Compute hidden states (batch, tokens, hidden), over the decoder's static cache."""
         shape, rows = hidden_states.shape, hidden_states.flatten(0, 1)
         normed = self._normed(hidden_states, rows)
         cache = rest["cache"] if "cache" in rest else rest["past_key_values"]
@@ -141,7 +141,7 @@ class StepLayer:
     def _dense_and_experts(
         self, x: torch.Tensor, for_experts: torch.Tensor | None, for_router: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The two halves of a layer, on a GPU side by side."""
+        """Compute the dense half and the experts of a layer, in parallel on a GPU."""
         if for_experts is None or for_router is None:
             return self._dense(x), None
         if not x.is_cuda or len(x) > 1:
@@ -155,14 +155,14 @@ class StepLayer:
         return dense, routed
 
     def prefetch(self, total: torch.Tensor, before: StepLayer) -> None:
-        """Fetch what this layer's router would choose by the sum (1, hidden) that the layer before chose by."""
+        """Prefetch the experts that this layer's router chooses for the sum (1, hidden) of the layer before it."""
         experts = (getattr(step.layer, "experts", None) for step in (self, before))
         mine, others = (getattr(module, "offloaded", None) for module in experts)
         if isinstance(mine, OffloadedLayer) and isinstance(others, OffloadedLayer):
             mine.prefetch(self._guess, total, others)
 
     def _guess(self, total: torch.Tensor) -> torch.Tensor:
-        """Experts (1, k), the likeliest first."""
+        """Return predicted experts (1, k), the likeliest first."""
         router = self.layer.router
         if self._router_norm is None:
             self._router_norm = Norm(router.scale * router.scalar_root_size, router.eps)
