@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..codes import ceil_div
 from ..common import CudaKernel, Scratch, dtype_macros
 from .norms import Norm, supports_decode_step
 
@@ -118,7 +119,7 @@ def decode_attention(
         k, v = cache.keys[:, :, :length], cache.values[:, :, :length]
         return scaled_dot_product_attention(grouped, k, v, mask[:, None, None], scale=scaling).reshape(rows, -1)
     group = max(g for g in (1, 2, 4) if group_size % g == 0)
-    splits = max(1, min(-(-length // _SLOTS_A_ROUND), _MAX_SPLITS, 528 * group // (heads * rows)))
+    splits = max(1, min(ceil_div(length, _SLOTS_A_ROUND), _MAX_SPLITS, 528 * group // (heads * rows)))
     y = torch.empty_like(query)
     room = scratch.floats(rows * heads * splits * (size + 2), query.device)
     sums, sizes = room, room[rows * heads * splits * size :]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import rms_norm
 
+from ..codes import ceil_div
 from ..common import DTYPE_IDS, CudaKernel, Macros, dtype_macros, supports_nvrtc
 
 _PRE_FFN = CudaKernel("decode_step/norms.cu", name="fused_add_rmsnorm_pre_ffn")
@@ -141,7 +142,7 @@ def fused_add_rmsnorm_post_ffn(
 
 
 def _threads(x: torch.Tensor) -> int:
-    return -(-x.shape[-1] // 256) * 32
+    return ceil_div(x.shape[-1], 256) * 32
 
 
 def _macros(x: torch.Tensor) -> Macros:

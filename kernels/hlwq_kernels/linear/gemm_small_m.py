@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..codes import QuantizedWeight, copies_beside, kernel_macros, readable, stored, table_bytes
+from ..codes import QuantizedWeight, ceil_div, copies_beside, kernel_macros, readable, stored, table_bytes
 from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms, shared_per_multiprocessor, supports_nvrtc
 from .gemv import gemv, supports_gemv
 
@@ -48,9 +48,9 @@ def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
     blocks = weight.padded // n
     values, units = x.new_empty(tokens, weight.padded, dtype=torch.float16), x.new_empty(tokens, dtype=torch.float32)
     rotating = (("N", n), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", 0))
-    threads = 32 * min(32, max(1, -(-blocks // 2)))
+    threads = 32 * min(32, max(1, ceil_div(blocks, 2)))
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
-    groups, tiles = -(-y.shape[1] // _ROWS), -(-tokens // 8)
+    groups, tiles = ceil_div(y.shape[1], _ROWS), ceil_div(tokens, 8)
     beside = 1024 + 4096 * tiles
     copies = copies_beside(weight.bits, beside)
     fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + beside)
@@ -63,7 +63,7 @@ def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
     _GEMM.launch(
         y.device,
         macros,
-        (min(resident, -(-groups * split // _WARPS)),),
+        (min(resident, ceil_div(groups * split, _WARPS)),),
         32 * _WARPS,
         values,
         units,
@@ -84,7 +84,7 @@ def _split(groups: int, columns: int, resident: int) -> int:
     """
 
     def time(split: int) -> float:
-        rounds = -(-groups * split // (_WARPS * resident))
-        return rounds * (-(-columns // (_CHUNK * split)) + 0.5)
+        rounds = ceil_div(groups * split, _WARPS * resident)
+        return rounds * (ceil_div(columns, _CHUNK * split) + 0.5)
 
     return min((1, 2, 4, 8), key=time)

@@ -10,6 +10,7 @@ import torch
 from ..codes import (
     SHARED_BYTES,
     QuantizedWeight,
+    ceil_div,
     copies_beside,
     kernel_macros,
     readable,
@@ -38,7 +39,7 @@ def supports_gemv(weight: QuantizedWeight) -> bool:
 def supports_moe_gemv_down(experts: QuantizedWeight, k: int) -> bool:
     """Whether `moe_gemv_down` takes k experts a token: a row of each, and its activations, fit a CTA."""
     slices = k * experts.padded // _SLICE
-    beside = _beside(experts, slices, Shape(1, -(-slices // 32) * 32, 1, 1))
+    beside = _beside(experts, slices, Shape(1, ceil_div(slices, 32) * 32, 1, 1))
     return slices <= _MOST_THREADS and beside + table_bytes(experts.bits, 1) <= SHARED_BYTES
 
 
@@ -185,10 +186,10 @@ def lay_out(rows: int, slices: int, at_once: int, count: int, most: int = _THREA
     """
 
     def laid_out(teams: int) -> tuple[float, Shape]:
-        threads = -(-teams * slices // 32) * 32
+        threads = ceil_div(teams * slices, 32) * 32
         ctas = max(1, min(4, resident // threads))
-        grid = max(1, min(-(-rows // teams), count * ctas // at_once))
-        rounds = -(-rows // (teams * grid))
+        grid = max(1, min(ceil_div(rows, teams), count * ctas // at_once))
+        rounds = ceil_div(rows, teams * grid)
         used = rows * slices / (rounds * grid * threads) * min(1.0, grid * at_once / (count * ctas))
         return used, Shape(teams, threads, ctas, grid)
 
