@@ -9,11 +9,11 @@ from .planes import pack_codes, plane_widths, unpack_codes
 from .quantized_weight import (
     SHARED_BYTES,
     QuantizedWeight,
-    copies_beside,
     kernel_macros,
     readable,
     stored,
     table_bytes,
+    table_copies,
 )
 from .scales import block_scales
 from .tables import (
@@ -49,7 +49,6 @@ __all__ = [
     "bits_of",
     "block_scales",
     "ceil_div",
-    "copies_beside",
     "hadamard",
     "kernel_macros",
     "pack_codes",
@@ -58,6 +57,7 @@ __all__ = [
     "scale_steps_on",
     "stored",
     "table_bytes",
+    "table_copies",
     "tree_sum",
     "unpack_codes",
 ]

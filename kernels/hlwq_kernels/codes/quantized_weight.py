@@ -44,7 +44,7 @@ def kernel_macros(weight: QuantizedWeight, y: torch.Tensor, threads: int, copies
     )  # fmt: skip
 
 
-def copies_beside(bits: int, other_bytes: int) -> int:
+def table_copies(bits: int, other_bytes: int) -> int:
     """Return the copies of the table of centroids in shared memory: at most one per bank.
 
     Args:

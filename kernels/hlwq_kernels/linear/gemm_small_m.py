@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..codes import QuantizedWeight, ceil_div, copies_beside, kernel_macros, readable, stored, table_bytes
+from ..codes import QuantizedWeight, ceil_div, kernel_macros, readable, stored, table_bytes, table_copies
 from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms, shared_per_multiprocessor, supports_nvrtc
 from .gemv import gemv, supports_gemv
 
@@ -52,7 +52,7 @@ def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups, tiles = ceil_div(y.shape[1], _ROWS), ceil_div(tokens, 8)
     beside = 1024 + 4096 * tiles
-    copies = copies_beside(weight.bits, beside)
+    copies = table_copies(weight.bits, beside)
     fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + beside)
     resident = num_sms(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)

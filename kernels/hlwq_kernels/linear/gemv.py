@@ -11,11 +11,11 @@ from ..codes import (
     SHARED_BYTES,
     QuantizedWeight,
     ceil_div,
-    copies_beside,
     kernel_macros,
     readable,
     stored,
     table_bytes,
+    table_copies,
 )
 from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms
 
@@ -129,7 +129,7 @@ def _launch(
     slices = weight.padded // _SLICE * (top_k if kind == 2 else 1)
     at_once = tokens * (top_k if kind == 1 else 1)
     shape = lay_out(y.shape[1], slices, at_once, num_sms(y.device))
-    copies = copies_beside(weight.bits, _beside(weight, slices, shape))
+    copies = table_copies(weight.bits, _beside(weight, slices, shape))
     macros: Macros = (
         *kernel_macros(weight, y, shape.threads, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", _GATES[gate]),
         ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("TOP_K", top_k),
