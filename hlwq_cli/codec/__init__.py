@@ -3,8 +3,12 @@
 It is the scalar case of HIGGS (arXiv 2411.17525), published for weights as PolarQuant/HLWQ (arXiv 2603.29078).
 """
 
+from hlwq_kernels import EncodedRows
+from hlwq_kernels.codes import part_name
+
 from .codebook import MAX_BITS, MIN_BITS, lloyd_max
 from .encode import SquaredError, coding_cost, decode, encode
+from .rows import encode_rows, encoded_layout, has_encode_kernel, prepare_encode
 from .scheme import BLOCK_SIZES, Coded, Scheme
 
 __all__ = [
@@ -12,10 +16,16 @@ __all__ = [
     "MAX_BITS",
     "MIN_BITS",
     "Coded",
+    "EncodedRows",
     "Scheme",
     "SquaredError",
     "coding_cost",
     "decode",
     "encode",
+    "encode_rows",
+    "encoded_layout",
+    "has_encode_kernel",
     "lloyd_max",
+    "part_name",
+    "prepare_encode",
 ]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from hlwq_kernels import decode_rows, encode_rows
+from hlwq_kernels import decode_rows
 from hlwq_kernels.codes import LARGEST
 
 from ..errors import NonFiniteError, UnsupportedError
 from .codebook import lloyd_max
+from .rows import encode_rows
 from .scheme import Coded, Scheme
 
 
@@ -62,7 +63,7 @@ def encode(
     """
     weight = weight.detach()
     rows = weight.reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
-    encoded = encode_rows(rows, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
+    encoded = encode_rows(rows, scheme)
     cost = coding_cost(
         encoded.error,
         encoded.energy,

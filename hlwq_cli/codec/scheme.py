@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from hlwq_kernels import CodeTables
-from hlwq_kernels.encode import ScaleKind
+from hlwq_kernels.codes import SCALE_FORMATS, PartLayout, ScaleKind, layout, padded_columns
 
 from ..errors import UsageError
 from .codebook import MAX_BITS, MIN_BITS, lloyd_max
@@ -37,7 +37,7 @@ class Scheme:
             raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {self.bits}.")
         if not isinstance(self.block_size, int) or self.block_size not in BLOCK_SIZES:
             raise UsageError(f"A block has {', '.join(map(str, BLOCK_SIZES))} weights, not {self.block_size}.")
-        if self.scale not in ("log8", "fp16"):
+        if self.scale not in SCALE_FORMATS:
             raise UsageError(f"Block scales are 'log8' or 'fp16', not {self.scale!r}.")
 
     @classmethod
@@ -52,13 +52,20 @@ class Scheme:
 
     def padded(self, columns: int) -> int:
         """`columns` rounded up to whole blocks."""
-        return -(-columns // self.block_size) * self.block_size
+        return padded_columns(columns, self.block_size)
 
     def row_bytes(self, columns: int) -> int:
         """Stored bytes of one row: codes, scales and base."""
-        padded = self.padded(columns)
-        scales = padded // self.block_size * (1 if self.scale == "log8" else 2)
-        return padded * self.bits // 8 + scales + (2 if self.scale == "log8" else 0)
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layout((1, columns)).values())
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the parts that are stored: codes, scales and, with `log8`, base."""
+        return SCALE_FORMATS[self.scale].parts
+
+    def layout(self, shape: tuple[int, ...]) -> dict[str, PartLayout]:
+        """Shape and dtype of each part that is stored of a weight of (..., out, in)."""
+        return layout(shape, self.bits, self.block_size, self.scale)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.checkpoint.run import devices, open_shard, pipeline
+from hlwq_cli.checkpoint.run import open_shard, pipeline
 from hlwq_cli.checkpoint.run.trace import Trace
+from hlwq_cli.codec import rows as codec_rows
 from hlwq_cli.errors import NonFiniteError
 from hlwq_cli.host_memory import HostMemory
 from hlwq_kernels.encode import dispatch as encode
@@ -110,7 +111,7 @@ def test_memory_of_the_device_is_a_slice_and_its_codes_a_worker(
 def test_plain_torch_takes_turns_and_gives_the_same_bytes(
     family: Family, coded: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (devices, encode):
+    for module in (codec_rows, encode):
         monkeypatch.setattr(module, "supports_nvrtc", lambda device: False)
     quantize(str(family("gemma4")), tmp_path / "out", load_recipe(), device="cuda", max_shard_bytes=SHARD_BYTES)
     assert tree(tmp_path / "out") == tree(coded("gemma4"))

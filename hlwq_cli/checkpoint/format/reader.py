@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 
-from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode
+from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode, part_name
 from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from ..io.hub_repo import HubRepo, is_repo_id
 from ..io.open_files import PrefetchedFiles
-from ..io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
+from ..io.safetensors_file import DTYPE_NAMES, DTYPES, TensorInfo, read_header, read_into
 from ..io.weight_map import INDEX, collect_tensors, read_json, read_weight_map
-from ..plan.planned import stored_name
 from .manifest import MANIFEST, Manifest, read_manifest
 from .manifest_entries import FileRecord, TensorRecord
 from .shards import FORMAT_VERSION
@@ -64,8 +63,7 @@ class CodedCheckpoint:
 
     def stored(self, record: TensorRecord) -> list[TensorInfo]:
         """The stored tensors of a coded one: codes, scales and, with `log8`, base."""
-        kinds = ("codes", "scales", "base") if self.settings["scale"] == "log8" else ("codes", "scales")
-        names = [stored_name(record.name, kind, len(record.shape)) for kind in kinds]
+        names = [part_name(record.name, part, len(record.shape)) for part in self.scheme(record).parts]
         missing = sorted(set(names) - set(self.tensors))
         if missing:
             raise CorruptError(f"{self.folder} lacks {', '.join(missing)}.", "Fetch the checkpoint again.")
@@ -190,11 +188,9 @@ def _check_tensors(checkpoint: CodedCheckpoint) -> None:
             raise CorruptError(
                 f"{record.name} has {record.bits} bits, for which config.json has no codebook.", "Fetch it again."
             )
-        scheme, lead = checkpoint.scheme(record), record.shape[:-1]
-        padded = scheme.padded(record.shape[-1])
-        shapes = [(*lead, padded * record.bits // 8), (*lead, padded // scheme.block_size), lead]
-        dtypes = ["U8", "U8", "BF16"] if scheme.scale == "log8" else ["U8", "F16"]
-        for info, shape, dtype in zip(checkpoint.stored(record), shapes, dtypes, strict=False):
+        parts = checkpoint.scheme(record).layout(record.shape).values()
+        for info, (shape, torch_dtype) in zip(checkpoint.stored(record), parts, strict=True):
+            dtype = DTYPE_NAMES[torch_dtype]
             if info.shape != shape or info.dtype != dtype:
                 raise CorruptError(
                     f"{info.name} is {list(info.shape)} {info.dtype}, not {list(shape)} {dtype}.",

@@ -38,7 +38,7 @@ DTYPE_BITS = {
     **{name: 8 * dtype.itemsize for name, dtype in DTYPES.items()},
     **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LARGEST_HEADER = 100_000_000
 
 
@@ -161,7 +161,7 @@ def build_header(tensors: list[tuple[str, torch.dtype, tuple[int, ...]]], metada
     at = 0
     for name, dtype, shape in tensors:
         end = at + math.prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
         at = end
     raw = json.dumps(entries, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)

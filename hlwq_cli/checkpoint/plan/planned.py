@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...codec import Scheme
+from ...codec import Scheme, part_name
 from ..io.safetensors_file import DTYPES, TensorInfo
 
 StoredTensor = tuple[str, torch.dtype, tuple[int, ...]]
@@ -45,14 +45,10 @@ class CodedTensor:
     @property
     def stored_tensors(self) -> tuple[StoredTensor, ...]:
         """The tensors that are written: codes, scales and, with `log8`, base."""
-        padded = self.scheme.padded(self.shape[-1])
-        lead = self.shape[:-1]
-        codes = (stored_name(self.name, "codes", len(self.shape)), torch.uint8, (*lead, padded * self.scheme.bits // 8))
-        log8 = self.scheme.scale == "log8"
-        blocks = (*lead, padded // self.scheme.block_size)
-        scales = (stored_name(self.name, "scales", len(self.shape)), torch.uint8 if log8 else torch.float16, blocks)
-        base = (stored_name(self.name, "base", len(self.shape)), torch.bfloat16, lead)
-        return (codes, scales, base) if log8 else (codes, scales)
+        layout = self.scheme.layout(self.shape)
+        return tuple(
+            (part_name(self.name, part, len(self.shape)), dtype, shape) for part, (shape, dtype) in layout.items()
+        )
 
     @property
     def nbytes(self) -> int:
@@ -105,15 +101,3 @@ PlannedTensor = CodedTensor | KeptTensor
 def stored_bytes(stored: StoredTensor) -> int:
     """Return the bytes of a stored tensor."""
     return math.prod(stored[2]) * stored[1].itemsize
-
-
-def stored_name(name: str, kind: str, dimensions: int) -> str:
-    """The key of a coded tensor's `codes`, `scales` or `base`.
-
-    `layer` becomes `layer.codes`; a stack `experts.gate_up_proj` becomes `experts.codes_gate_up_proj`, because
-    transformers matches names that START with `gate_up_proj` when it saves.
-    """
-    if dimensions == 2:
-        return f"{name}.{kind}"
-    prefix, _, last = name.rpartition(".")
-    return f"{prefix}.{kind}_{last}"

@@ -12,10 +12,7 @@ from functools import lru_cache
 
 import torch
 
-from hlwq_kernels import encode_rows
-from hlwq_kernels.common import supports_nvrtc
-
-from ...codec import Scheme
+from ...codec import Scheme, encode_rows, has_encode_kernel
 from ...errors import HlwqError, UsageError
 from ...host_memory import HostMemory
 from ...sizes import format_size
@@ -76,7 +73,7 @@ class Device:
         plain torch codes they take turns on one stream, so that the temporaries of one slice serve the next.
         """
         with self.lock:
-            if supports_nvrtc(self.torch_device):
+            if has_encode_kernel(self.torch_device):
                 return torch.cuda.Stream(self.torch_device), nullcontext()
             if not self._shared:
                 self._shared.append(torch.cuda.Stream(self.torch_device))
@@ -146,7 +143,7 @@ def _warm_up(device: Device, scheme: Scheme, trace: Trace) -> None:
         with trace.span("start kernels"), torch.cuda.device(device.torch_device):
             # Whatever lies there: to write zeros, a kernel of torch's would be loaded, which nothing else needs.
             anything = torch.empty(64, 1024, dtype=torch.bfloat16, device=device.torch_device)
-            encode_rows(anything, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
+            encode_rows(anything, scheme)
     except Exception:  # reported by the run itself
         return
 

@@ -7,14 +7,12 @@ are many. So a slice takes five calls, on views made once for each shape: copy, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from hlwq_kernels import EncodedRows, prepare_encode
-
-from ...codec import Scheme
+from ...codec import EncodedRows, Scheme, encoded_layout, prepare_encode
 from ..plan.planned import KeptTensor
 from .devices import Device
 from .slices import CodedSlice, Slice
@@ -75,37 +73,27 @@ class GpuBuffers:
         staged, remote = (b[:nbytes].view(dtype).view(shape) for b in (self.staged, self.remote))
         there, here = (_rows_in(buffer, shape, scheme) for buffer in (self.coded, self.returned))
         used = sum(_aligned(t.nbytes) for t in here if t is not None)
-        encode = prepare_encode(remote, scheme.tables, scheme.block_size, scheme.scale, scheme.search, there)
+        encode = prepare_encode(remote, scheme, there)
         return _Form(staged, remote, encode, self.coded[:used], self.returned[:used], CodedSlice.of(staged, here))
 
 
 def encoded_bytes(piece: Slice) -> int:
-    """Room that a slice's `EncodedRows` take in a worker: all five tensors, each aligned."""
+    """Return the room that a slice's `EncodedRows` take in a worker: all their tensors, each aligned."""
     if isinstance(piece.planned, KeptTensor):
         return 0
-    shapes = _row_shapes((piece.length, piece.info.shape[-1]), piece.planned.scheme)
-    return sum(_aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in shapes)
-
-
-def _row_shapes(shape: Shape, scheme: Scheme) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
-    """Of codes, scales, base where there is one, error and energy; see `EncodedRows`."""
-    rows, padded, log8 = shape[0], scheme.padded(shape[1]), scheme.scale == "log8"
-    yield (rows, padded * scheme.bits // 8), torch.uint8
-    yield (rows, padded // scheme.block_size), torch.uint8 if log8 else torch.float16
-    if log8:
-        yield (rows,), torch.bfloat16
-    yield from [((rows,), torch.float64)] * 2
+    parts = encoded_layout((piece.length, piece.info.shape[-1]), piece.planned.scheme)
+    return sum(_aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in parts.values())
 
 
 def _rows_in(buffer: torch.Tensor, shape: Shape, scheme: Scheme) -> EncodedRows:
-    """Views of bytes, one after the other."""
-    views, at = [], 0
-    for part, dtype in _row_shapes(shape, scheme):
+    """Return views of bytes, one after the other."""
+    views: dict[str, torch.Tensor] = {}
+    at = 0
+    for name, (part, dtype) in encoded_layout(shape, scheme).items():
         nbytes = math.prod(part) * dtype.itemsize
-        views.append(buffer[at : at + nbytes].view(dtype).view(part))
+        views[name] = buffer[at : at + nbytes].view(dtype).view(part)
         at += _aligned(nbytes)
-    codes, scales, *base, error, energy = views
-    return EncodedRows(codes, scales, base[0] if base else None, error, energy)
+    return EncodedRows(views["codes"], views["scales"], views.get("base"), views["error"], views["energy"])
 
 
 def _aligned(nbytes: int) -> int:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hlwq_kernels import EncodedRows
-
+from ...codec import EncodedRows
 from ..format.shards import Shard, bytes_of
 from ..io.safetensors_file import TensorInfo
 from ..plan.planned import KeptTensor, PlannedTensor, stored_bytes

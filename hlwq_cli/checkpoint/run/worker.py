@@ -12,9 +12,7 @@ from functools import cached_property
 
 import torch
 
-from hlwq_kernels import encode_rows
-
-from ...codec import SquaredError, coding_cost
+from ...codec import SquaredError, coding_cost, encode_rows
 from ...errors import HlwqError
 from ...host_memory import HostMemory
 from ..format.shards import ShardWriter, bytes_of
@@ -89,7 +87,7 @@ class Worker:
         shape, dtype, scheme = (piece.length, piece.info.shape[-1]), DTYPES[piece.info.dtype], planned.scheme
         if not self.device.is_gpu:
             weight = self._staged[: piece.source_bytes].view(dtype).view(shape)
-            rows = encode_rows(weight, scheme.tables, scheme.block_size, scheme.scale, scheme.search)
+            rows = encode_rows(weight, scheme)
             return CodedSlice.of(weight, rows)
         try:
             return self._gpu.encode(shape, dtype, scheme)

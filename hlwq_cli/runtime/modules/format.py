@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hlwq_kernels import decode_rows
-from hlwq_kernels.encode import ScaleKind
+from hlwq_kernels.codes import SCALE_FORMATS, ScaleKind, layout, padded_columns
 
 from .names import PARTS
 
@@ -37,27 +37,18 @@ class QuantFormat:
 
     def parts(self) -> tuple[str, ...]:
         """Return the names of the tensors that store one parameter."""
-        return PARTS if self.scale == "log8" else PARTS[:2]
+        return SCALE_FORMATS[self.scale].parts
 
     def empty_parts(self, shape: tuple[int, ...], bits: int) -> dict[str, torch.Tensor]:
         """Return empty tensors for a weight (..., out, in), on the current default device."""
-        padded = -(-shape[-1] // self.block_size) * self.block_size
-        blocks = (*shape[:-1], padded // self.block_size)
-        scales = torch.uint8 if self.scale == "log8" else torch.float16
-        parts = {
-            "codes": torch.empty(*shape[:-1], padded * bits // 8, dtype=torch.uint8),
-            "scales": torch.empty(blocks, dtype=scales),
-        }
-        if self.scale == "log8":
-            parts["base"] = torch.empty(shape[:-1], dtype=torch.bfloat16)
-        return parts
+        parts = layout(shape, bits, self.block_size, self.scale)
+        return {name: torch.empty(part, dtype=dtype) for name, (part, dtype) in parts.items()}
 
     def bits_of(self, codes_shape: tuple[int, ...], columns: int) -> int:
         """Return the width of a `codes` tensor of this shape; any width if it is missing, as loading will fail."""
         if not codes_shape:
             return min(self.codebooks)
-        padded = -(-columns // self.block_size) * self.block_size
-        return codes_shape[-1] * 8 // padded
+        return codes_shape[-1] * 8 // padded_columns(columns, self.block_size)
 
     def centroids(self, bits: int, device: torch.device) -> torch.Tensor:
         """Return float32 (2^bits,), cached by device; torch.compile warns about caches, and makes a constant of it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-PARTS = ("codes", "scales", "base")
-"""The stored tensors of a coded parameter; `base` only where scales are log8."""
+from hlwq_kernels.codes import PARTS
+
+__all__ = ["PARAMETERS", "PARTS", "codes_name"]
+
 PARAMETERS = ("gate_up_proj", "down_proj")
 """The stacked parameters of an experts module."""
 

@@ -5,6 +5,16 @@
 
 from .hadamard import hadamard, tree_sum
 from .integers import ceil_div
+from .layout import (
+    PARTS,
+    SCALE_FORMATS,
+    PartLayout,
+    ScaleFormat,
+    ScaleKind,
+    layout,
+    padded_columns,
+    part_name,
+)
 from .planes import pack_codes, plane_widths, unpack_codes
 from .quantized_weight import (
     SHARED_BYTES,
@@ -37,6 +47,8 @@ __all__ = [
     "HALF_STEP",
     "LARGEST",
     "OCTAVE",
+    "PARTS",
+    "SCALE_FORMATS",
     "SCALE_STEPS",
     "SEARCH_FACTORS",
     "SEARCH_HIGH",
@@ -45,13 +57,19 @@ __all__ = [
     "SMALLEST",
     "CodeTables",
     "Float32Array",
+    "PartLayout",
     "QuantizedWeight",
+    "ScaleFormat",
+    "ScaleKind",
     "bits_of",
     "block_scales",
     "ceil_div",
     "hadamard",
     "kernel_macros",
+    "layout",
     "pack_codes",
+    "padded_columns",
+    "part_name",
     "plane_widths",
     "readable",
     "scale_steps_on",

@@ -8,13 +8,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..codes import CodeTables, bits_of, ceil_div
+from ..codes import SCALE_FORMATS, CodeTables, bits_of, ceil_div, padded_columns
 from ..common import DTYPE_IDS, CudaKernel, Launch, shared_per_multiprocessor, traceable
 from .cuda_config import QUAD, SOURCE, EncodeKernelConfig, kernel_table, searched_values
-from .types import EncodedRows, ScaleKind
+from .types import EncodedRows, ScaleKind, encoded_layout
 
 _KERNEL = CudaKernel(SOURCE, name="encode", fma=False)
 _LARGE_SMEM_BYTES = 210 * 1024
+_BASE_DTYPE = SCALE_FORMATS["log8"].base_dtype
 
 
 @lru_cache(maxsize=64)
@@ -39,7 +40,7 @@ def prepare_encode_cuda(
     """Prepare a launch, see `prepare_encode`; None where the kernel cannot read `weight` as it is."""
     if not len(weight) or not _is_whole(weight, block_size):
         return None
-    base = weight.new_empty((0,), dtype=torch.bfloat16) if out.base is None else out.base
+    base = weight.new_empty((0,), dtype=_BASE_DTYPE) if out.base is None else out.base
     made = [out.codes, out.scales, base, out.error, out.energy]
     return _prepare(weight, torch.from_numpy(tables.centroids), block_size, scale == "log8", search, made)
 
@@ -66,20 +67,17 @@ def _(
     weight: torch.Tensor, centroids: torch.Tensor, block_size: int, log8: bool, search: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows, columns = weight.shape
-    whole = weight.new_empty((rows, ceil_div(columns, block_size) * block_size))
+    whole = weight.new_empty((rows, padded_columns(columns, block_size)))
     return tuple(empty(whole, bits_of(centroids), block_size, log8))  # type: ignore[return-value]
 
 
 def empty(whole: torch.Tensor, bits: int, block_size: int, log8: bool) -> list[torch.Tensor]:
-    """Return empty tensors for codes, scales, base, error and energy."""
-    rows, padded = whole.shape
-    return [
-        whole.new_empty((rows, padded * bits // 8), dtype=torch.uint8),
-        whole.new_empty((rows, padded // block_size), dtype=torch.uint8 if log8 else torch.float16),
-        whole.new_empty((rows,), dtype=torch.bfloat16),
-        whole.new_empty((rows,), dtype=torch.float64),
-        whole.new_empty((rows,), dtype=torch.float64),
-    ]
+    """Return unfilled codes, scales, base, error and energy; an op returns tensors, so `fp16` has a base as well."""
+    parts = {
+        "base": (whole.shape[:1], _BASE_DTYPE),
+        **encoded_layout(tuple(whole.shape), bits, block_size, "log8" if log8 else "fp16"),
+    }
+    return [whole.new_empty(shape, dtype=dtype) for shape, dtype in (parts[name] for name in EncodedRows._fields)]
 
 
 def _prepare(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-ScaleKind = Literal["log8", "fp16"]
+from ..codes import PartLayout, ScaleKind, layout
+
+__all__ = ["EncodedRows", "ScaleKind", "encoded_layout"]
 
 
 class EncodedRows(NamedTuple):
@@ -26,3 +28,9 @@ class EncodedRows(NamedTuple):
     base: torch.Tensor | None
     error: torch.Tensor
     energy: torch.Tensor
+
+
+def encoded_layout(shape: tuple[int, ...], bits: int, block_size: int, scale: ScaleKind) -> dict[str, PartLayout]:
+    """Return the shape and dtype of each field of `EncodedRows` for (rows, columns) weights; no base for `fp16`."""
+    costs: PartLayout = (shape[:-1], torch.float64)
+    return {**layout(shape, bits, block_size, scale), "error": costs, "energy": costs}
