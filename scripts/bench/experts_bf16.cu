@@ -11,6 +11,7 @@
 // CTAS per multiprocessor; TOP_K, experts per token; EXPERTS and NAME as in linear/gemv.cu.
 
 #include "common/hadamard.cuh"
+#include "common/reduce.cuh"
 
 constexpr int RUNS = LANE / 8, PER_EXPERT = COLUMNS / LANE, SLICES = PER_EXPERT * (EXPERTS == 2 ? TOP_K : 1);
 constexpr int WARPS = THREADS / 32;
@@ -74,8 +75,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(
       float sum = 0.0f;
       if (r < BATCH * TEAMS && row < end)
         for (int s = lane % 8; s < SLICES; s += 8) sum += parts[buffer][r / TEAMS][r % TEAMS * SLICES + s];
-#pragma unroll
-      for (int h = 4; h; h /= 2) sum += __shfl_xor_sync(0xffffffff, sum, h);
+      sum = warp_reduce_sum<8>(sum);
       if (r < BATCH * TEAMS && row < end && lane % 8 == 0)
         store(y, (EXPERTS == 1 ? token * TOP_K + slot : token) * rows + row, sum);
     }

@@ -1,6 +1,7 @@
 // A stretch of coded tokens, and what the warps of a CTA found of it: see attention/attention.cu.
 
 #include "attention/worker.cuh"
+#include "common/reduce.cuh"
 
 // A stretch of coded tokens; leaves what each warp found in shared memory, sums of 8 queries at a time.
 __device__ __forceinline__ void read_codes(
@@ -98,8 +99,7 @@ __device__ __forceinline__ void read_codes(
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       float weight = w.weight[t][h];
-#pragma unroll
-      for (int m = 4; m < 32; m *= 2) weight += __shfl_xor_sync(0xffffffff, weight, m);
+      weight = warp_reduce_sum_up<4>(weight);
       if (lane < 4) {
         references[warp * ROWS + 8 * t + 2 * lane + h] = w.reference[t][h];
         all_weights[warp * ROWS + 8 * t + 2 * lane + h] = weight;

@@ -3,6 +3,7 @@
 // Macros, beside those of common/hadamard.cuh (N is the values'): V_DIM and V_STORED, of a head; WARPS.
 
 #include "common/hadamard.cuh"
+#include "common/reduce.cuh"
 
 // sums (rows, splits, V_STORED), row_max and row_sum (rows, splits), of which the first exact_splits are not rotated; out
 // (rows, V_DIM).
@@ -17,15 +18,13 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(
   sums += row * splits * V_STORED, row_max += row * splits, row_sum += row * splits;
   float top = LOWEST, weight = 0.0f;
   for (int p = lane; p < splits; p += 32) top = fmaxf(top, row_max[p]);
-#pragma unroll
-  for (int m = 1; m < 32; m *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, m));
+  top = warp_reduce_max_up(top);
   for (int p = lane; p < splits; p += 32) {
     const float fraction = row_max[p] > LOWEST ? ex2_approx(row_max[p] - top) : 0.0f;
     weight += fraction * row_sum[p];
     if (warp == 0) fractions[p] = fraction;
   }
-#pragma unroll
-  for (int m = 1; m < 32; m *= 2) weight += __shfl_xor_sync(0xffffffff, weight, m);
+  weight = warp_reduce_sum_up(weight);
   __syncthreads();
   float total[2][V_STORED / 32] = {};  // exact, rotated
   for (int p = warp; p < splits; p += WARPS) {

@@ -1,6 +1,7 @@
 // The exact tokens, plainly: see attention/attention.cu.
 
 #include "attention/shape.cuh"
+#include "common/reduce.cuh"
 
 // Up to EXACT of the exact tokens, plainly.
 __device__ __forceinline__ void read_exact(
@@ -38,8 +39,7 @@ __device__ __forceinline__ void read_exact(
 #pragma unroll
       for (int j = 0; j < HELD_KEYS; j++)
         if (j * 32 + lane < K_DIM) s += k[i][j] * queries[r * K_DIM + j * 32 + lane];
-#pragma unroll
-      for (int m = 1; m < 32; m *= 2) s += __shfl_xor_sync(0xffffffff, s, m);
+      s = warp_reduce_sum_up(s);
       if (lane == 0) probs[r * EXACT + e] = seen ? logit(s * c.scaling, c.softcap) : minus_infinity();
     }
   }
@@ -47,12 +47,10 @@ __device__ __forceinline__ void read_exact(
   for (int r = warp; r < rows; r += WARPS) {
     const float l = lane < count ? probs[r * EXACT + lane] : minus_infinity();
     float top = fmaxf(l, LOWEST);
-#pragma unroll
-    for (int m = 1; m < 32; m *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, m));
+    top = warp_reduce_max_up(top);
     const float prob = ex2_approx(l - top);
     float weight = prob;
-#pragma unroll
-    for (int m = 1; m < 32; m *= 2) weight += __shfl_xor_sync(0xffffffff, weight, m);
+    weight = warp_reduce_sum_up(weight);
     if (lane < EXACT) probs[r * EXACT + lane] = prob;
     if (lane == 0) row_max[r * stride] = top, row_sum[r * stride] = weight;
   }

@@ -8,6 +8,7 @@
 
 #include "common/hadamard.cuh"
 #include "common/planes.cuh"
+#include "common/reduce.cuh"
 
 constexpr int HELD = STORED / 32, WARPS = THREADS / 32, CODES = 1 << BITS, BEYOND = 255;
 
@@ -20,9 +21,7 @@ __device__ __forceinline__ float energy(const float* z) {
   for (int h = WIDE / 2; h > 0; h /= 2)
 #pragma unroll
     for (int j = 0; j < h; j++) part[j] = part[j] + part[j + h];
-#pragma unroll
-  for (int m = 16; m > 0; m /= 2) part[0] = part[0] + __shfl_xor_sync(0xffffffff, part[0], m);
-  return part[0];
+  return warp_reduce_sum(part[0]);
 }
 
 // `_scale_index` in attention/kv_encode.py, by the exponent and mantissa of a float32.

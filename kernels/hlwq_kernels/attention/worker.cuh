@@ -3,6 +3,7 @@
 #include "common/hadamard.cuh"
 #include "attention/kv_slices.cuh"
 #include "attention/shape.cuh"
+#include "common/reduce.cuh"
 
 // The queries, rotated, each divided by its largest value, where `mma_m16n8k16` wants them: of lane l in quad (t, c, x), the
 // values from c * CHUNK + l % 4 * LANE + 8 x on of query 8 t + l / 4.
@@ -165,8 +166,7 @@ struct Worker {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
           float top = fmaxf(s[t][h], s[t][2 + h]);
-#pragma unroll
-          for (int m = 4; m < 32; m *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, m));
+          top = warp_reduce_max_up<4>(top);
           highest[t][h] = top;
         }
     if constexpr (TEAM > 1) {

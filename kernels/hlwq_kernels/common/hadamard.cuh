@@ -4,6 +4,7 @@
 // gate(a) * b is what is rotated.
 // Those of common/types.cuh.
 
+#include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int VALUES = N / 32;
@@ -115,8 +116,7 @@ __device__ __forceinline__ float largest_of_eights(const float* v) {
   float largest = 0.0f;
 #pragma unroll
   for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
-#pragma unroll
-  for (int h = 1; h < LANES; h *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, h));
+  largest = warp_reduce_max_up<1, LANES>(largest);
   return largest;
 }
 
@@ -124,8 +124,7 @@ __device__ __forceinline__ float largest_in_warp(const float* v) {
   float largest = 0.0f;
 #pragma unroll
   for (int j = 0; j < VALUES; j++) largest = fmaxf(largest, fabsf(v[j]));
-#pragma unroll
-  for (int h = 1; h < 32; h *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, h));
+  largest = warp_reduce_max_up(largest);
   return largest;
 }
 

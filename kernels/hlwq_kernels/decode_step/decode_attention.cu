@@ -3,6 +3,7 @@
 //
 // Macros: INPUT and OUTPUT, alike, of queries, cache, mask and results, of 16 bits; SIZE of a head, a multiple of 64, at most 512; GROUP, query heads of a CTA; THREADS.
 
+#include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32, EACH = SIZE / 32, AHEAD = SIZE >= 512 ? 2 : 4;
@@ -66,8 +67,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(
         float dot = 0.0f;
 #pragma unroll
         for (int j = 0; j < EACH; j++) dot += q[g].v[j] * some[a].v[j];
-#pragma unroll
-        for (int h = 16; h; h /= 2) dot += __shfl_xor_sync(0xffffffff, dot, h);
+        dot = warp_reduce_sum(dot);
         score[a][g] = fmaxf(dot + added, 2 * LOWEST);
       }
     }
@@ -132,12 +132,10 @@ extern "C" __global__ void combine_decode_splits(const float* splits, const floa
       sum[j] = p < count ? sizes[(head * count + p) * 2 + 1] : 0.0f;
       now = fmaxf(now, most[j]);
     }
-#pragma unroll
-    for (int h = 16; h; h /= 2) now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, h));
+    now = warp_reduce_max(now);
 #pragma unroll
     for (int j = 0; j < 2; j++) all += sum[j] * __expf(most[j] - now);
-#pragma unroll
-    for (int h = 16; h; h /= 2) all += __shfl_xor_sync(0xffffffff, all, h);
+    all = warp_reduce_sum(all);
 #pragma unroll
     for (int j = 0; j < 2; j++) fractions[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
   }

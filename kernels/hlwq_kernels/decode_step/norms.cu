@@ -53,6 +53,7 @@ __device__ __forceinline__ float2 inverse_sizes(const Eight& a, const Eight& b, 
   float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
   for (int i = 0; i < 8; i++) sum.x += a.v[i] * a.v[i], sum.y += b.v[i] * b.v[i];
+  // Both sums step by step: two calls of warp_reduce_sum compile to other machine code.
 #pragma unroll
   for (int h = 16; h; h /= 2) {
     sum.x += __shfl_xor_sync(0xffffffff, sum.x, h);

@@ -5,6 +5,7 @@
 //
 // Macros: SIZE of a head, a multiple of 64; QUERIES, KEYS, heads of each kind; THREADS, 32; INPUT and OUTPUT, alike.
 
+#include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int EACH = SIZE / 32;
@@ -32,8 +33,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void qk_norm_rope_append(
     x[j] = load_input(from, at + j * 32 + lane);
     squares += x[j] * x[j];
   }
-#pragma unroll
-  for (int h = 16; h; h /= 2) squares += __shfl_xor_sync(0xffffffff, squares, h);
+  squares = warp_reduce_sum(squares);
   const float inverse = 1.0f / sqrtf(squares / SIZE + eps);
 #pragma unroll
   for (int j = 0; j < EACH; j++) x[j] = rounded(x[j] * inverse * w[j]);

@@ -10,6 +10,7 @@
 // norms; SPLIT; TILES.
 
 #include "common/dequant.cuh"
+#include "common/reduce.cuh"
 
 constexpr int WARPS = 8, ROWS = 16, CHUNK = 128;
 constexpr float ROOT = N == 32 ? 0.17677669529663687f : N == 64 ? 0.125f : N == 128 ? 0.08838834764831845f : 0.0625f;
@@ -90,8 +91,7 @@ __device__ __forceinline__ void fetch_bases(u32* bases, const u16* base, i64 row
 __device__ __forceinline__ float largest_norm(const u8* scales, i64 blocks, int quarter) {
   float largest = 0.0f;
   for (i64 b = quarter; b < blocks; b += 4) largest = fmaxf(largest, half_to_float(((const u16*)scales)[b]));
-  largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 1));
-  return fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+  return warp_reduce_max_up<1, 4>(largest);
 }
 
 // x fp16 (tokens, columns) and units float32 (tokens,), as rotate_rows leaves them; codes, scales, base of W; centroids

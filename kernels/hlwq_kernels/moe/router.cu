@@ -3,6 +3,7 @@
 //
 // Macros, beside those of common/types.cuh: EXPERTS, at most 1024; TOP_K, k; THREADS.
 
+#include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32;
@@ -31,8 +32,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void route_topk(
     for (int i = 0; i < 8; i++) sum += load_input(a, i) * load_input(b, i);
 #endif
   }
-#pragma unroll
-  for (int h = 16; h; h /= 2) sum += __shfl_xor_sync(0xffffffff, sum, h);
+  sum = warp_reduce_sum(sum);
   if (t % 32 == 0) sums[t / 32] = sum;
   __syncthreads();
   if (t == 0) {
