@@ -10,7 +10,7 @@ constexpr int WARPS = THREADS / 32, TEAMS = WARPS / TEAM, TILE = 16 * TEAM, STEP
 constexpr int K_AHEAD = CHUNKS % 2 ? 1 : 2, V_AHEAD = TEAM % 2 ? 1 : 2;  // blocks on their way
 constexpr bool HELD = CHUNKS == 1 && LANE * TILES <= 32;                 // whether queries stay in registers
 constexpr int EXACT = K_DIM > 256 || V_DIM > 256 ? 16 : 32;              // exact tokens a CTA takes
-constexpr int SUMS = PART + 4;                                           // floats a row of sums takes: no bank conflicts
+constexpr int SUMS = PART + 4;  // floats a row of sums takes: no bank conflicts
 constexpr float LOG2E = 1.4426950408889634f, HEADROOM = 8.0f;
 constexpr u32 HIDDEN = 256;  // in place of the scale of a value that may not be seen
 
@@ -29,20 +29,21 @@ constexpr int QUERIES_AT = PROBS_AT + (TEAM > 1 ? WARPS * TILES * 256 : 0);
 static_assert(SHARED >= QUERIES_AT + ROWS * CHUNKS * CHUNK * 2 && SHARED >= 4 * ROWS * (K_DIM + EXACT), "room");
 
 struct LutPair {
-  u32 *keys, *values;
+    u32 *keys, *values;
 };
 
 __device__ __forceinline__ LutPair luts_in(u8* shared) {
-  u8* first = shared + (LARGER_TABLE - shared_address(shared) % LARGER_TABLE) % LARGER_TABLE;
-  u8* second = first + (ONE_TABLE ? 0 : LARGER_TABLE);
-  return {(u32*)(K_TABLE_BYTES == LARGER_TABLE ? first : second), (u32*)(K_TABLE_BYTES == LARGER_TABLE ? second : first)};
+    u8* first = shared + (LARGER_TABLE - shared_address(shared) % LARGER_TABLE) % LARGER_TABLE;
+    u8* second = first + (ONE_TABLE ? 0 : LARGER_TABLE);
+    return {(u32*)(K_TABLE_BYTES == LARGER_TABLE ? first : second),
+            (u32*)(K_TABLE_BYTES == LARGER_TABLE ? second : first)};
 }
 
 struct Cache {  // of one key/value head
-  const void *query, *k_exact, *v_exact;
-  const u8 *k_codes, *k_scales, *v_codes, *v_scales, *mask;
-  int coded, exact, ring, capacity;
-  float scaling, softcap;
+    const void *query, *k_exact, *v_exact;
+    const u8 *k_codes, *k_scales, *v_codes, *v_scales, *mask;
+    int coded, exact, ring, capacity;
+    float scaling, softcap;
 };
 
 __device__ __forceinline__ bool visible(const Cache& c, int token) { return !MASKED || c.mask[token] != 0; }
@@ -51,6 +52,6 @@ __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff8
 
 // In units of ln 2.
 __device__ __forceinline__ float logit(float s, float softcap) {
-  if (CAPPED) return softcap * LOG2E * (1.0f - 2.0f / (ex2_approx(2.0f * LOG2E / softcap * s) + 1.0f));
-  return s * LOG2E;
+    if (CAPPED) return softcap * LOG2E * (1.0f - 2.0f / (ex2_approx(2.0f * LOG2E / softcap * s) + 1.0f));
+    return s * LOG2E;
 }

@@ -8,200 +8,201 @@
 // The queries, rotated, each divided by its largest value, where `mma_m16n8k16` wants them: of lane l in quad (t, c, x), the
 // values from c * CHUNK + l % 4 * LANE + 8 x on of query 8 t + l / 4.
 __device__ __forceinline__ void rotate_queries(u16* queries, float* sizes, const void* query, int rows) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  for (int r = warp; r < ROWS; r += WARPS) {
-    float v[K_STORED / N][VALUES], size = 0.0f;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    for (int r = warp; r < ROWS; r += WARPS) {
+        float v[K_STORED / N][VALUES], size = 0.0f;
 #pragma unroll
-    for (int b = 0; b < K_STORED / N; b++) {
-      load_block(v[b], query, r < rows ? r : 0, K_DIM, b, lane);
-      rotate_block(v[b], lane);
-      size = fmaxf(size, largest_in_warp(v[b]));
-    }
-    const float inverse = r < rows && size > 0.0f ? 1.0f / size : 0.0f;
-    if (lane == 0) sizes[r] = r < rows ? size * ROOT : 0.0f;
+        for (int b = 0; b < K_STORED / N; b++) {
+            load_block(v[b], query, r < rows ? r : 0, K_DIM, b, lane);
+            rotate_block(v[b], lane);
+            size = fmaxf(size, largest_in_warp(v[b]));
+        }
+        const float inverse = r < rows && size > 0.0f ? 1.0f / size : 0.0f;
+        if (lane == 0) sizes[r] = r < rows ? size * ROOT : 0.0f;
 #pragma unroll
-    for (int i = 0; i < CHUNKS * CHUNK / 32; i++) {
-      const int d = i * 32 + lane;
-      const int quad = (r / 8 * CHUNKS + d / CHUNK) * (LANE / 8) + d % LANE / 8, to = r % 8 * 4 + d % CHUNK / LANE;
-      const float value = i < K_STORED / 32 ? v[i * 32 % K_STORED / N][i % VALUES] * inverse : 0.0f;
-      queries[(quad * 32 + to) * 8 + d % 8] = float_to_half(value);
+        for (int i = 0; i < CHUNKS * CHUNK / 32; i++) {
+            const int d = i * 32 + lane;
+            const int quad = (r / 8 * CHUNKS + d / CHUNK) * (LANE / 8) + d % LANE / 8,
+                      to = r % 8 * 4 + d % CHUNK / LANE;
+            const float value = i < K_STORED / 32 ? v[i * 32 % K_STORED / N][i % VALUES] * inverse : 0.0f;
+            queries[(quad * 32 + to) * 8 + d % 8] = float_to_half(value);
+        }
     }
-  }
 }
 
 // What a lane multiplies with codes: its values of its query in each tile.
 __device__ __forceinline__ void load_queries(u32 (*q)[LANE / 2], const uint4* queries, int chunk) {
 #pragma unroll
-  for (int t = 0; t < TILES; t++)
+    for (int t = 0; t < TILES; t++)
 #pragma unroll
-    for (int x = 0; x < LANE / 8; x++) {
-      const uint4 v = queries[((t * CHUNKS + chunk) * (LANE / 8) + x) * 32 + threadIdx.x % 32];
-      q[t][4 * x] = v.x, q[t][4 * x + 1] = v.y, q[t][4 * x + 2] = v.z, q[t][4 * x + 3] = v.w;
-    }
+        for (int x = 0; x < LANE / 8; x++) {
+            const uint4 v = queries[((t * CHUNKS + chunk) * (LANE / 8) + x) * 32 + threadIdx.x % 32];
+            q[t][4 * x] = v.x, q[t][4 * x + 1] = v.y, q[t][4 * x + 2] = v.z, q[t][4 * x + 3] = v.w;
+        }
 }
 
 template <int P>
 __device__ __forceinline__ void score(float (*s)[4], const PlanesOf<BITS>* w, const u32 (*q)[LANE / 2], u32 copy) {
-  const u32 a0 = along<P, COPIES>(w[0], copy), a1 = along<P, COPIES>(w[1], copy);
-  const u32 a2 = along<P + 1, COPIES>(w[0], copy), a3 = along<P + 1, COPIES>(w[1], copy);
+    const u32 a0 = along<P, COPIES>(w[0], copy), a1 = along<P, COPIES>(w[1], copy);
+    const u32 a2 = along<P + 1, COPIES>(w[0], copy), a3 = along<P + 1, COPIES>(w[1], copy);
 #pragma unroll
-  for (int t = 0; t < TILES; t++) mma_m16n8k16(s[t], a0, a1, a2, a3, q[t][P], q[t][P + 1]);
-  if constexpr (P + 2 < LANE / 2) score<P + 2>(s, w, q, copy);
+    for (int t = 0; t < TILES; t++) mma_m16n8k16(s[t], a0, a1, a2, a3, q[t][P], q[t][P + 1]);
+    if constexpr (P + 2 < LANE / 2) score<P + 2>(s, w, q, copy);
 }
 
 template <int M>
-__device__ __forceinline__ void gather(
-    float (*sums)[TILES][4], const Crossed<V_BITS>* w, const u32 (*probs)[2], u32 copy) {
-  const u32 a0 = across<2 * M, V_COPIES>(w[0], copy), a1 = across<2 * M + 1, V_COPIES>(w[0], copy);
-  const u32 a2 = across<2 * M, V_COPIES>(w[1], copy), a3 = across<2 * M + 1, V_COPIES>(w[1], copy);
+__device__ __forceinline__ void gather(float (*sums)[TILES][4], const Crossed<V_BITS>* w, const u32 (*probs)[2],
+                                       u32 copy) {
+    const u32 a0 = across<2 * M, V_COPIES>(w[0], copy), a1 = across<2 * M + 1, V_COPIES>(w[0], copy);
+    const u32 a2 = across<2 * M, V_COPIES>(w[1], copy), a3 = across<2 * M + 1, V_COPIES>(w[1], copy);
 #pragma unroll
-  for (int t = 0; t < TILES; t++) mma_m16n8k16(sums[M][t], a0, a1, a2, a3, probs[t][0], probs[t][1]);
-  if constexpr (M + 1 < STEPS) gather<M + 1>(sums, w, probs, copy);
+    for (int t = 0; t < TILES; t++) mma_m16n8k16(sums[M][t], a0, a1, a2, a3, probs[t][0], probs[t][1]);
+    if constexpr (M + 1 < STEPS) gather<M + 1>(sums, w, probs, copy);
 }
 
 // What a team's warps tell each other.
 struct Exchange {
-  float* raised;  // (TEAM,): whether a warp has tokens that pass the reference
-  float* highest;  // (TEAM, ROWS)
-  uint2* probs;  // (TEAM, TILES, 32)
-  int barrier;
+    float* raised;   // (TEAM,): whether a warp has tokens that pass the reference
+    float* highest;  // (TEAM, ROWS)
+    uint2* probs;    // (TEAM, TILES, 32)
+    int barrier;
 };
 
 // A warp's share of a team's work, from tile to tile.
 struct Worker {
-  Reader<BITS, LANE, K_STORED> keys;
-  Reader<V_BITS, SLICE, V_STORED> values;
-  PlanesOf<BITS> k[K_AHEAD][2];
-  PlanesOf<V_BITS> v[V_AHEAD][4];
-  u32 k_mark[2], v_mark[2];
-  float sums[STEPS][TILES][4], reference[TILES][2], weight[TILES][2], factor[TILES][2];
-  bool k_mine, v_mine;  // whether this lane's slices are within the head
-  int lane, member;
+    Reader<BITS, LANE, K_STORED> keys;
+    Reader<V_BITS, SLICE, V_STORED> values;
+    PlanesOf<BITS> k[K_AHEAD][2];
+    PlanesOf<V_BITS> v[V_AHEAD][4];
+    u32 k_mark[2], v_mark[2];
+    float sums[STEPS][TILES][4], reference[TILES][2], weight[TILES][2], factor[TILES][2];
+    bool k_mine, v_mine;  // whether this lane's slices are within the head
+    int lane, member;
 
-  // The tile's own 16 keys of chunk `c`; `left` tokens of the cache's capacity are there, from the warp's own on.
-  __device__ __forceinline__ void load_keys(int ahead, int c, int left) {
-    const bool inside = K_STORED % CHUNK == 0 || c * CHUNK + lane % 4 * LANE < K_STORED;
-    if (left >= 16 && K_STORED % CHUNK == 0) {
-      keys.read(k[ahead][0], 0, c * CHUNK);
-      keys.read(k[ahead][1], 8, c * CHUNK);
-    } else {
+    // The tile's own 16 keys of chunk `c`; `left` tokens of the cache's capacity are there, from the warp's own on.
+    __device__ __forceinline__ void load_keys(int ahead, int c, int left) {
+        const bool inside = K_STORED % CHUNK == 0 || c * CHUNK + lane % 4 * LANE < K_STORED;
+        if (left >= 16 && K_STORED % CHUNK == 0) {
+            keys.read(k[ahead][0], 0, c * CHUNK);
+            keys.read(k[ahead][1], 8, c * CHUNK);
+        } else {
 #pragma unroll
-      for (int r = 0; r < 2; r++) {
-        k[ahead][r] = {};
-        if (inside && lane / 4 + 8 * r < left) keys.read(k[ahead][r], 8 * r, c * CHUNK);
-      }
-    }
-  }
-
-  // 16 values of the team's, `block` of them further on.
-  __device__ __forceinline__ void load_values(int ahead, int block, int left) {
-    if (left >= 16 * block + 16 && V_STORED % PART == 0) {
-#pragma unroll
-      for (int i = 0; i < 4; i++) values.read(v[ahead][i], 16 * block + i % 2 + i / 2 * 8, 0);
-    } else {
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int row = 16 * block + i % 2 + i / 2 * 8;
-        v[ahead][i] = {};
-        if (v_mine && row + lane % 4 * 2 < left) values.read(v[ahead][i], row, 0);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void load_marks(const Cache& c, int token) {
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const bool there = token + 8 * r < c.coded;
-      const bool seen = there && visible(c, token + 8 * r);
-      k_mark[r] = there ? __ldg(c.k_scales + token + 8 * r) : 0;
-      v_mark[r] = seen ? __ldg(c.v_scales + token + 8 * r) : HIDDEN;
-    }
-  }
-
-  // From products with keys to the weights that values are multiplied with.
-  __device__ __forceinline__ void weigh(
-      float (*s)[4], u32 (*probs)[2], const Cache& c, const float* steps, const Exchange& team) {
-    float inverse[2];
-    bool counted[2];
-    bool raises = false;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const bool seen = v_mark[r] != HIDDEN;
-      const u32 mark = seen ? v_mark[r] : 128;
-      const float scale = steps[k_mark[r]];
-      const float size = mark == 255 ? steps[255] : mark ? (float)((int)mark - 128) * 0.125f : -16.0f;
-      inverse[r] = ex2_approx(-size);
-      counted[r] = mark != 0;
-#pragma unroll
-      for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-          const float l = logit(s[t][2 * r + h] * (factor[t][h] * scale), c.softcap) + size;
-          s[t][2 * r + h] = seen ? l : minus_infinity();
-          raises |= s[t][2 * r + h] > reference[t][h] + HEADROOM;
+            for (int r = 0; r < 2; r++) {
+                k[ahead][r] = {};
+                if (inside && lane / 4 + 8 * r < left) keys.read(k[ahead][r], 8 * r, c * CHUNK);
+            }
         }
     }
-    raise(s, raises, team);
-#pragma unroll
-    for (int t = 0; t < TILES; t++) {
-      float u[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        u[i] = ex2_approx(s[t][i] - reference[t][i % 2]);
-        weight[t][i % 2] += u[i] * inverse[i / 2];
-        if (!counted[i / 2]) u[i] = 0.0f;
-      }
-      probs[t][0] = movmatrix(pack_half2(u[0], u[1]));
-      probs[t][1] = movmatrix(pack_half2(u[2], u[3]));
-    }
-  }
 
-  // Raise the references of the whole team to the highest there is, where any of its tokens passes one by too much.
-  __device__ __forceinline__ void raise(const float (*s)[4], bool raises, const Exchange& team) {
-    raises = __any_sync(0xffffffff, raises);
-    float highest[TILES][2];
-    if (raises)
+    // 16 values of the team's, `block` of them further on.
+    __device__ __forceinline__ void load_values(int ahead, int block, int left) {
+        if (left >= 16 * block + 16 && V_STORED % PART == 0) {
 #pragma unroll
-      for (int t = 0; t < TILES; t++)
+            for (int i = 0; i < 4; i++) values.read(v[ahead][i], 16 * block + i % 2 + i / 2 * 8, 0);
+        } else {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-          float top = fmaxf(s[t][h], s[t][2 + h]);
-          top = warp_reduce_max_up<4>(top);
-          highest[t][h] = top;
+            for (int i = 0; i < 4; i++) {
+                const int row = 16 * block + i % 2 + i / 2 * 8;
+                v[ahead][i] = {};
+                if (v_mine && row + lane % 4 * 2 < left) values.read(v[ahead][i], row, 0);
+            }
         }
-    if constexpr (TEAM > 1) {
-      if (lane == 0) team.raised[member] = raises ? 1.0f : 0.0f;
-      if (raises && lane < 4)
+    }
+
+    __device__ __forceinline__ void load_marks(const Cache& c, int token) {
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const bool there = token + 8 * r < c.coded;
+            const bool seen = there && visible(c, token + 8 * r);
+            k_mark[r] = there ? __ldg(c.k_scales + token + 8 * r) : 0;
+            v_mark[r] = seen ? __ldg(c.v_scales + token + 8 * r) : HIDDEN;
+        }
+    }
+
+    // From products with keys to the weights that values are multiplied with.
+    __device__ __forceinline__ void weigh(float (*s)[4], u32 (*probs)[2], const Cache& c, const float* steps,
+                                          const Exchange& team) {
+        float inverse[2];
+        bool counted[2];
+        bool raises = false;
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const bool seen = v_mark[r] != HIDDEN;
+            const u32 mark = seen ? v_mark[r] : 128;
+            const float scale = steps[k_mark[r]];
+            const float size = mark == 255 ? steps[255] : mark ? (float)((int)mark - 128) * 0.125f : -16.0f;
+            inverse[r] = ex2_approx(-size);
+            counted[r] = mark != 0;
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float l = logit(s[t][2 * r + h] * (factor[t][h] * scale), c.softcap) + size;
+                    s[t][2 * r + h] = seen ? l : minus_infinity();
+                    raises |= s[t][2 * r + h] > reference[t][h] + HEADROOM;
+                }
+        }
+        raise(s, raises, team);
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            float u[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                u[i] = ex2_approx(s[t][i] - reference[t][i % 2]);
+                weight[t][i % 2] += u[i] * inverse[i / 2];
+                if (!counted[i / 2]) u[i] = 0.0f;
+            }
+            probs[t][0] = movmatrix(pack_half2(u[0], u[1]));
+            probs[t][1] = movmatrix(pack_half2(u[2], u[3]));
+        }
+    }
+
+    // Raise the references of the whole team to the highest there is, where any of its tokens passes one by too much.
+    __device__ __forceinline__ void raise(const float (*s)[4], bool raises, const Exchange& team) {
+        raises = __any_sync(0xffffffff, raises);
+        float highest[TILES][2];
+        if (raises)
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    float top = fmaxf(s[t][h], s[t][2 + h]);
+                    top = warp_reduce_max_up<4>(top);
+                    highest[t][h] = top;
+                }
+        if constexpr (TEAM > 1) {
+            if (lane == 0) team.raised[member] = raises ? 1.0f : 0.0f;
+            if (raises && lane < 4)
+#pragma unroll
+                for (int t = 0; t < TILES; t++)
+#pragma unroll
+                    for (int h = 0; h < 2; h++) team.highest[member * ROWS + 8 * t + 2 * lane + h] = highest[t][h];
+            bar_sync(team.barrier, 32 * TEAM);
+            raises = false;
+#pragma unroll
+            for (int m = 0; m < TEAM; m++) {
+                const bool its = team.raised[m] != 0.0f;
+                if (its)
+#pragma unroll
+                    for (int t = 0; t < TILES; t++)
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            const float top = team.highest[m * ROWS + 8 * t + lane % 4 * 2 + h];
+                            highest[t][h] = raises ? fmaxf(highest[t][h], top) : top;
+                        }
+                raises |= its;
+            }
+        }
+        if (!raises) return;
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
-          for (int h = 0; h < 2; h++) team.highest[member * ROWS + 8 * t + 2 * lane + h] = highest[t][h];
-      bar_sync(team.barrier, 32 * TEAM);
-      raises = false;
-#pragma unroll
-      for (int m = 0; m < TEAM; m++) {
-        const bool its = team.raised[m] != 0.0f;
-        if (its)
-#pragma unroll
-          for (int t = 0; t < TILES; t++)
-#pragma unroll
             for (int h = 0; h < 2; h++) {
-              const float top = team.highest[m * ROWS + 8 * t + lane % 4 * 2 + h];
-              highest[t][h] = raises ? fmaxf(highest[t][h], top) : top;
+                const float top = fmaxf(reference[t][h], highest[t][h]), fade = ex2_approx(reference[t][h] - top);
+                reference[t][h] = top;
+                weight[t][h] *= fade;
+#pragma unroll
+                for (int m = 0; m < STEPS; m++) sums[m][t][h] *= fade, sums[m][t][2 + h] *= fade;
             }
-        raises |= its;
-      }
     }
-    if (!raises) return;
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const float top = fmaxf(reference[t][h], highest[t][h]), fade = ex2_approx(reference[t][h] - top);
-        reference[t][h] = top;
-        weight[t][h] *= fade;
-#pragma unroll
-        for (int m = 0; m < STEPS; m++) sums[m][t][h] *= fade, sums[m][t][2 + h] *= fade;
-      }
-  }
 };

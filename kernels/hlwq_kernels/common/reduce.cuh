@@ -9,28 +9,28 @@
 template <int WIDTH = 32>
 __device__ __forceinline__ float warp_reduce_sum(float x) {
 #pragma unroll
-  for (int h = WIDTH / 2; h > 0; h /= 2) x += __shfl_xor_sync(0xffffffff, x, h);
-  return x;
+    for (int h = WIDTH / 2; h > 0; h /= 2) x += __shfl_xor_sync(0xffffffff, x, h);
+    return x;
 }
 
 template <int WIDTH = 32>
 __device__ __forceinline__ float warp_reduce_max(float x) {
 #pragma unroll
-  for (int h = WIDTH / 2; h > 0; h /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, h));
-  return x;
+    for (int h = WIDTH / 2; h > 0; h /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, h));
+    return x;
 }
 
 // Over lanes whose numbers differ in the bits from FIRST up to END, exclusive.
 template <int FIRST = 1, int END = 32>
 __device__ __forceinline__ float warp_reduce_sum_up(float x) {
 #pragma unroll
-  for (int h = FIRST; h < END; h *= 2) x += __shfl_xor_sync(0xffffffff, x, h);
-  return x;
+    for (int h = FIRST; h < END; h *= 2) x += __shfl_xor_sync(0xffffffff, x, h);
+    return x;
 }
 
 template <int FIRST = 1, int END = 32>
 __device__ __forceinline__ float warp_reduce_max_up(float x) {
 #pragma unroll
-  for (int h = FIRST; h < END; h *= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, h));
-  return x;
+    for (int h = FIRST; h < END; h *= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, h));
+    return x;
 }

@@ -7,148 +7,150 @@
 #include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32, EACH = SIZE / 32, AHEAD = SIZE >= 512 ? 2 : 4;
-constexpr int WIDE = EACH < 8 ? EACH : 8;  // values that are loaded at once: lane l holds values l * WIDE + ..., then SIZE / 2 further
+constexpr int WIDE =
+    EACH < 8 ? EACH : 8;  // values that are loaded at once: lane l holds values l * WIDE + ..., then SIZE / 2 further
 
 struct Row {
-  float v[EACH];
+    float v[EACH];
 };
 
 __device__ __forceinline__ int value_index(int j, int lane) { return j / WIDE * 32 * WIDE + lane * WIDE + j % WIDE; }
 
 __device__ __forceinline__ void load_row(Row& row, const u16* x, int lane) {
 #pragma unroll
-  for (int j = 0; j < EACH; j += WIDE) {
-    __align__(16) u16 part[WIDE];
-    const u16* at = x + value_index(j, lane);
-    if constexpr (WIDE == 8) *(uint4*)part = *(const uint4*)at;
-    if constexpr (WIDE == 4) *(uint2*)part = *(const uint2*)at;
-    if constexpr (WIDE == 2) *(u32*)part = *(const u32*)at;
+    for (int j = 0; j < EACH; j += WIDE) {
+        __align__(16) u16 part[WIDE];
+        const u16* at = x + value_index(j, lane);
+        if constexpr (WIDE == 8) *(uint4*)part = *(const uint4*)at;
+        if constexpr (WIDE == 4) *(uint2*)part = *(const uint2*)at;
+        if constexpr (WIDE == 2) *(u32*)part = *(const u32*)at;
 #pragma unroll
-    for (int i = 0; i < WIDE; i++) row.v[j + i] = load_input(part, i);
-  }
+        for (int i = 0; i < WIDE; i++) row.v[j + i] = load_input(part, i);
+    }
 }
 
 // query (rows, heads, SIZE); keys, values (rows, key heads, slots, SIZE), of which `length` slots count; mask (rows, length),
 // added; splits float32 (rows, heads, gridDim.x, SIZE) and sizes (rows, heads, gridDim.x, 2): sums of values, under the
 // exponential of the largest score, which comes first, and the sum of weights. gridDim: splits, heads / GROUP, rows.
-extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(
-    const u16* query, const u16* keys, const u16* values, i64 key_heads, i64 slots, i64 length, const void* mask,
-    float scaling, float* splits, float* sizes) {
-  griddepcontrol_launch_dependents();
-  __shared__ float most_of[WARPS][GROUP], sum_of[WARPS][GROUP];
-  __shared__ float row_of[WARPS][SIZE];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const i64 row = blockIdx.z, heads = (i64)gridDim.y * GROUP, first_head = (i64)blockIdx.y * GROUP;
-  const i64 key_head = first_head / (heads / key_heads);
-  const u16* k = keys + (row * key_heads + key_head) * slots * SIZE;
-  const u16* v = values + (row * key_heads + key_head) * slots * SIZE;
-  const i64 per_cta = (length + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * per_cta;
-  const i64 end = begin + per_cta < length ? begin + per_cta : length;
-  griddepcontrol_wait();
-  Row q[GROUP], sums[GROUP] = {};
-  float most[GROUP], sum[GROUP];
-#pragma unroll
-  for (int g = 0; g < GROUP; g++) {
-    load_row(q[g], query + (row * heads + first_head + g) * SIZE, lane);
-#pragma unroll
-    for (int j = 0; j < EACH; j++) q[g].v[j] *= scaling;
-    most[g] = LOWEST, sum[g] = 0.0f;
-  }
-  for (i64 at = begin + warp * AHEAD; at < end; at += WARPS * AHEAD) {
-    Row some[AHEAD];
-    float score[AHEAD][GROUP];
-#pragma unroll
-    for (int a = 0; a < AHEAD; a++) load_row(some[a], k + (at + a < end ? at + a : at) * SIZE, lane);
-#pragma unroll
-    for (int a = 0; a < AHEAD; a++) {
-      const float added = at + a < end ? (mask ? load_input(mask, row * length + at + a) : 0.0f) : 2 * LOWEST;
-#pragma unroll
-      for (int g = 0; g < GROUP; g++) {
-        float dot = 0.0f;
-#pragma unroll
-        for (int j = 0; j < EACH; j++) dot += q[g].v[j] * some[a].v[j];
-        dot = warp_reduce_sum(dot);
-        score[a][g] = fmaxf(dot + added, 2 * LOWEST);
-      }
-    }
-#pragma unroll
-    for (int a = 0; a < AHEAD; a++) load_row(some[a], v + (at + a < end ? at + a : at) * SIZE, lane);
+extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16* query, const u16* keys,
+                                                                       const u16* values, i64 key_heads, i64 slots,
+                                                                       i64 length, const void* mask, float scaling,
+                                                                       float* splits, float* sizes) {
+    griddepcontrol_launch_dependents();
+    __shared__ float most_of[WARPS][GROUP], sum_of[WARPS][GROUP];
+    __shared__ float row_of[WARPS][SIZE];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const i64 row = blockIdx.z, heads = (i64)gridDim.y * GROUP, first_head = (i64)blockIdx.y * GROUP;
+    const i64 key_head = first_head / (heads / key_heads);
+    const u16* k = keys + (row * key_heads + key_head) * slots * SIZE;
+    const u16* v = values + (row * key_heads + key_head) * slots * SIZE;
+    const i64 per_cta = (length + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * per_cta;
+    const i64 end = begin + per_cta < length ? begin + per_cta : length;
+    griddepcontrol_wait();
+    Row q[GROUP], sums[GROUP] = {};
+    float most[GROUP], sum[GROUP];
 #pragma unroll
     for (int g = 0; g < GROUP; g++) {
-      float now = most[g];
+        load_row(q[g], query + (row * heads + first_head + g) * SIZE, lane);
 #pragma unroll
-      for (int a = 0; a < AHEAD; a++) now = fmaxf(now, score[a][g]);
-      const float shrink = __expf(most[g] - now);
-      most[g] = now, sum[g] *= shrink;
-#pragma unroll
-      for (int j = 0; j < EACH; j++) sums[g].v[j] *= shrink;
-#pragma unroll
-      for (int a = 0; a < AHEAD; a++) {
-        const float p = __expf(score[a][g] - now);
-        sum[g] += p;
-#pragma unroll
-        for (int j = 0; j < EACH; j++) sums[g].v[j] += p * some[a].v[j];
-      }
+        for (int j = 0; j < EACH; j++) q[g].v[j] *= scaling;
+        most[g] = LOWEST, sum[g] = 0.0f;
     }
-  }
-  if (lane == 0)
-    for (int g = 0; g < GROUP; g++) most_of[warp][g] = most[g], sum_of[warp][g] = sum[g];
-  const i64 head = row * heads + first_head;
+    for (i64 at = begin + warp * AHEAD; at < end; at += WARPS * AHEAD) {
+        Row some[AHEAD];
+        float score[AHEAD][GROUP];
 #pragma unroll
-  for (int g = 0; g < GROUP; g++) {
-    __syncthreads();
-    float now = LOWEST;
-    for (int w = 0; w < WARPS; w++) now = fmaxf(now, most_of[w][g]);
-    const float shrink = __expf(most[g] - now);
+        for (int a = 0; a < AHEAD; a++) load_row(some[a], k + (at + a < end ? at + a : at) * SIZE, lane);
 #pragma unroll
-    for (int j = 0; j < EACH; j++) row_of[warp][value_index(j, lane)] = sums[g].v[j] * shrink;
-    __syncthreads();
-    const i64 part = (head + g) * gridDim.x + blockIdx.x;
-    for (int i = threadIdx.x; i < SIZE; i += THREADS) {
-      float all = 0.0f;
-      for (int w = 0; w < WARPS; w++) all += row_of[w][i];
-      splits[part * SIZE + i] = all;
+        for (int a = 0; a < AHEAD; a++) {
+            const float added = at + a < end ? (mask ? load_input(mask, row * length + at + a) : 0.0f) : 2 * LOWEST;
+#pragma unroll
+            for (int g = 0; g < GROUP; g++) {
+                float dot = 0.0f;
+#pragma unroll
+                for (int j = 0; j < EACH; j++) dot += q[g].v[j] * some[a].v[j];
+                dot = warp_reduce_sum(dot);
+                score[a][g] = fmaxf(dot + added, 2 * LOWEST);
+            }
+        }
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) load_row(some[a], v + (at + a < end ? at + a : at) * SIZE, lane);
+#pragma unroll
+        for (int g = 0; g < GROUP; g++) {
+            float now = most[g];
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) now = fmaxf(now, score[a][g]);
+            const float shrink = __expf(most[g] - now);
+            most[g] = now, sum[g] *= shrink;
+#pragma unroll
+            for (int j = 0; j < EACH; j++) sums[g].v[j] *= shrink;
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) {
+                const float p = __expf(score[a][g] - now);
+                sum[g] += p;
+#pragma unroll
+                for (int j = 0; j < EACH; j++) sums[g].v[j] += p * some[a].v[j];
+            }
+        }
     }
-    if (threadIdx.x == 0) {
-      float all = 0.0f;
-      for (int w = 0; w < WARPS; w++) all += sum_of[w][g] * __expf(most_of[w][g] - now);
-      sizes[part * 2] = now, sizes[part * 2 + 1] = all;
+    if (lane == 0)
+        for (int g = 0; g < GROUP; g++) most_of[warp][g] = most[g], sum_of[warp][g] = sum[g];
+    const i64 head = row * heads + first_head;
+#pragma unroll
+    for (int g = 0; g < GROUP; g++) {
+        __syncthreads();
+        float now = LOWEST;
+        for (int w = 0; w < WARPS; w++) now = fmaxf(now, most_of[w][g]);
+        const float shrink = __expf(most[g] - now);
+#pragma unroll
+        for (int j = 0; j < EACH; j++) row_of[warp][value_index(j, lane)] = sums[g].v[j] * shrink;
+        __syncthreads();
+        const i64 part = (head + g) * gridDim.x + blockIdx.x;
+        for (int i = threadIdx.x; i < SIZE; i += THREADS) {
+            float all = 0.0f;
+            for (int w = 0; w < WARPS; w++) all += row_of[w][i];
+            splits[part * SIZE + i] = all;
+        }
+        if (threadIdx.x == 0) {
+            float all = 0.0f;
+            for (int w = 0; w < WARPS; w++) all += sum_of[w][g] * __expf(most_of[w][g] - now);
+            sizes[part * 2] = now, sizes[part * 2 + 1] = all;
+        }
     }
-  }
 }
 
 // splits and sizes as above, at most 64 of a head; y (rows, heads, SIZE). A CTA of SIZE / 4 threads, or 32, takes a head.
 extern "C" __global__ void combine_decode_splits(const float* splits, const float* sizes, i64 count, void* y) {
-  griddepcontrol_launch_dependents();
-  __shared__ float fractions[64];
-  const i64 head = blockIdx.x;
-  griddepcontrol_wait();
-  if (threadIdx.x < 32) {
-    float most[2], sum[2], now = LOWEST, all = 0.0f;
+    griddepcontrol_launch_dependents();
+    __shared__ float fractions[64];
+    const i64 head = blockIdx.x;
+    griddepcontrol_wait();
+    if (threadIdx.x < 32) {
+        float most[2], sum[2], now = LOWEST, all = 0.0f;
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const int p = j * 32 + threadIdx.x;
-      most[j] = p < count ? sizes[(head * count + p) * 2] : LOWEST;
-      sum[j] = p < count ? sizes[(head * count + p) * 2 + 1] : 0.0f;
-      now = fmaxf(now, most[j]);
+        for (int j = 0; j < 2; j++) {
+            const int p = j * 32 + threadIdx.x;
+            most[j] = p < count ? sizes[(head * count + p) * 2] : LOWEST;
+            sum[j] = p < count ? sizes[(head * count + p) * 2 + 1] : 0.0f;
+            now = fmaxf(now, most[j]);
+        }
+        now = warp_reduce_max(now);
+#pragma unroll
+        for (int j = 0; j < 2; j++) all += sum[j] * __expf(most[j] - now);
+        all = warp_reduce_sum(all);
+#pragma unroll
+        for (int j = 0; j < 2; j++) fractions[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
     }
-    now = warp_reduce_max(now);
-#pragma unroll
-    for (int j = 0; j < 2; j++) all += sum[j] * __expf(most[j] - now);
-    all = warp_reduce_sum(all);
-#pragma unroll
-    for (int j = 0; j < 2; j++) fractions[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x * 4; i < SIZE; i += blockDim.x * 4) {
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    __syncthreads();
+    for (int i = threadIdx.x * 4; i < SIZE; i += blockDim.x * 4) {
+        float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 8
-    for (int p = 0; p < count; p++) {
-      const float4 v = *(const float4*)(splits + (head * count + p) * SIZE + i);
-      const float fraction = fractions[p];
-      sum.x += fraction * v.x, sum.y += fraction * v.y, sum.z += fraction * v.z, sum.w += fraction * v.w;
+        for (int p = 0; p < count; p++) {
+            const float4 v = *(const float4*)(splits + (head * count + p) * SIZE + i);
+            const float fraction = fractions[p];
+            sum.x += fraction * v.x, sum.y += fraction * v.y, sum.z += fraction * v.z, sum.w += fraction * v.w;
+        }
+        store(y, head * SIZE + i, sum.x), store(y, head * SIZE + i + 1, sum.y);
+        store(y, head * SIZE + i + 2, sum.z), store(y, head * SIZE + i + 3, sum.w);
     }
-    store(y, head * SIZE + i, sum.x), store(y, head * SIZE + i + 1, sum.y);
-    store(y, head * SIZE + i + 2, sum.z), store(y, head * SIZE + i + 3, sum.w);
-  }
 }

@@ -239,8 +239,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         const uint4* from = weight + (i64)group * held * blocks * QUADS + threadIdx.x;
         uint4* to = arena + threadIdx.x + threadIdx.x / QUADS;
         const int count = min(held, rows - group * held) * blocks * QUADS, step = blockDim.x;  // a multiple of QUADS
-        for (int i = threadIdx.x; i < count; i += step, from += step, to += step + step / QUADS)
-            cp_async_16(to, from);
+        for (int i = threadIdx.x; i < count; i += step, from += step, to += step + step / QUADS) cp_async_16(to, from);
     };
     if (STAGED && blockIdx.x < groups) stage(blockIdx.x);
 

@@ -6,7 +6,7 @@
 #include "common/types.cuh"
 
 #define WORDS (N * BITS / 32)
-#define PER_UNIT ((float)(2 << BITS))    // cells of the search in a unit
+#define PER_UNIT ((float)(2 << BITS))      // cells of the search in a unit
 #define COARSE ((float)(1 << (BITS - 1)))  // cells of the coding in a unit
 
 // 2^23: added to a float of [0, 2^23), it leaves the integer in the low bits of the sum.
@@ -112,9 +112,8 @@ __device__ inline void store_block_plane(u8* row, i64 blocks, i64 inner, const u
     if (count % 4 == 0 && ((u64)at & 15) == 0) {
 #pragma unroll
         for (int i = 0; i < count; i += 4)
-            *(uint4*)(at + 4 * i) = make_uint4(
-                words[first + i], words[first + (i + 1) % count], words[first + (i + 2) % count],
-                words[first + (i + 3) % count]);
+            *(uint4*)(at + 4 * i) = make_uint4(words[first + i], words[first + (i + 1) % count],
+                                               words[first + (i + 2) % count], words[first + (i + 3) % count]);
     } else if (count % 2 == 0 && ((u64)at & 7) == 0) {
 #pragma unroll
         for (int i = 0; i < count; i += 2)

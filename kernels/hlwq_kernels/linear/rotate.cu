@@ -3,27 +3,27 @@
 #include "common/hadamard.cuh"
 
 extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u16* out, float* units) {
-  griddepcontrol_launch_dependents();
-  __shared__ float largest_of[32];
-  const i64 row = blockIdx.x;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  float v[VALUES], largest = 0.0f;
-  for (i64 block = warp; block < blocks; block += warps) {
-    load_block(v, x, row, columns, block, lane);
-    rotate_block(v, lane);
-    largest = fmaxf(largest, largest_in_warp(v));
-  }
-  if (lane == 0) largest_of[warp] = largest;
-  __syncthreads();
-  for (int w = 0; w < warps; w++) largest = fmaxf(largest, largest_of[w]);
-  // The row's largest value goes to [2^13, 2^14): far from overflow, and what is 2^27 times smaller is still normal.
-  const int exponent = exponent_of(largest) - 13;
-  if (threadIdx.x == 0) units[row] = power_of_two(exponent) * ROOT;
-  for (i64 block = warp; block < blocks; block += warps) {
-    load_block(v, x, row, columns, block, lane);
-    rotate_block(v, lane);
+    griddepcontrol_launch_dependents();
+    __shared__ float largest_of[32];
+    const i64 row = blockIdx.x;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    float v[VALUES], largest = 0.0f;
+    for (i64 block = warp; block < blocks; block += warps) {
+        load_block(v, x, row, columns, block, lane);
+        rotate_block(v, lane);
+        largest = fmaxf(largest, largest_in_warp(v));
+    }
+    if (lane == 0) largest_of[warp] = largest;
+    __syncthreads();
+    for (int w = 0; w < warps; w++) largest = fmaxf(largest, largest_of[w]);
+    // The row's largest value goes to [2^13, 2^14): far from overflow, and what is 2^27 times smaller is still normal.
+    const int exponent = exponent_of(largest) - 13;
+    if (threadIdx.x == 0) units[row] = power_of_two(exponent) * ROOT;
+    for (i64 block = warp; block < blocks; block += warps) {
+        load_block(v, x, row, columns, block, lane);
+        rotate_block(v, lane);
 #pragma unroll
-    for (int j = 0; j < VALUES; j++)
-      out[(row * blocks + block) * N + j * 32 + lane] = (u16)float_to_half(v[j] * power_of_two(-exponent));
-  }
+        for (int j = 0; j < VALUES; j++)
+            out[(row * blocks + block) * N + j * 32 + lane] = (u16)float_to_half(v[j] * power_of_two(-exponent));
+    }
 }

@@ -7,23 +7,24 @@
 
 // rows (pairs, columns), columns a multiple of 8; row_index int64 (tokens, k), the row of each pair, negative where it has none;
 // topk_weights float32 (tokens, k); y (tokens, columns).
-extern "C" __global__ __launch_bounds__(THREADS) void combine_expert_outputs(
-    const u16* rows, i64 columns, const i64* row_index, const float* topk_weights, i64 k, u16* y) {
-  const i64 token = blockIdx.x;
-  for (i64 at = threadIdx.x * 8; at < columns; at += THREADS * 8) {
-    float sum[8] = {};
+extern "C" __global__ __launch_bounds__(THREADS) void combine_expert_outputs(const u16* rows, i64 columns,
+                                                                             const i64* row_index,
+                                                                             const float* topk_weights, i64 k, u16* y) {
+    const i64 token = blockIdx.x;
+    for (i64 at = threadIdx.x * 8; at < columns; at += THREADS * 8) {
+        float sum[8] = {};
 #pragma unroll 4
-    for (i64 j = 0; j < k; j++) {
-      const i64 row = row_index[token * k + j];
-      const float weight = topk_weights[token * k + j];
-      __align__(16) u16 part[8];
-      *(uint4*)part = row < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4*)(rows + row * columns + at);
+        for (i64 j = 0; j < k; j++) {
+            const i64 row = row_index[token * k + j];
+            const float weight = topk_weights[token * k + j];
+            __align__(16) u16 part[8];
+            *(uint4*)part = row < 0 ? make_uint4(0, 0, 0, 0) : *(const uint4*)(rows + row * columns + at);
 #pragma unroll
-      for (int i = 0; i < 8; i++) sum[i] += row < 0 ? 0.0f : weight * load_input(part, i);
+            for (int i = 0; i < 8; i++) sum[i] += row < 0 ? 0.0f : weight * load_input(part, i);
+        }
+        __align__(16) u16 out[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) store(out, i, sum[i]);
+        *(uint4*)(y + token * columns + at) = *(const uint4*)out;
     }
-    __align__(16) u16 out[8];
-#pragma unroll
-    for (int i = 0; i < 8; i++) store(out, i, sum[i]);
-    *(uint4*)(y + token * columns + at) = *(const uint4*)out;
-  }
 }
