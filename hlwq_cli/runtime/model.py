@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from ..errors import UsageError
 from .chat.conversation import Turn, messages
 from .chat.text_stream import TextStream, cut
 from .decode.generation import Generation
+from .decode.sampling import generate_options
 from .kv.bits import KVBits
 from .loading.load import load_model, load_processor, supports_images
 from .modules.format import Execution
@@ -142,7 +142,9 @@ class HLWQModel:
         inputs = self.prepare(prompts, grouped, system=system, chat=chat, history=history)
         length = self._max_new_tokens(inputs, max_new_tokens)
         with torch.inference_mode():
-            out = self.generation.generate(**inputs, **self._settings(length, temperature, top_p, seed, stop))
+            out = self.generation.generate(
+                **inputs, **generate_options(self.tokenizer, length, temperature, top_p, seed, stop)
+            )
         new = out[:, inputs["input_ids"].shape[1] :]
         answers = [cut(a, stop) for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
         return answers[0] if single else answers
@@ -161,7 +163,7 @@ class HLWQModel:
             raise UsageError(f"Unknown option of stream: {', '.join(sorted(options))}.")
 
         def generate(**hooks: Any) -> None:
-            self.generation.generate(**inputs, **self._settings(length, *sampling, stop), **hooks)
+            self.generation.generate(**inputs, **generate_options(self.tokenizer, length, *sampling, stop), **hooks)
 
         return TextStream(self.tokenizer, inputs["input_ids"].shape[1], generate, stop)
 
@@ -213,25 +215,6 @@ class HLWQModel:
                 "Shorten it, or start a new conversation.",
             )
         return max_new_tokens if self.max_context is None else min(max_new_tokens, self.max_context - tokens)
-
-    def _settings(
-        self, max_new_tokens: int, temperature: float, top_p: float, seed: int | None, stop: Sequence[str]
-    ) -> dict[str, Any]:
-        if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
-            raise UsageError(
-                f"temperature={temperature} with top_p={top_p} is not valid.",
-                "Use a temperature of at least 0, and a top_p above 0 and at most 1.",
-            )
-        if seed is not None:
-            torch.manual_seed(seed)
-        settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-        if temperature > 0:
-            settings |= {"temperature": temperature, "top_p": top_p}
-        else:
-            settings |= {"temperature": None, "top_p": None, "top_k": None}
-        if stop:
-            settings |= {"stop_strings": list(stop), "tokenizer": self.tokenizer}
-        return {**settings, "pad_token_id": self.tokenizer.pad_token_id}
 
 
 PolarQuantModel = HLWQModel

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ...checkpoint.io.hub_repo import ask_once, hub_errors, is_repo_id
-from ...checkpoint.run.devices import find_devices
+from ...checkpoint import find_devices, is_repo_id
+from ...checkpoint.io.hub_repo import ask_once, hub_errors
 from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from ..kv.attention import code_kv_cache
