@@ -1,4 +1,4 @@
-"""The cache in codes on a CUDA device: bytes of the reference, and attention over the decoded cache."""
+"""The quantized cache on a CUDA device: bytes of the reference, and attention over the decoded cache."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A layer of experts from codes: against float64 on the decoded experts, whatever is chosen."""
+"""A layer of experts from codes: against float64 on the decoded experts, for any routing."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Experts outside a CUDA device: what is resident gives, to the bit; fetched by the rules; captured in a graph."""
+"""Offloaded experts on a CUDA device: the results of resident ones, to the bit; fetched by the rules; in a graph."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ MERGE_WARPS = 4
 
 _ATTEND = CudaKernel(SOURCE, name="attend")
 _MERGE = CudaKernel(MERGE_SOURCE, name="combine_splits")
-_LARGEST_DIM = 512
+_MAX_DIM = 512
 _WARPS = 8
 _LARGE_SMEM_BYTES = 160 * 1024
 
 
 def supports_attention(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV) -> bool:
     """Return whether the kernel supports these heads on this device."""
-    fits = max(keys.dim, values.dim) <= _LARGEST_DIM and query.dtype in DTYPE_IDS
+    fits = max(keys.dim, values.dim) <= _MAX_DIM and query.dtype in DTYPE_IDS
     return fits and supports_nvrtc(query.device)
 
 
@@ -81,8 +81,8 @@ class AttentionKernelConfig:
         return 16 if max(self.dims) > 256 else 32
 
     @property
-    def step(self) -> int:
-        """Coded tokens that a CTA takes at once."""
+    def tokens_per_pass(self) -> int:
+        """Quantized tokens that a CTA reads at once."""
         return 16 * self.warps
 
     def copies(self, bits: int) -> int:
@@ -153,7 +153,7 @@ def attend_cuda(
     config = _config_of(query, keys, values, mask is not None, softcap != 0.0)
     chunks, exact = ceil_div(config.group, config.rows), ceil_div(keys.exact.shape[2], config.exact)
     resident = _ATTEND.resident(device, config.macros, 32 * config.warps, config.shared_bytes)
-    ctas, steps = batch * heads * chunks, ceil_div(keys.coded, config.step)
+    ctas, steps = batch * heads * chunks, ceil_div(keys.coded, config.tokens_per_pass)
     splits = _splits(resident // ctas, num_sms(device) // ctas, exact, steps)
     parts, rows, stored = exact + splits, batch * query_heads, config.stored[1]
     sums = query.new_empty(rows, parts, stored, dtype=torch.float32)

@@ -56,7 +56,7 @@ class EncodeKernelConfig:
     large_smem: bool = True
 
     @property
-    def most_threads(self) -> int:
+    def max_threads(self) -> int:
         """The most threads of a CTA: each needs registers for a block."""
         return 256 if self.block_size <= 64 else 16384 // self.block_size
 
@@ -80,7 +80,7 @@ class EncodeKernelConfig:
     @property
     def staged(self) -> bool:
         """Whether the next rows are staged in shared memory."""
-        return self.large_smem and not self.loop and self.most_threads * self.padded_block <= _STAGED_BYTES
+        return self.large_smem and not self.loop and self.max_threads * self.padded_block <= _STAGED_BYTES
 
     @property
     def padded_block(self) -> int:
@@ -110,7 +110,7 @@ class EncodeKernelConfig:
             "LOOP": self.loop, "STAGED": self.staged, "SPAN": self.span, "PAIR_COPIES": self.pair_copies,
             "VALUE_COPIES": self.value_copies, "FACTORS": len(SEARCH_FACTORS), "SEARCH_LOW": SEARCH_LOW,
             "REST": self.rest,
-            "THREADS": self.most_threads, "RESIDENT": 2 if n <= 64 else 1,
+            "THREADS": self.max_threads, "RESIDENT": 2 if n <= 64 else 1,
         }  # fmt: skip
         exact = tuple((name, f"{float(np.float32(x)).hex()}f") for name, x in numbers.items())
         return tuple((name, int(value)) for name, value in flags.items()) + exact

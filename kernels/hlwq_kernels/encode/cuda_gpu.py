@@ -102,9 +102,9 @@ def _prepare(
 
 def arrangement(config: EncodeKernelConfig, rows: int, blocks: int) -> tuple[EncodeKernelConfig, int, int]:
     """Return the config for a matrix of `rows` rows of `blocks` blocks, the rows per CTA and the threads per CTA."""
-    if blocks > config.most_threads:
-        return replace(config, loop=True), 1, config.most_threads
-    held = min(config.most_threads // blocks, rows)
+    if blocks > config.max_threads:
+        return replace(config, loop=True), 1, config.max_threads
+    held = min(config.max_threads // blocks, rows)
     return config, held, ceil_div(held * blocks, 32) * 32
 
 
