@@ -228,3 +228,16 @@ def test_help_does_not_import_torch() -> None:
 
 def test_no_folder_of_kernels_shadows_the_package_of_that_name() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+CHECKPOINT_ROOMS = ("io", "plan", "format", "run")
+
+
+@pytest.mark.parametrize("room", CHECKPOINT_ROOMS)
+def test_rooms_of_checkpoint_import_only_the_rooms_below_them(room: str) -> None:
+    allowed = CHECKPOINT_ROOMS[: CHECKPOINT_ROOMS.index(room) + 1]
+    for path in sorted((PACKAGES["hlwq_cli"] / "checkpoint" / room).glob("*.py")):
+        for module in imported("hlwq_cli", path):
+            _, inside, rest = module.partition("hlwq_cli.checkpoint.")
+            assert not inside or rest.split(".")[0] in allowed, f"{path.name} of {room} imports {module}"
+            assert not module.startswith("hlwq_kernels"), f"{path.name} imports {module}, not the codec"

@@ -11,10 +11,10 @@ from typing import Any
 from ..checkpoint import Manifest
 from ..checkpoint.format.manifest import MANIFEST, describe_differences, read_manifest
 from ..checkpoint.format.manifest_entries import FileRecord
+from ..checkpoint.format.shards import SHARD
 from ..checkpoint.format.verify import hash_file
 from ..checkpoint.io.hub_repo import hub_errors
 from ..checkpoint.io.weight_map import INDEX
-from ..checkpoint.run.output_folder import SHARD
 from ..errors import ConflictError, CorruptError, NotFoundError
 from .retry import with_retries
 

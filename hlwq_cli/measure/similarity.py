@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from ..checkpoint import CodedCheckpoint, Source, open_coded, open_source
 from ..checkpoint.format.manifest_entries import TensorRecord
-from ..checkpoint.run.slices import SLICE_WEIGHTS
+from ..checkpoint.io.slice_sizes import SLICE_WEIGHTS
 from ..codec import lloyd_max
 from ..errors import UsageError
 from ..progress import Progress, ProgressCallback, ignore_progress

@@ -12,9 +12,9 @@ from ...errors import ConflictError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
 from ..io.safetensors_file import DTYPES, TensorInfo
+from ..io.slice_sizes import SLICE_WEIGHTS
 from ..io.weight_map import INDEX
 from ..plan.planned import KeptTensor
-from ..run.slices import SLICE_WEIGHTS
 from .manifest import CHART, RESULTS
 from .manifest_entries import TensorRecord
 from .reader import CodedCheckpoint, open_coded

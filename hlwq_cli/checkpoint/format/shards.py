@@ -6,6 +6,7 @@ import errno
 import json
 import mmap
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ LAYOUT = 2
 """How tensors lie within a shard; no reader needs it, but a run is not continued by one that lays them otherwise."""
 DEFAULT_SHARD_BYTES = 2_000_000_000
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _WIDEST = 8
 
 

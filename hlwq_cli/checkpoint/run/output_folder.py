@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from ..._version import __version__
 from ...codec import lloyd_max
 from ...errors import ConflictError, CorruptError
 from ..format.manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
-from ..format.shards import FORMAT_VERSION, disk_errors, write_file
+from ..format.shards import FORMAT_VERSION, SHARD, disk_errors, write_file
 from ..io.source import Source
 from ..io.weight_map import INDEX
 from ..plan.plan import Plan
 from ..plan.planned import KeptTensor, PlannedTensor
 from .journal import journal_differences
-
-SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 def check_output_folder(out: Path, fingerprint: dict[str, Any], overwrite: bool) -> tuple[Manifest | None, list[str]]:

@@ -22,13 +22,14 @@ import torch
 from ...codec import SquaredError
 from ..format.manifest_entries import FileRecord, ShardRecord, coded_record, kept_record
 from ..format.shards import Shard, ShardWriter
+from ..io.slice_sizes import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS
 from ..io.source import Source
 from ..plan.planned import CodedTensor
 from .devices import Device
 from .gpu_buffers import encoded_bytes
 from .open_shard import OpenShard
 from .schedule import interleave_shards
-from .slices import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Slice, slices
+from .slices import Slice, slices
 from .trace import Trace
 from .worker import Worker
 

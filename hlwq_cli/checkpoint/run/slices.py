@@ -10,13 +10,8 @@ import torch
 from ...codec import EncodedRows
 from ..format.shards import Shard, bytes_of
 from ..io.safetensors_file import TensorInfo
+from ..io.slice_sizes import SLICE_WEIGHTS
 from ..plan.planned import KeptTensor, PlannedTensor, stored_bytes
-
-SLICE_WEIGHTS = 1_048_576
-"""Weights read, coded and written at a time by a processor: 4 MiB in float32."""
-
-GPU_SLICE_WEIGHTS = 33_554_432
-"""The same by a GPU: 64 MiB in bfloat16, so that what a slice costs beside its bytes does not count."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,7 @@
+"""How many weights are read at a time, whether to encode them, to export them or to compare them."""
+
+SLICE_WEIGHTS = 1_048_576
+"""Weights that a CPU thread reads, encodes and writes at a time: 4 MiB in float32."""
+
+GPU_SLICE_WEIGHTS = 33_554_432
+"""The same for a GPU: 64 MiB in bfloat16, so that the fixed cost of a slice is small."""
