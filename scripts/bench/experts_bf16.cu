@@ -28,8 +28,8 @@ __device__ __forceinline__ float of_eight(const uint4& w, const float* x) {
     return of_two(w.x, x) + of_two(w.y, x + 2) + of_two(w.z, x + 4) + of_two(w.w, x + 6);
 }
 
-// x: with EXPERTS 1 a row of COLUMNS a token, with EXPERTS 2 TOP_K rows, of gates and values; weights bf16 (experts, rows,
-// COLUMNS); topk_ids, topk_weights (tokens, TOP_K); y with EXPERTS 1 (tokens, TOP_K, rows), else (tokens, rows).
+// x: with EXPERTS 1 a row of COLUMNS a token, with EXPERTS 2 TOP_K rows, of gates and values; weights bf16 (experts,
+// rows, COLUMNS); topk_ids, topk_weights (tokens, TOP_K); y with EXPERTS 1 (tokens, TOP_K, rows), else (tokens, rows).
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(const void* x, const u16* weights, i64 rows,
                                                                  const i64* topk_ids, const float* topk_weights,
                                                                  void* y) {

@@ -33,7 +33,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
         w.load_marks(c, start + 16 * member + lane / 4);
     }
     rotate_queries((u16*)queries, sizes, c.query, rows);  // while the first codes are on their way
-    __syncthreads();
+    __syncthreads();                                      // tables, scale steps and rotated queries are there
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -68,7 +68,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 exchange.probs[(member * TILES + t) * 32 + lane] = make_uint2(probs[t][0], probs[t][1]);
-            bar_sync(exchange.barrier, 32 * TEAM);
+            bar_sync(exchange.barrier, 32 * TEAM);  // the team's probabilities are there
         }
 #pragma unroll
         for (int i = 0; i < TEAM; i++) {
@@ -91,7 +91,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
         }
     }
     float *references = (float*)(shared + REFERENCES_AT), *all_weights = (float*)(shared + WEIGHTS_AT);
-    __syncthreads();
+    __syncthreads();  // nobody reads the tables any more: sums take their place
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -113,7 +113,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
                 mine[h * SUMS + m * 16] = w.sums[m][t][h];
                 mine[h * SUMS + m * 16 + 1] = w.sums[m][t][2 + h];
             }
-        __syncthreads();
+        __syncthreads();  // what all warps found is there
         const int here = min(8, rows - 8 * t);
         for (int i = threadIdx.x; i < here * V_STORED; i += THREADS) {
             const int r = i / V_STORED, d = i % V_STORED, part = d / PART,
@@ -134,6 +134,6 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
                 row_sum[(8 * t + r) * stride] = weight;
             }
         }
-        __syncthreads();
+        __syncthreads();  // everybody has read the sums, which the next tile overwrites
     }
 }

@@ -1,12 +1,13 @@
-// What the stretches of attention/attention.cu found, to one row a query head: those of codes rotated back, the exact ones added.
+// What the stretches of attention/attention.cu found, to one row a query head: those of codes rotated back, the exact
+// ones added.
 //
 // Macros, beside those of common/hadamard.cuh (N is the values'): V_DIM and V_STORED, of a head; WARPS.
 
 #include "common/hadamard.cuh"
 #include "common/reduce.cuh"
 
-// sums (rows, splits, V_STORED), row_max and row_sum (rows, splits), of which the first exact_splits are not rotated; out
-// (rows, V_DIM).
+// sums (rows, splits, V_STORED), row_max and row_sum (rows, splits), of which the first exact_splits are not rotated;
+// out (rows, V_DIM).
 extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const float* sums, const float* row_max,
                                                                         const float* row_sum, i64 exact_splits,
                                                                         i64 splits, void* out) {
@@ -15,7 +16,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const fl
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const i64 row = blockIdx.x;
     griddepcontrol_launch_dependents();
-    griddepcontrol_wait();
+    griddepcontrol_wait();  // what the splits found comes from the kernel before
     sums += row * splits * V_STORED, row_max += row * splits, row_sum += row * splits;
     float top = LOWEST, weight = 0.0f;
     for (int p = lane; p < splits; p += 32) top = fmaxf(top, row_max[p]);
@@ -26,7 +27,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const fl
         if (warp == 0) fractions[p] = fraction;
     }
     weight = warp_reduce_sum_up(weight);
-    __syncthreads();
+    __syncthreads();                     // the splits' fractions are there
     float total[2][V_STORED / 32] = {};  // exact, rotated
     for (int p = warp; p < splits; p += WARPS) {
         if (fractions[p] == 0.0f) continue;
@@ -43,7 +44,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const fl
     for (int k = 0; k < 2; k++)
 #pragma unroll
         for (int j = 0; j < V_STORED / 32; j++) totals[(k * WARPS + warp) * V_STORED + j * 32 + lane] = total[k][j];
-    __syncthreads();
+    __syncthreads();  // every warp's totals are there
     for (int b = warp; b < V_STORED / N; b += WARPS) {
         float v[VALUES];
 #pragma unroll

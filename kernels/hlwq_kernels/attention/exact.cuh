@@ -27,7 +27,7 @@ __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int be
             v[i][e] = e < count && d < V_DIM ? load_input(c.v_exact, slot(e) * V_DIM + d) : 0.0f;
         }
     for (int i = threadIdx.x; i < rows * K_DIM; i += THREADS) queries[i] = load_input(c.query, i);
-    __syncthreads();
+    __syncthreads();  // the queries are there
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
         const int e = warp + i * WARPS;
@@ -42,7 +42,7 @@ __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int be
             if (lane == 0) probs[r * EXACT + e] = seen ? logit(s * c.scaling, c.softcap) : minus_infinity();
         }
     }
-    __syncthreads();
+    __syncthreads();  // the logits of all tokens are there
     for (int r = warp; r < rows; r += WARPS) {
         const float l = lane < count ? probs[r * EXACT + lane] : minus_infinity();
         float top = fmaxf(l, LOWEST);
@@ -53,7 +53,7 @@ __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int be
         if (lane < EXACT) probs[r * EXACT + lane] = prob;
         if (lane == 0) row_max[r * stride] = top, row_sum[r * stride] = weight;
     }
-    __syncthreads();
+    __syncthreads();  // the probabilities are there
 #pragma unroll
     for (int i = 0; i < HELD_VALUES; i++) {
         const int d = i * THREADS + threadIdx.x;

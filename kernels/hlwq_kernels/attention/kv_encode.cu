@@ -1,5 +1,5 @@
-// The encoder of cached tokens: the bytes of encode_kv_reference in attention/kv_encode.py, so to be compiled without fused
-// multiply-adds.
+// The encoder of cached tokens: the bytes of encode_kv_reference in attention/kv_encode.py, so to be compiled without
+// fused multiply-adds.
 //
 // A warp codes a head of a token: lane l holds values l, l + 32, ... of it. Sums are the twin's trees.
 //
@@ -71,7 +71,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void encode_tokens(const void* 
         values[i] = centroids[i];
     }
     for (int i = threadIdx.x; i < 256; i += THREADS) sizes[i] = steps[i];
-    __syncthreads();
+    __syncthreads();  // the tables are there
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u8* kept = (u8*)(sizes + 256) + warp * STORED;
     for (i64 row = (i64)blockIdx.x * WARPS + warp; row < count; row += (i64)gridDim.x * WARPS) {

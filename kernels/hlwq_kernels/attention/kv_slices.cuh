@@ -4,7 +4,8 @@
 
 #include "common/dequant.cuh"
 
-// A plane's part of a slice. A part of a word comes to its lower end: see codes/planes.py for what lies where in a word.
+// A plane's part of a slice. A part of a word comes to its lower end: see codes/planes.py for what lies where in a
+// word.
 template <int WIDTH, int CODES>
 __device__ __forceinline__ void load_plane(u32* out, const u8* at, int shift) {
     constexpr int WORDS = WIDTH * CODES / 32;

@@ -1,4 +1,5 @@
-// What the parts of attention/attention.cu agree on: how a CTA is laid out, where in shared memory what lies, what a cache is.
+// What the parts of attention/attention.cu agree on: how a CTA is laid out, where in shared memory what lies, what a
+// cache is.
 
 #include "common/dequant.cuh"
 #include "common/types.cuh"
@@ -16,7 +17,8 @@ constexpr u32 HIDDEN = 256;  // in place of the scale of a value that may not be
 
 static_assert(WARPS % TEAM == 0, "whole teams");
 
-// Where in shared memory what lies, in bytes. First the tables, the larger one at a multiple of its size; later the sums.
+// Where in shared memory what lies, in bytes. First the tables, the larger one at a multiple of its size; later the
+// sums.
 constexpr int K_TABLE_BYTES = 4 * ENTRIES * COPIES, V_TABLE_BYTES = 4 * Width<V_BITS>::ENTRIES * V_COPIES;
 constexpr int LARGER_TABLE = K_TABLE_BYTES > V_TABLE_BYTES ? K_TABLE_BYTES : V_TABLE_BYTES;
 constexpr int SUMS_BYTES = 4 * WARPS * 8 * SUMS;

@@ -5,8 +5,8 @@
 #include "attention/shape.cuh"
 #include "common/reduce.cuh"
 
-// The queries, rotated, each divided by its largest value, where `mma_m16n8k16` wants them: of lane l in quad (t, c, x), the
-// values from c * CHUNK + l % 4 * LANE + 8 x on of query 8 t + l / 4.
+// The queries, rotated, each divided by its largest value, where `mma_m16n8k16` wants them: of lane l in quad (t, c,
+// x), the values from c * CHUNK + l % 4 * LANE + 8 x on of query 8 t + l / 4.
 __device__ __forceinline__ void rotate_queries(u16* queries, float* sizes, const void* query, int rows) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int r = warp; r < ROWS; r += WARPS) {
@@ -177,7 +177,7 @@ struct Worker {
                 for (int t = 0; t < TILES; t++)
 #pragma unroll
                     for (int h = 0; h < 2; h++) team.highest[member * ROWS + 8 * t + 2 * lane + h] = highest[t][h];
-            bar_sync(team.barrier, 32 * TEAM);
+            bar_sync(team.barrier, 32 * TEAM);  // every warp of the team has said whether it raises, and to what
             raises = false;
 #pragma unroll
             for (int m = 0; m < TEAM; m++) {

@@ -1,7 +1,7 @@
 // What the kernels that multiply by codes share: planes in, pairs of weights out.
 //
-// Two codes are looked up at once in a table of pairs in shared memory, of which several copies lie side by side, so that
-// few lanes meet at a bank; from 7 bits on pairs are too many, and codes are looked up one by one.
+// Two codes are looked up at once in a table of pairs in shared memory, of which several copies lie side by side, so
+// that few lanes meet at a bank; from 7 bits on pairs are too many, and codes are looked up one by one.
 //
 // Macros: BITS; ALIGN, what the bytes of a row are a multiple of, 4, 8 or 16; COPIES of the table; THREADS of a CTA;
 // those of common/types.cuh.
@@ -28,8 +28,8 @@ __device__ __forceinline__ void load_words(u32* out, const u8* at) {
     }
 }
 
-// The field pair (2p, 2p + 1) of a plane, p = 0 .. 15 within a lane's 32 codes, moved to bit TO. In a word the codes with
-// bit 2 of their index clear fill the low half: see codes/planes.py.
+// The field pair (2p, 2p + 1) of a plane, p = 0 .. 15 within a lane's 32 codes, moved to bit TO. In a word the codes
+// with bit 2 of their index clear fill the low half: see codes/planes.py.
 template <int WIDTH, int P, int TO>
 __device__ __forceinline__ u32 fields(const u32* words) {
     constexpr int code = 2 * P, per_word = 32 / WIDTH, word = code / per_word, i = code % per_word;

@@ -1,4 +1,6 @@
-// What kernels need beyond C++: a line of PTX each. The tests put a portable file in this one's place.
+// PTX instructions that CUDA C++ has no function for; functions have the instructions' names.
+//
+// Tests read a portable file, tests/support/cuda_on_cpu.h, instead of this one.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -8,7 +10,8 @@ typedef long long i64;
 
 __device__ inline u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 
-// Not volatile, so that loads may be moved: from tables only, which are written once, before the first barrier.
+// Not volatile, so that the compiler may move loads. Use it for tables only: they are written once, before the first
+// barrier.
 __device__ inline float ld_shared_f32(u32 address) {
     float x;
     asm("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address));
@@ -31,14 +34,14 @@ __device__ inline u32 float_to_half(float x) {
     return bits;
 }
 
-// Near log2: whoever asks must correct it.
+// An approximation of log2(x): the caller must correct it.
 __device__ inline float lg2_approx(float x) {
     float y;
     asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// Begin to copy 16 bytes into shared memory; done when `cp_async_wait_all` returns, for the thread that began them.
+// Starts a copy of 16 bytes into shared memory. `cp_async_wait_all` waits for the copies that the same thread started.
 __device__ inline void cp_async_16(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
@@ -53,7 +56,7 @@ __device__ inline void cp_async_wait_all() {
 #endif
 }
 
-// Whether x holds for any of the lanes that came here together: others may have no block.
+// Whether x holds for any of the active lanes: lanes without a block do not take part.
 __device__ inline bool any_active(bool x) { return __any_sync(__activemask(), x); }
 
 __device__ __forceinline__ u32 ld_shared(u32 table, u32 at) {
@@ -116,19 +119,19 @@ __device__ __forceinline__ float ex2_approx(float x) {
     return y;
 }
 
-// Wait for so many threads of the CTA; barriers are numbered from 1.
+// Waits until `threads` threads of the CTA reach barrier `barrier`, 1 to 15. Number 0 is __syncthreads().
 __device__ __forceinline__ void bar_sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Where a launch overlaps with the kernel before: nothing that one wrote may be read before this.
+// Waits for the kernel before, where a launch overlaps with it: reads of what that kernel wrote must follow.
 __device__ __forceinline__ void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// From here on the next kernel may start to prepare itself, where it is launched to overlap.
+// Allows the next kernel to start, where it is launched to overlap. It prepares itself and then waits for this one.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

@@ -1,7 +1,7 @@
 // Reductions over the lanes of a warp; every lane gets the result. All lanes of the warp must call them.
 //
-// Float sums depend on the order of additions, so there are two: from the farthest lane inward, and `_up`, from neighbours
-// outward. A kernel keeps its order, because its results are compared with those of a reference.
+// Float sums depend on the order of additions, so there are two: from the farthest lane inward, and `_up`, from
+// neighbours outward. A kernel keeps its order, because its results are compared with those of a reference.
 
 #include "common/ptx.cuh"
 

@@ -60,7 +60,7 @@ __device__ __forceinline__ float2 inverse_sizes(const Eight& a, const Eight& b, 
         sum.y += __shfl_xor_sync(0xffffffff, sum.y, h);
     }
     if (threadIdx.x % 32 == 0) sums[turn][threadIdx.x / 32] = sum;
-    __syncthreads();
+    __syncthreads();  // every warp's sums are there; the next turn uses another row of `sums`, so none follows
     float2 all = make_float2(0.0f, 0.0f);
     for (int w = 0; w < WARPS; w++) all.x += sums[turn][w].x, all.y += sums[turn][w].y;
     return make_float2(1.0f / sqrtf(all.x / COLUMNS + eps), 1.0f / sqrtf(all.y / COLUMNS + eps));
@@ -85,15 +85,16 @@ __device__ __forceinline__ Eight sum_of(const Eight& a, const Eight& b) {
     return y;
 }
 
-// After attention: sum = residual + norm(x); of it a norm for the dense layer, and where `router` is not null one for the
-// experts and one, without a weight, times scale (COLUMNS,) times root, for their router. All but the weights (rows, COLUMNS).
+// After attention: sum = residual + norm(x); of it a norm for the dense layer, and where `router` is not null one for
+// the experts and one, without a weight, times scale (COLUMNS,) times root, for their router. All but the weights
+// (rows, COLUMNS).
 extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_pre_ffn(
     const void* x, const void* residual, const void* weight, const void* for_dense, const void* for_experts,
     const void* scale, float root, float eps, void* sum, void* dense, void* experts, void* router) {
     griddepcontrol_launch_dependents();
     const Eight w = load_row8(weight, 0), w_dense = load_row8(for_dense, 0), w_experts = load_row8(for_experts, 0);
     const Eight scales = load_row8(scale, 0);
-    griddepcontrol_wait();
+    griddepcontrol_wait();  // rows come from the kernel before; weights, read above, do not
     const i64 row = blockIdx.x;
     const Eight a = load_row8(x, row), r = load_row8(residual, row);
     const Eight total = sum_of(r, normed(a, inverse_size(a, eps, 0), w, weight));
@@ -117,7 +118,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_post_ffn
     const Eight w_dense = load_row8(of_dense, 0), w_experts = load_row8(of_experts, 0), w = load_row8(weight, 0);
     const Eight w_next = load_row8(of_next, 0);
     const float factor = load_input(scalar, 0);
-    griddepcontrol_wait();
+    griddepcontrol_wait();  // as above
     const i64 row = blockIdx.x;
     const Eight a = load_row8(dense, row), b = load_row8(experts, row), r = load_row8(residual, row);
     Eight y = a;

@@ -1,5 +1,5 @@
-// Heads of one new token a sequence: queries, keys and values are normed, queries and keys turned by their position, keys
-// and values put into the cache. A warp takes a head; lane l holds values l, l + 32, ... of it.
+// Heads of one new token a sequence: queries, keys and values are normed, queries and keys turned by their position,
+// keys and values put into the cache. A warp takes a head; lane l holds values l, l + 32, ... of it.
 //
 // Rounded wherever torch would store, see decode_step/norms.cu.
 //
@@ -10,8 +10,9 @@
 
 constexpr int EACH = SIZE / 32;
 
-// queries (rows, QUERIES, SIZE), keys and values (rows, KEYS, SIZE), with so many elements from row to row; norms' weights
-// (SIZE,), none for values; cosines, sines (rows, SIZE); slot (1,); out (rows, QUERIES, SIZE); caches (rows, KEYS, slots, SIZE).
+// queries (rows, QUERIES, SIZE), keys and values (rows, KEYS, SIZE), with so many elements from row to row; norms'
+// weights (SIZE,), none for values; cosines, sines (rows, SIZE); slot (1,); out (rows, QUERIES, SIZE); caches (rows,
+// KEYS, slots, SIZE).
 extern "C" __global__ __launch_bounds__(THREADS) void qk_norm_rope_append(
     const void* queries, i64 query_stride, const void* keys, i64 key_stride, const void* values, i64 value_stride,
     const void* query_weight, const void* key_weight, const void* cosines, const void* sines, const i64* slot,
@@ -25,7 +26,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void qk_norm_rope_append(
     float w[EACH], x[EACH], squares = 0.0f;
 #pragma unroll
     for (int j = 0; j < EACH; j++) w[j] = value ? 1.0f : load_input(weight, j * 32 + lane);
-    griddepcontrol_wait();
+    griddepcontrol_wait();  // heads come from the kernel before; weights, read above, do not
     const void* from = query ? queries : value ? values : keys;
     const i64 at = row * (query ? query_stride : value ? value_stride : key_stride) + own * SIZE;
 #pragma unroll

@@ -177,7 +177,7 @@ template <class T>
 __device__ inline T over_row(T value, uint4* scratch, int rows, int width, int mine) {
     T *values = (T*)scratch, *results = (T*)(scratch + blockDim.x);
     values[threadIdx.x] = value;
-    __syncthreads();
+    __syncthreads();  // every thread's value is there
 #pragma unroll 1
     for (int r = threadIdx.x / 32; r < rows; r += blockDim.x / 32) {
         T x = {};
@@ -187,7 +187,7 @@ __device__ inline T over_row(T value, uint4* scratch, int rows, int width, int m
         for (int h = 16; h > 0; h /= 2) x = combine(x, from_lane(x, h));
         if (threadIdx.x % 32 == 0) results[r] = x;
     }
-    __syncthreads();
+    __syncthreads();  // every row's result is there
     return results[mine];
 }
 
@@ -205,7 +205,7 @@ __device__ inline EncodeTables load_tables(u32* to, const u32* from, int cells) 
     replicate(rest, from, REST, 1, 1);
     replicate(pairs, from + REST, SPAN + 1, 2, PAIR_COPIES);
     if (SEARCH) replicate(values, from + REST + 2 * (SPAN + 1), cells, 1, VALUE_COPIES);
-    __syncthreads();
+    __syncthreads();  // the tables are there
     EncodeTables t;
     t.inverse_outermost = __uint_as_float(rest[0]);
     t.top = __uint_as_float(rest[1]);
@@ -264,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         // The largest weight and the base.
         if (STAGED) {
             cp_async_wait_all();
-            __syncthreads();
+            __syncthreads();  // the rows that every thread copied are there
         }
         Largest largest = {0, 0};
         EACH_BLOCK {

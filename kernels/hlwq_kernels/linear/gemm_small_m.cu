@@ -1,13 +1,15 @@
-// y = x W^T for a few tokens, straight from packed codes: W is read once, at its true width, and never decoded to memory.
+// y = x W^T for a few tokens, straight from packed codes: W is read once, at its true width, and never decoded to
+// memory.
 //
-// A warp takes 16 rows of W. Each lane reads 32 codes of two of them, takes pairs of weights from the table (common/dequant.cuh),
-// multiplies them by the block's scale as a share of the row's base, and hands them to the tensor cores as they are: they
-// are the first operand of an MMA whose second are the rotated activations of up to 8 * TILES tokens. Sums are float32.
-// SPLIT warps share the columns of a row group; the other 8 / SPLIT of a CTA take other rows. A CTA makes its tables once
-// and goes through the groups: what it reads first of the next ones is on its way while the last ones are summed up.
+// A warp takes 16 rows of W. Each lane reads 32 codes of two of them, takes pairs of weights from the table
+// (common/dequant.cuh), multiplies them by the block's scale as a share of the row's base, and hands them to the tensor
+// cores as they are: they are the first operand of an MMA whose second are the rotated activations of up to 8 * TILES
+// tokens. Sums are float32. SPLIT warps share the columns of a row group; the other 8 / SPLIT of a CTA take other rows.
+// A CTA makes its tables once and goes through the groups: what it reads first of the next ones is on its way while the
+// last ones are summed up.
 //
-// Macros, beside those of common/dequant.cuh: N, the block size; LOG8, whether scales are steps below a row's base, else fp16
-// norms; SPLIT; TILES.
+// Macros, beside those of common/dequant.cuh: N, the block size; LOG8, whether scales are steps below a row's base,
+// else fp16 norms; SPLIT; TILES.
 
 #include "common/dequant.cuh"
 #include "common/reduce.cuh"
@@ -122,8 +124,8 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
     build_lut(table, centroids, own);
     if (LOG8)
         for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = float_to_half(steps[k]) * 0x10001;
-    __syncthreads();
-    griddepcontrol_wait();
+    __syncthreads();        // the tables are there
+    griddepcontrol_wait();  // the rotated activations are there
     const u16* lane_x[TILES];
     float unit[TILES][2];
 #pragma unroll
@@ -163,7 +165,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 sums_of[warp][t][lane / 4 + i / 2 * 8][2 * quarter + i % 2] = sums[t][i] * size[i / 2] * unit[t][i % 2];
-        __syncthreads();
+        __syncthreads();  // every warp's sums are there
         for (int i = threadIdx.x; i < WAYS * TILES * 8 * ROWS; i += THREADS) {
             const int row_in = i % ROWS, column = i / ROWS % (8 * TILES), which = i / ROWS / (8 * TILES);
             const i64 out = first_row + which * ROWS + row_in;
@@ -173,6 +175,6 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
             for (int w = 0; w < SPLIT; w++) sum += sums_of[which * SPLIT + w][column / 8][row_in][column % 8];
             store(y, column * rows + out, bias ? sum + load_output(bias, out) : sum);
         }
-        __syncthreads();
+        __syncthreads();  // everybody has read the sums, which the next rows overwrite
     }
 }

@@ -1,14 +1,15 @@
-// Products of one token, or of one token with each of its experts, with coded weights: W is read once, at its true width.
+// Products of one token, or of one token with each of its experts, with coded weights: W is read once, at its true
+// width.
 //
 // A thread owns 32 columns: it keeps their activations in registers and goes through rows, so that a row is read by
-// neighbouring threads at once and the activations are read once. A CTA takes TEAMS rows at a time, SLICES threads a row,
-// and rotates the activations itself, while the first codes are on their way. Pairs of weights come from the table
+// neighbouring threads at once and the activations are read once. A CTA takes TEAMS rows at a time, SLICES threads a
+// row, and rotates the activations itself, while the first codes are on their way. Pairs of weights come from the table
 // (common/dequant.cuh); products are added four at a time in fp16, those sums in float32, under the block's scale.
 //
-// Macros, beside those of common/dequant.cuh and common/hadamard.cuh: LOG8, whether scales are steps below a row's base, else fp16 norms;
-// COLUMNS, padded; TEAMS; THREADS, TEAMS * SLICES rounded up to warps; CTAS a multiprocessor; EXPERTS, 0 none, 1 the token
-// goes to each of TOP_K experts, 2 the token's TOP_K rows of x go to their experts and the results are summed; NAME, by which
-// a profile tells the three apart.
+// Macros, beside those of common/dequant.cuh and common/hadamard.cuh: LOG8, whether scales are steps below a row's
+// base, else fp16 norms; COLUMNS, padded; TEAMS; THREADS, TEAMS * SLICES rounded up to warps; CTAS a multiprocessor;
+// EXPERTS, 0 none, 1 the token goes to each of TOP_K experts, 2 the token's TOP_K rows of x go to their experts and the
+// results are summed; NAME, by which a profile tells the three apart.
 
 #include "common/dequant.cuh"
 #include "common/hadamard.cuh"
@@ -32,10 +33,10 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
     return half_to_float((u16)sum) + half_to_float((u16)(sum >> 16));
 }
 
-// x: a row of in_columns a token, with EXPERTS 2 TOP_K rows, with a gate twice as wide. codes, scales, base of (experts,)
-// rows, those of an expert *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps float32 (256,);
-// bias of y's type or null; topk_ids, topk_weights (tokens, TOP_K); y (tokens, rows), with EXPERTS 1 (tokens, TOP_K, rows). An expert
-// that is not there counts as zeros.
+// x: a row of in_columns a token, with EXPERTS 2 TOP_K rows, with a gate twice as wide. codes, scales, base of
+// (experts,) rows, those of an expert *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps
+// float32 (256,); bias of y's type or null; topk_ids, topk_weights (tokens, TOP_K); y (tokens, rows), with EXPERTS 1
+// (tokens, TOP_K, rows). An expert that is not there counts as zeros.
 extern "C" __global__ __launch_bounds__(THREADS,
                                         CTAS) void NAME(const void* x, i64 in_columns, const u8* codes,
                                                         const u8* scales, const u16* base, const float* centroids,
@@ -61,7 +62,7 @@ extern "C" __global__ __launch_bounds__(THREADS,
             for (int k = t + THREADS; k < 256; k += THREADS) step_table[k] = steps[k];
     };
     if (EXPERTS) build_luts();
-    if (EXPERTS) griddepcontrol_wait();
+    if (EXPERTS) griddepcontrol_wait();  // the experts' numbers come from the kernel before
     const i64 expert = EXPERTS ? topk_ids[token * TOP_K + slot] : 0;
     const bool known = expert >= 0 && expert < experts;
     // A thread beyond the last team reads what the first does, and nobody reads its sums.
@@ -96,7 +97,7 @@ extern "C" __global__ __launch_bounds__(THREADS,
 #pragma unroll
     for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // on their way while the rest is made ready
     if (!EXPERTS) build_luts();
-    if (!EXPERTS) griddepcontrol_wait();
+    if (!EXPERTS) griddepcontrol_wait();  // the activations come from the kernel before
     for (int some = warp; some * TOGETHER < X_BLOCKS; some += WARPS) {
         const int block = some * TOGETHER + lane / LANES, within = lane % LANES * 8;
         float v[8];
@@ -112,7 +113,7 @@ extern "C" __global__ __launch_bounds__(THREADS,
             make_uint4(pack_half2(v[0] * unit, v[1] * unit), pack_half2(v[2] * unit, v[3] * unit),
                        pack_half2(v[4] * unit, v[5] * unit), pack_half2(v[6] * unit, v[7] * unit));
     }
-    __syncthreads();
+    __syncthreads();  // tables and rotated activations are there
     u32 values[16];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -148,7 +149,7 @@ extern "C" __global__ __launch_bounds__(THREADS,
             }
         }
         if (t < BATCH * TEAMS) sizes[buffer][t] = size, offsets[buffer][t] = offset;
-        __syncthreads();
+        __syncthreads();  // the batch's sums are there; one barrier is enough, because `buffer` alternates
         // Eight lanes a row; in every batch other warps, while the rest go on.
         for (int four_rows = (warp + turn) % WARPS; four_rows * 4 < BATCH * TEAMS; four_rows += WARPS) {
             const int r = four_rows * 4 + lane / 8, row = group + r / TEAMS * stride + r % TEAMS;

@@ -14,7 +14,7 @@ extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u
         largest = fmaxf(largest, largest_in_warp(v));
     }
     if (lane == 0) largest_of[warp] = largest;
-    __syncthreads();
+    __syncthreads();  // every warp's largest value is there
     for (int w = 0; w < warps; w++) largest = fmaxf(largest, largest_of[w]);
     // The row's largest value goes to [2^13, 2^14): far from overflow, and what is 2^27 times smaller is still normal.
     const int exponent = exponent_of(largest) - 13;

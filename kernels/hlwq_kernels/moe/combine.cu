@@ -1,12 +1,12 @@
-// The weighed sum of the rows that each token's experts gave, wherever they lie. A CTA takes a token, a thread eight columns
-// at a time.
+// The weighed sum of the rows that each token's experts gave, wherever they lie. A CTA takes a token, a thread eight
+// columns at a time.
 //
 // Macros: INPUT and OUTPUT, alike, of 16 bits; THREADS.
 
 #include "common/types.cuh"
 
-// rows (pairs, columns), columns a multiple of 8; row_index int64 (tokens, k), the row of each pair, negative where it has none;
-// topk_weights float32 (tokens, k); y (tokens, columns).
+// rows (pairs, columns), columns a multiple of 8; row_index int64 (tokens, k), the row of each pair, negative where it
+// has none; topk_weights float32 (tokens, k); y (tokens, columns).
 extern "C" __global__ __launch_bounds__(THREADS) void combine_expert_outputs(const u16* rows, i64 columns,
                                                                              const i64* row_index,
                                                                              const float* topk_weights, i64 k, u16* y) {

@@ -1,14 +1,15 @@
 // Which experts lie in a layer's slots, decided on the device, and the copies that follow from it.
 //
-// Macros: EXPERTS and SLOTS of a layer, for `assign_slots`; THREADS; SHIFT and UNIT of a score, see offload/slots.py, whose torch twin gives
-// the same slots, copies and counts.
+// Macros: EXPERTS and SLOTS of a layer, for `assign_slots`; THREADS; SHIFT and UNIT of a score, see offload/slots.py,
+// whose torch twin gives the same slots, copies and counts.
 
 #include "common/ptx.cuh"
 
-// One CTA. topk_ids (pairs,), numbers that are no expert's included; of the layer slot_of (EXPERTS,), expert_in (SLOTS,),
-// both -1 for none, and scores (EXPERTS,). A layer's slots begin at `first` of all slots, those for all layers' overflow at
-// `scratch`. Writes slots (pairs,), copies (count, 2) of an expert and its slot, count, and adds to counters the experts
-// wanted and those that are missing. There must be a slot or a scratch slot for each expert topk_ids.
+// One CTA. topk_ids (pairs,), numbers that are no expert's included; of the layer slot_of (EXPERTS,), expert_in
+// (SLOTS,), both -1 for none, and scores (EXPERTS,). A layer's slots begin at `first` of all slots, those for all
+// layers' overflow at `scratch`. Writes slots (pairs,), copies (count, 2) of an expert and its slot, count, and adds to
+// counters the experts wanted and those that are missing. There must be a slot or a scratch slot for each expert
+// topk_ids.
 extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* topk_ids, i64 pairs, i64 first,
                                                                    i64 scratch, int* slot_of, int* expert_in,
                                                                    int* scores, i64* slots, int* copies, int* count,
@@ -19,24 +20,24 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
     const int t = threadIdx.x;
     for (int e = t; e < EXPERTS; e += THREADS) needed[e] = 0, target[e] = slot_of[e];
     for (int s = t; s < SLOTS; s += THREADS) held[s] = expert_in[s];
-    __syncthreads();
+    __syncthreads();  // `needed` is cleared
     for (i64 p = t; p < pairs; p += THREADS)
         if (topk_ids[p] >= 0 && topk_ids[p] < EXPERTS) needed[topk_ids[p]] = 1;
-    __syncthreads();
+    __syncthreads();  // `needed` is known
     for (int e = t; e < EXPERTS; e += THREADS) {
         const int before = scores[e];
         scores[e] = score[e] = before - ((before + (1 << SHIFT) - 1) >> SHIFT) + needed[e] * UNIT;
         missing[e] = needed[e] && target[e] < 0;
     }
-    __syncthreads();
+    __syncthreads();  // scores are brought up to date
     for (int s = t; s < SLOTS; s += THREADS) key[s] = held[s] < 0 ? -1 : needed[held[s]] ? BUSY : score[held[s]];
-    __syncthreads();
+    __syncthreads();  // every slot's key is there
     for (int s = t; s < SLOTS; s += THREADS) {
         int rank = 0;
         for (int other = 0; other < SLOTS; other++) rank += key[other] < key[s] || (key[other] == key[s] && other < s);
         if (key[s] != BUSY) victims[rank] = s;
     }
-    __syncthreads();
+    __syncthreads();  // the order of victims is known
     for (int e = t; e < EXPERTS; e += THREADS) {
         if (!missing[e]) {
             target[e] += (int)first;
@@ -54,7 +55,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
         slot_of[e] = victim;
         expert_in[victim] = e;
     }
-    __syncthreads();
+    __syncthreads();  // every expert's target is known
     for (i64 p = t; p < pairs; p += THREADS)
         slots[p] = topk_ids[p] >= 0 && topk_ids[p] < EXPERTS ? target[topk_ids[p]] : -1;
     if (t == 0) {
@@ -66,9 +67,9 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
     }
 }
 
-// One CTA. Of experts that may be needed soon, topk_ids (pairs,), the likeliest first, those that have no slot get one, at most
-// `most`: that of the expert of the smallest score which is not among them. Scores stay, and scratch is not touched, as other
-// layers use it meanwhile. Writes copies and count.
+// One CTA. Of experts that may be needed soon, topk_ids (pairs,), the likeliest first, those that have no slot get one,
+// at most `most`: that of the expert of the smallest score which is not among them. Scores stay, and scratch is not
+// touched, as other layers use it meanwhile. Writes copies and count.
 extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64* topk_ids, i64 pairs, i64 first,
                                                                       int* slot_of, int* expert_in, const int* scores,
                                                                       i64 most, int* copies, int* count) {
@@ -76,19 +77,19 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64*
     constexpr int BUSY = 0x7fffffff;
     const int t = threadIdx.x;
     for (int e = t; e < EXPERTS; e += THREADS) named[e] = 0;
-    __syncthreads();
+    __syncthreads();  // `named` is cleared
     for (i64 p = t; p < pairs; p += THREADS)
         if (topk_ids[p] >= 0 && topk_ids[p] < EXPERTS) named[topk_ids[p]] = 1;
-    __syncthreads();
+    __syncthreads();  // `named` is known
     for (int s = t; s < SLOTS; s += THREADS)
         key[s] = expert_in[s] < 0 ? -1 : named[expert_in[s]] ? BUSY : scores[expert_in[s]];
-    __syncthreads();
+    __syncthreads();  // every slot's key is there
     for (int s = t; s < SLOTS; s += THREADS) {
         int rank = 0;
         for (int other = 0; other < SLOTS; other++) rank += key[other] < key[s] || (key[other] == key[s] && other < s);
         if (key[s] != BUSY) victims[rank] = s;
     }
-    __syncthreads();
+    __syncthreads();  // the order of victims is known
     if (t > 0) return;
     int turn = 0, free = 0;
     for (int s = 0; s < SLOTS; s++) free += key[s] != BUSY;
@@ -105,8 +106,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64*
     *count = turn;
 }
 
-// Copies records, `words` times 16 bytes each, from host memory into slots, all CTAs together: a piece is what a CTA has on
-// its way at once. Adds the bytes to fetched.
+// Copies records, `words` times 16 bytes each, from host memory into slots, all CTAs together: a piece is what a CTA
+// has on its way at once. Adds the bytes to fetched.
 __device__ void copy_records(const uint4* records, uint4* slots, const int* copies, const int* count, i64 words,
                              i64* fetched) {
     constexpr int AHEAD = 4, PIECE = AHEAD * THREADS;
