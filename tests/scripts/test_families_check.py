@@ -1,0 +1,116 @@
+"""The check of model families: its verdicts are right, also where something is wrong."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scripts.checks import families as check
+from scripts.checks.families import Family, NotRunError, Row, check_family, choose, relative_difference, sweep
+from scripts.checks.tiny_models import families
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about the tiny models
+LLAMA = Family("llama", "LlamaForCausalLM", "causal")
+WEIGHTS = "model.safetensors"
+FIRST, SECOND = (f"model.layers.{i}.self_attn.q_proj" for i in (0, 1))
+
+
+def swap_codes(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors[f"{FIRST}.codes"], tensors[f"{SECOND}.codes"] = tensors[f"{SECOND}.codes"], tensors[f"{FIRST}.codes"]
+    save_file(tensors, folder / WEIGHTS, {"format": "pt", "format_version": "1"})
+
+
+def swap_norms(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    names = [name for name in tensors if name.endswith("input_layernorm.weight")]
+    tensors[names[0]], tensors[names[1]] = tensors[names[1]], tensors[names[0]]
+    save_file(tensors, folder / WEIGHTS, {"format": "pt", "format_version": "1"})
+
+
+def lose_scales(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    del tensors[f"{FIRST}.scales"]
+    save_file(tensors, folder / WEIGHTS, {"format": "pt", "format_version": "1"})
+
+
+def test_a_right_checkpoint_is_equal_in_every_way(tmp_path: Path) -> None:
+    row = check_family(LLAMA, tmp_path)
+    assert (row.verdict, row.dtype, row.loads, row.generates, row.difference) == ("equal", "bf16", True, "yes", 0.0)
+    assert row.coded_share == 0.75
+    assert row.kept == ""
+    assert not row.failed
+
+
+@pytest.mark.parametrize(
+    ("damage", "loads", "verdict"),
+    [
+        (swap_codes, True, f"WRONG: outputs differ by .*; {FIRST}.weight differs"),
+        (swap_norms, True, r"WRONG: outputs differ by .*; model.layers.0.input_layernorm.weight differs"),
+        (lose_scales, False, f"error: does not load: CorruptError: .*{FIRST}.scales"),
+    ],
+)
+def test_a_damaged_checkpoint_is_found(
+    damage: Callable[[Path], None], loads: bool, verdict: str, tmp_path: Path
+) -> None:
+    row = check_family(LLAMA, tmp_path, damage=damage)
+    assert (row.loads, row.failed) == (loads, True)
+    assert re.match(verdict, row.verdict)
+
+
+def test_what_quantize_refuses_before_any_work_is_refused(tmp_path: Path) -> None:
+    original = check.make_original(LLAMA, tmp_path / "source")
+    (tmp_path / "source" / WEIGHTS).write_bytes(b"no header")
+    row = check.steps(Row(LLAMA, ""), original, tmp_path, None)
+    assert row.verdict.startswith("refused: ")
+    assert row.verdict.endswith("(exit 1)")
+    assert not row.failed
+
+
+def test_an_export_that_is_far_from_the_original_is_found(tmp_path: Path) -> None:
+    original = check.make_original(LLAMA, tmp_path / "source")
+    assert check.far_weight(original.model, original.model) == ""
+    other = original.load(tmp_path / "source")
+    other.model.layers[1].mlp.up_proj.weight.data = other.model.layers[1].mlp.up_proj.weight.flip(0)
+    assert check.far_weight(original.model, other) == "model.layers.1.mlp.up_proj.weight"
+
+
+def test_a_model_that_transformers_does_not_run_is_not_tried(tmp_path: Path) -> None:
+    with pytest.raises(NotRunError, match=r"is not built: .*transformers has no NoSuchModel"):
+        check_family(Family("llama", "NoSuchModel", "causal"), tmp_path)
+
+
+def test_a_process_that_takes_too_long_is_ended_and_the_next_one_runs() -> None:
+    answers = dict(sweep([LLAMA], 1, seconds=0.01))
+    row = answers[LLAMA]
+    assert isinstance(row, Row)
+    assert row.verdict == "error: the time limit was reached"
+
+
+def test_outputs_differ_where_shapes_or_nans_do() -> None:
+    one, nan = torch.ones(3), torch.tensor([1.0, float("nan"), 1.0])
+    assert relative_difference([one], [one]) == relative_difference([nan], [nan]) == 0.0
+    assert relative_difference([one], [one * 2]) == 0.5
+    assert relative_difference([one], [nan]) == relative_difference([nan], [one]) == float("inf")
+    assert relative_difference([one], [one[:2]]) == relative_difference([one], []) == float("inf")
+
+
+def test_a_sample_is_a_fixed_spread_over_all_auto_classes() -> None:
+    chosen = choose([], 25)
+    assert chosen == choose([], 25)
+    assert len(set(chosen)) == 25
+    assert {family.auto_class for family in chosen} == {"causal", "image-text", "seq2seq", "masked", "base"}
+    assert len(list(families())) > 300
+
+
+def test_a_page_lists_what_failed_first_and_what_was_not_tried() -> None:
+    wrong = Row(Family("zoo", "ZooModel", "base"), "WRONG: outputs differ by 1")
+    result = check.Sweep([Row(LLAMA, "equal", coded_share=0.75, difference=0.0), wrong], [(LLAMA, "is not built")])
+    lines = check.page(result, "python x").splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert rows[1].startswith("| zoo | ZooModel | base | - |")
+    assert rows[2].startswith("| llama | LlamaForCausalLM | causal | 75% | - | 0 | - | equal |")
+    assert lines[-1] == "- llama (LlamaForCausalLM): is not built"
