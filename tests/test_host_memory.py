@@ -101,9 +101,7 @@ def test_memory_that_cannot_be_pinned_is_ordinary_and_told_once(
     devices._warn_unpinned.cache_clear()
     assert [m.pinned for m in memories] == [False, False]
     assert [len(m.bytes) for m in memories] == [SIZE, SIZE]
-    assert [r.getMessage() for r in caplog.records] == [
-        "Host memory cannot be pinned: the GPU is given its slices slowly."
-    ]
+    assert [r.getMessage() for r in caplog.records] == ["Host memory cannot be pinned: copies to the GPU are slow."]
 
 
 def test_memory_for_a_processor_asks_nothing_of_cuda(cuda: Callable[[int], Runtime]) -> None:
@@ -116,7 +114,7 @@ def test_memory_for_a_processor_asks_nothing_of_cuda(cuda: Callable[[int], Runti
 
 
 def test_room_that_is_not_there_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(HlwqError, match=r"no 1152921\.50 TB for a thread's buffer") as caught:
+    with pytest.raises(HlwqError, match=r"no 1152921\.50 TB of memory for a thread's buffer") as caught:
         Device(torch.device("cpu")).host_memory(2**60)
     assert "--threads" in str(caught.value.hint)
 

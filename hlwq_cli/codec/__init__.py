@@ -1,4 +1,4 @@
-"""The mathematics of HLWQ: weights to codes and back. Knows tensors; nothing of files or models.
+"""The mathematics of HLWQ: encode weights and decode them. It knows tensors, but neither files nor models.
 
 It is the scalar case of HIGGS (arXiv 2411.17525), published for weights as PolarQuant/HLWQ (arXiv 2603.29078).
 """

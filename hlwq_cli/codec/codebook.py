@@ -1,4 +1,4 @@
-"""The Lloyd-Max codebook of a standard normal: the centroids that code a Gaussian with the least squared error."""
+"""The Lloyd-Max codebook of a standard normal: the centroids with the least squared error for Gaussian weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TOLERANCE = 1e-14
 
 
 def _tail(x: float) -> float:
-    """P(Z > x) for a standard normal Z; accurate far into the tail, unlike 1 - CDF."""
+    """Return P(Z > x) for a standard normal Z; accurate far into the tail, unlike 1 - CDF."""
     return 0.5 * math.erfc(x / math.sqrt(2.0))
 
 
@@ -19,7 +19,7 @@ def _density(x: float) -> float:
 
 
 def _normal_quantile(p: float) -> float:
-    """The x with P(Z > x) = p, by bisection: only a starting point, so speed and the last digit do not matter."""
+    """Return the x with P(Z > x) = p, by bisection. It is only a starting point: the last digit does not matter."""
     low, high = 0.0, 40.0
     while high - low > 1e-12:
         middle = 0.5 * (low + high)
@@ -28,12 +28,12 @@ def _normal_quantile(p: float) -> float:
 
 
 def _initial_guess(levels: int) -> list[float]:
-    """Panter-Dite: optimal centroids are asymptotically spread like a normal of variance 3."""
+    """Return the positive centroids by Panter and Dite: asymptotically they are spread like a normal of variance 3."""
     return [math.sqrt(3.0) * _normal_quantile(0.5 - (i + 0.5) / (2 * levels)) for i in range(levels)]
 
 
 def _newton_step(c: list[float]) -> list[float]:
-    """The Newton correction for `c_i - E[Z | cell i] = 0`, a tridiagonal system, on the positive half-line."""
+    """Return the Newton correction for `c_i - E[Z | cell i] = 0`, a tridiagonal system, on the positive half-line."""
     m = len(c)
     edges = [0.0] + [0.5 * (c[i] + c[i + 1]) for i in range(m - 1)]
     tails = [_tail(t) for t in edges] + [0.0]
@@ -53,7 +53,7 @@ def _newton_step(c: list[float]) -> list[float]:
 def _solve_tridiagonal(
     lower: list[float], diagonal: list[float], upper: list[float], right: list[float]
 ) -> list[float]:
-    """Thomas' algorithm."""
+    """Solve a tridiagonal system by Thomas' algorithm."""
     m = len(right)
     d, r = diagonal[:], right[:]
     for i in range(1, m):
@@ -69,11 +69,11 @@ def _solve_tridiagonal(
 
 @lru_cache(maxsize=None)
 def lloyd_max(bits: int) -> tuple[float, ...]:
-    """The 2^bits centroids of N(0, 1), ascending and symmetric, converged in float64.
+    """Return the 2^bits centroids of N(0, 1), ascending and symmetric, converged in float64.
 
     They solve Lloyd's two conditions (S. P. Lloyd, 1957/1982; J. Max, 1960): each centroid is the mean of its cell,
-    each cell edge the midpoint of two centroids. Newton's method reaches in ten steps what Lloyd's iteration, which
-    is what the published tables stopped early, needs 1e5 for.
+    and each cell edge is the midpoint of two centroids. Newton's method converges in ten steps. Lloyd's iteration
+    needs 1e5 steps, and the published tables stopped it early.
 
     Args:
         bits: 1 to 8.

@@ -1,4 +1,4 @@
-"""A weight of any leading dimensions to codes, and back."""
+"""Encode a weight of any leading dimensions, and decode it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .scheme import Coded, Scheme
 
 @dataclass(frozen=True)
 class SquaredError:
-    """What coding cost: sums over weights, in float64. Sums of several weights add.
+    """The squared error of coding: float64 sums over weights. Add objects to get the sums over several tensors.
 
     Attributes:
-        error: sum of (w - w')^2; a padded tail counts the error of its padding too.
+        error: sum of (w - w')^2, padding of the last block included.
         energy: sum of w^2.
     """
 
@@ -33,28 +33,28 @@ class SquaredError:
 
     @property
     def relative(self) -> float:
-        """||W - W'||^2 / ||W||^2; zero for a zero weight."""
+        """The relative error ||W - W'||^2 / ||W||^2; 0 if all weights are 0."""
         return self.error / self.energy if self.energy else 0.0
 
 
 def encode(
     weight: torch.Tensor, scheme: Scheme, name: str = "weight", first_row: int = 0, lead: tuple[int, ...] | None = None
 ) -> tuple[Coded, SquaredError]:
-    """Code a weight.
+    """Encode a weight.
 
     Args:
         weight: (..., out, in), float32, bfloat16 or float16.
-        scheme: how.
-        name: for messages.
-        first_row: where `weight` is a slice of a larger tensor's rows, the number of its first, for messages.
-        lead: the leading dimensions of that larger tensor, for messages.
+        scheme: how to encode it.
+        name: name of the tensor, for messages.
+        first_row: if `weight` is a slice of a larger tensor: index of the first row in it, for messages.
+        lead: leading dimensions of that larger tensor, for messages.
 
     Returns:
-        The coded weight, and what coding cost.
+        The coded weight, and the squared error.
 
     Raises:
-        NonFiniteError: a weight is NaN, infinite, or 2^120 and more in magnitude; names the tensor and the index.
-        UnsupportedError: a block's norm does not fit the float16 scale of the `fp16` kind.
+        NonFiniteError: a weight is NaN, infinite, or at least 2^120 in magnitude. The message names tensor and index.
+        UnsupportedError: the norm of a block does not fit the float16 scale of `fp16`.
 
     Example:
         >>> coded, cost = encode(torch.randn(4, 128), Scheme(bits=5))
@@ -86,14 +86,14 @@ def encode(
 def coding_cost(
     error: torch.Tensor, energy: torch.Tensor, rows: torch.Tensor, name: str, first_row: int, lead: tuple[int, ...]
 ) -> SquaredError:
-    """What `encode_rows` says that coding rows cost, or the error it says was met.
+    """Return the squared error of encoded rows, or raise the error that `encode_rows` reports in its results.
 
     Args:
-        error: float64 (rows,), as `encode_rows` gives it.
-        energy: likewise.
-        rows: (rows, columns), the weights, on any device; looked at only where one is not finite.
-        name: of the tensor they belong to, for messages.
-        first_row: of that tensor.
+        error: float64 (rows,), the squared error of each row as returned by `encode_rows`.
+        energy: float64 (rows,), the sum of squares of each row, likewise.
+        rows: (rows, columns), the weights, on any device; read only if one is not finite.
+        name: name of the tensor that the rows belong to, for messages.
+        first_row: index of the first row in that tensor.
         lead: leading dimensions of that tensor.
 
     Raises:
@@ -116,17 +116,17 @@ def _not_codable(rows: torch.Tensor, name: str, first_row: int, lead: tuple[int,
     value = rows[row, column].item()
     index = [int(i) for i in torch.unravel_index(torch.tensor(first_row + row), lead)] + [column]
     return NonFiniteError(
-        f"{name}{index} is {value}, which no code can stand for.",
+        f"{name}{index} is {value}, which cannot be coded.",
         "Repair the checkpoint, or keep this tensor with --exclude.",
     )
 
 
 def decode(coded: Coded, centroids: torch.Tensor | None = None) -> torch.Tensor:
-    """The float32 weight, of shape `coded.shape`, that the codes stand for.
+    """Return the decoded weight, float32 of shape `coded.shape`.
 
     Args:
-        coded: the weight.
-        centroids: float32 (2^bits,), as the checkpoint states them; by default this library's own.
+        coded: the coded weight.
+        centroids: float32 (2^bits,), from the checkpoint; by default those of `lloyd_max`.
     """
     if centroids is None:
         centroids = torch.tensor(lloyd_max(coded.scheme.bits), dtype=torch.float32)

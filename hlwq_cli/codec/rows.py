@@ -22,12 +22,12 @@ def encode_rows(weight: torch.Tensor, scheme: Scheme) -> EncodedRows:
 
 
 def prepare_encode(weight: torch.Tensor, scheme: Scheme, out: EncodedRows) -> Callable[[], None]:
-    """Return a call that encodes what `weight` then holds into `out`, on the GPU's then current stream.
+    """Return a function that encodes the current content of `weight` into `out`, on the current stream of the GPU.
 
     Args:
-        weight: (rows, columns), memory that is filled before each call and stays where it is.
+        weight: (rows, columns); the caller fills it before each call, and must not move or free it.
         scheme: how to encode.
-        out: memory of the shapes and dtypes of `encoded_layout`, on the same device; it stays where it is, too.
+        out: memory of the shapes and dtypes of `encoded_layout` on the same device; likewise not to be moved or freed.
     """
     return prepare_encode_by_tables(weight, scheme.tables, scheme.block_size, scheme.scale, scheme.search, out)
 
@@ -38,5 +38,5 @@ def encoded_layout(shape: tuple[int, int], scheme: Scheme) -> dict[str, PartLayo
 
 
 def has_encode_kernel(device: torch.device) -> bool:
-    """Return whether a compiled kernel encodes on this GPU, which needs no memory but that of its results."""
+    """Return whether a compiled kernel encodes on this GPU. It needs no memory except for its results."""
     return supports_nvrtc(device)

@@ -1,4 +1,4 @@
-"""How a weight is coded, and the container of a coded weight."""
+"""The scheme that says how a weight is coded, and the container of a coded weight."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BLOCK_SIZES = (32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Scheme:
-    """The one description of a coding.
+    """How a weight is coded.
 
     Attributes:
         bits: width of a code, 2 to 8.
-        block_size: weights along the input dimension that are rotated together and share a scale.
-        scale: `log8`, one byte a block and a bf16 base a row, or `fp16`, the block's L2 norm.
-        search: try 30 scales a block and keep the best; changes the encoder only, no reader.
+        block_size: number of weights along the input dimension that are rotated together and share a scale.
+        scale: `log8` stores one byte per block and a bfloat16 base per row; `fp16` stores the L2 norm of each block.
+        search: whether the encoder tries 30 scales per block and keeps the best. A decoder does not need to know.
     """
 
     bits: int
@@ -42,29 +42,29 @@ class Scheme:
 
     @classmethod
     def classic(cls, bits: int) -> Scheme:
-        """The published method: blocks of 128, raw L2 norms in fp16, no search."""
+        """Return the published method: blocks of 128, raw L2 norms in fp16, no search."""
         return cls(bits, block_size=128, scale="fp16", search=False)
 
     @property
     def tables(self) -> CodeTables:
-        """The codebook and its look-up tables."""
+        """The codebook and its lookup tables."""
         return CodeTables.from_centroids(lloyd_max(self.bits))
 
     def padded(self, columns: int) -> int:
-        """`columns` rounded up to whole blocks."""
+        """Return `columns` rounded up to whole blocks."""
         return padded_columns(columns, self.block_size)
 
     def row_bytes(self, columns: int) -> int:
-        """Stored bytes of one row: codes, scales and base."""
+        """Return the number of bytes that one row takes: codes, scales and base."""
         return sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.layout((1, columns)).values())
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parts that are stored: codes, scales and, with `log8`, base."""
+        """Names of the stored parts: codes, scales and, with `log8`, base."""
         return SCALE_FORMATS[self.scale].parts
 
     def layout(self, shape: tuple[int, ...]) -> dict[str, PartLayout]:
-        """Shape and dtype of each part that is stored of a weight of (..., out, in)."""
+        """Return the shape and dtype of each stored part of a weight of shape (..., out, in)."""
         return layout(shape, self.bits, self.block_size, self.scale)
 
 
@@ -76,8 +76,8 @@ class Coded:
         codes: uint8 (..., out, padded_in * bits / 8), packed bit planes.
         scales: uint8 (`log8`) or float16 (`fp16`), (..., out, padded_in / block_size).
         base: bfloat16 (..., out) for `log8`, None for `fp16`.
-        shape: of the weight.
-        scheme: how it was coded.
+        shape: shape of the weight.
+        scheme: how the weight was coded.
     """
 
     codes: torch.Tensor
@@ -88,10 +88,10 @@ class Coded:
 
     @property
     def nbytes(self) -> int:
-        """Stored bytes."""
+        """Number of stored bytes."""
         return self.codes.nbytes + self.scales.nbytes + (0 if self.base is None else self.base.nbytes)
 
     @property
     def bits_per_weight(self) -> float:
-        """All stored bits over the number of weights."""
+        """Number of stored bits, scales and base included, per weight."""
         return 8 * self.nbytes / math.prod(self.shape)

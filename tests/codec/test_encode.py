@@ -1,4 +1,4 @@
-"""Weights of any leading dimensions to codes and back, and weights that no code can stand for."""
+"""Weights of any leading dimensions to codes and back, and weights that cannot be coded."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a coded checkpoint is made of, from its small files and headers."""
+"""Describe and compare coded checkpoints from their small files and headers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from .reader import open_coded
 
 @dataclass(frozen=True)
 class InspectReport:
-    """A checkpoint at a glance, and tensor by tensor.
+    """A summary of a checkpoint, and one record per tensor.
 
     Attributes:
-        path: as given.
-        source: id and revision of what it was made from.
-        rule: how roles were found.
-        bits_per_weight: of coded tensors, every stored bit counted.
-        coded_bytes: of coded tensors.
-        kept_bytes: of kept ones.
-        source_bytes: of the source's weights.
-        kept_share: kept bytes over source bytes.
-        bits: weights by width.
-        coded: a record each.
-        kept: a record each.
+        path: the path or Hub id, as given.
+        source: id and revision of the source.
+        rule: how the roles were found, for people.
+        block_size: weights per block.
+        scale: kind of the block scales, `log8` or `fp16`.
+        bits_per_weight: stored bits per coded weight, scales included.
+        coded_bytes: size of the coded tensors.
+        kept_bytes: size of the kept tensors.
+        source_bytes: size of the source's weights.
+        kept_share: kept bytes divided by source bytes.
+        bits: number of coded weights by width.
+        coded: one record per coded tensor.
+        kept: one record per kept tensor.
     """
 
     path: str
@@ -45,7 +47,7 @@ class InspectReport:
 
     @property
     def matrices(self) -> dict[str, int]:
-        """How many matrices of each role are coded; a stack counts its experts."""
+        """Number of coded matrices by role; each expert of a stack counts."""
         counts: Counter[str] = Counter()
         for t in self.coded:
             counts[t.role] += t.matrices
@@ -59,8 +61,8 @@ class DiffReport:
     Attributes:
         only_first: tensors that only the first has.
         only_second: tensors that only the second has.
-        recoded: (name, what differs) of tensors that are coded or kept otherwise.
-        changed: tensors coded alike whose bytes differ.
+        recoded: (name, what differs) of tensors that both have in different formats.
+        changed: tensors of the same format whose bytes differ.
         same: number of tensors with the same bytes.
     """
 
@@ -77,7 +79,7 @@ class DiffReport:
 
 
 def inspect(path: str | os.PathLike[str], revision: str | None = None) -> InspectReport:
-    """Describe an HLWQ folder or Hub repository; see `open_coded` for what it raises."""
+    """Describe an HLWQ folder or Hub repository; see `open_coded` for the errors."""
     checkpoint = open_coded(path, revision)
     manifest, settings = checkpoint.manifest, checkpoint.settings
     return InspectReport(
@@ -98,7 +100,13 @@ def inspect(path: str | os.PathLike[str], revision: str | None = None) -> Inspec
 
 
 def diff(first: str | os.PathLike[str], second: str | os.PathLike[str], revision: str | None = None) -> DiffReport:
-    """Compare two HLWQ checkpoints tensor by tensor, by the hashes in their manifests; `revision` is the first's."""
+    """Compare two HLWQ checkpoints tensor by tensor, by the hashes in their manifests.
+
+    Args:
+        first: an HLWQ folder or Hub id.
+        second: another.
+        revision: branch, tag or commit of `first`.
+    """
     one, two = open_coded(first, revision), open_coded(second)
     a, b = _by_name(one.manifest), _by_name(two.manifest)
     codings = [f", blocks of {c.settings['block_size']}, {c.settings['scale']}" for c in (one, two)]
@@ -117,7 +125,7 @@ def diff(first: str | os.PathLike[str], second: str | os.PathLike[str], revision
 
 
 def _by_name(manifest: Manifest) -> dict[str, TensorRecord | KeptRecord]:
-    """Coded and kept tensors under one kind of name, so that a matrix coded here and kept there is one tensor."""
+    """Return coded and kept records by name. A matrix has the same name whether it is coded or kept."""
     records: dict[str, TensorRecord | KeptRecord] = {t.name: t for t in manifest.coded}
     return {**records, **{k.name.removesuffix(".weight"): k for k in manifest.kept}}
 

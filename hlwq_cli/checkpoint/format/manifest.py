@@ -1,4 +1,4 @@
-"""hlwq_manifest.json: what a finished checkpoint is made of, and of what it was made."""
+"""hlwq_manifest.json: the contents of a finished checkpoint, and the settings that it was made with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,20 @@ CHART = "hlwq_bench.png"
 
 @dataclass(frozen=True)
 class Manifest:
-    """hlwq_manifest.json: what the checkpoint is made of, and of what it was made."""
+    """The contents of hlwq_manifest.json.
+
+    Attributes:
+        fingerprint: everything that decides the bytes, see `fingerprint`.
+        tool: name and version of the program that wrote the checkpoint.
+        source: id and revision of the source.
+        rule: how the roles were found, for people.
+        source_bytes: size of the source's weights.
+        files: all files but the manifest.
+        coded: one record per coded tensor.
+        kept: one record per kept tensor.
+        dropped: name and reason of each tensor that was not written.
+        format_version: version of the file format.
+    """
 
     fingerprint: dict[str, Any]
     tool: dict[str, str]
@@ -40,17 +53,17 @@ class Manifest:
 
     @property
     def coded_bytes(self) -> int:
-        """Stored bytes of coded tensors."""
+        """Size of all coded tensors."""
         return sum(t.bytes for t in self.coded)
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of kept tensors."""
+        """Size of all kept tensors."""
         return sum(t.bytes for t in self.kept)
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors."""
         return self.coded_bytes + self.kept_bytes
 
     @property
@@ -63,25 +76,25 @@ class Manifest:
 
     @property
     def bits_per_weight(self) -> float:
-        """All stored bits of coded tensors over their weights."""
+        """Stored bits per coded weight, scales included."""
         weights = sum(self.weights_by_bits.values())
         return 8 * self.coded_bytes / weights if weights else 0.0
 
     @property
     def digest(self) -> str:
-        """sha256 of what was made of what: the fingerprint and every tensor's hash, whatever card lies beside them."""
+        """sha256 of the fingerprint and all tensor hashes. It does not depend on the card or other sidecar files."""
         tensors = sorted([[t.name, t.blake3] for t in self.coded] + [[t.name, t.blake3] for t in self.kept])
         return hashlib.sha256(json.dumps([self.fingerprint, tensors], sort_keys=True).encode()).hexdigest()
 
     def with_files(self, records: Iterable[FileRecord]) -> Manifest:
-        """This manifest with files added or replaced."""
+        """Return this manifest with files added or replaced."""
         files = {f.name: f for f in self.files} | {r.name: r for r in records}
         shards = [f for f in files.values() if f.is_shard]
         others = [f for f in files.values() if not f.is_shard]
         return replace(self, files=(*shards, *sorted(others, key=lambda f: f.name)))
 
     def dump(self) -> bytes:
-        """The file's bytes."""
+        """Return the bytes of the file."""
         return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -89,12 +102,12 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
     """Read a finished checkpoint's manifest.
 
     Args:
-        folder: where it lies.
-        name: what to call the checkpoint in messages, by default its folder.
+        folder: folder of the checkpoint.
+        name: name of the checkpoint in messages, by default its folder.
 
     Raises:
-        NotFoundError: the folder has none.
-        CorruptError: it cannot be understood.
+        NotFoundError: the folder has no manifest.
+        CorruptError: the manifest is not valid, or of an unknown version.
     """
     path, name = folder / MANIFEST, name or str(folder)
     if not path.is_file():
@@ -117,20 +130,20 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
         check_fields("manifest", document)
         return Manifest(**document)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptError(f"{path} cannot be understood: {error}.", "Fetch the checkpoint again.") from error
+        raise CorruptError(f"{path} is not a valid manifest: {error}.", "Fetch the checkpoint again.") from error
 
 
 def _is_earlier(document: dict[str, Any]) -> bool:
-    """Whether tensors have the hash of before the first release."""
+    """Return whether tensors have the kind of hash that was used before the first release."""
     return any("sha256" in record for record in (*document["coded"], *document["kept"]))
 
 
 def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not valid JSON")
 
 
 def fingerprint(plan: Plan, max_shard_bytes: int, base_model: str | None) -> dict[str, Any]:
-    """What decides a run's bytes; two runs with the same fingerprint write the same files."""
+    """Return everything that decides a run's bytes. Two runs with the same fingerprint write the same files."""
     return {
         "source": plan.source.fingerprint(),
         "recipe": plan.recipe.as_json(),
@@ -143,11 +156,11 @@ def fingerprint(plan: Plan, max_shard_bytes: int, base_model: str | None) -> dic
 
 
 def describe_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    """How two fingerprints differ, in a few words; empty where they do not."""
+    """Return how two fingerprints differ, in a few words, or "" if they are equal."""
     found = _differences(ours, theirs)
-    telling = [d for d in found if not d.startswith(("plan ", "recipe.role_bits"))] or found
-    more = f" and {len(telling) - 3} more" if len(telling) > 3 else ""
-    return ", ".join(telling[:3]) + more
+    shown = [d for d in found if not d.startswith(("plan ", "recipe.role_bits"))] or found
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return ", ".join(shown[:3]) + more
 
 
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""A coded checkpoint, opened: strict about everything its files say of each other, coded tensors read by slice."""
+"""Open a coded checkpoint, check that its files agree with each other, and read its tensors by slice."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .shards import FORMAT_VERSION
 
 @dataclass
 class CodedCheckpoint:
-    """An HLWQ folder.
+    """An open coded checkpoint.
 
     Attributes:
-        folder: where it lies.
-        config: its config.json.
-        manifest: its hlwq_manifest.json.
-        tensors: everything in its shards, by stored name.
-        codebooks: float32 centroids by width, as config.json states them.
-        repo: the Hub repository that fills `folder` on demand, or None.
+        folder: the local folder.
+        config: contents of config.json.
+        manifest: contents of hlwq_manifest.json.
+        tensors: all tensors of the shards, by stored name.
+        codebooks: float32 centroids by width, from config.json.
+        repo: the Hub repository that files are fetched from on demand, or None.
     """
 
     folder: Path
@@ -48,21 +48,25 @@ class CodedCheckpoint:
         self._files = PrefetchedFiles(self.path, lambda _: None)
 
     def path(self, file: str) -> Path:
-        """The local path of a file, fetched first where it must be."""
+        """Return the local path of a file. The file is fetched first if it is not there."""
         return self.folder / file if self.repo is None else self.repo.fetch(file)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The quantization_config."""
+        """The quantization_config of config.json."""
         settings: dict[str, Any] = self.config["quantization_config"]
         return settings
 
     def scheme(self, record: TensorRecord) -> Scheme:
-        """How a tensor is coded (whether its scales were searched does not matter to a reader)."""
+        """Return how a tensor is coded. `search` is always False: it does not matter to a decoder."""
         return Scheme(record.bits, self.settings["block_size"], self.settings["scale"], False)
 
     def stored(self, record: TensorRecord) -> list[TensorInfo]:
-        """The stored tensors of a coded one: codes, scales and, with `log8`, base."""
+        """Return the stored tensors of a coded one: codes, scales and, with `log8`, base.
+
+        Raises:
+            CorruptError: one is missing.
+        """
         names = [part_name(record.name, part, len(record.shape)) for part in self.scheme(record).parts]
         missing = sorted(set(names) - set(self.tensors))
         if missing:
@@ -70,7 +74,7 @@ class CodedCheckpoint:
         return [self.tensors[n] for n in names]
 
     def decode_rows(self, record: TensorRecord, first_row: int, rows: int) -> torch.Tensor:
-        """float32 (rows, in) of a coded tensor whose leading dimensions are taken as one."""
+        """Return decoded rows, float32 (rows, in); the leading dimensions of the tensor count as one."""
         parts = [self._rows(info, first_row, rows, math.prod(record.shape[:-1])) for info in self.stored(record)]
         base = parts[2].reshape(rows) if len(parts) == 3 else None
         coded = Coded(parts[0], parts[1], base, (rows, record.shape[-1]), self.scheme(record))
@@ -82,7 +86,7 @@ class CodedCheckpoint:
         return torch.frombuffer(data, dtype=DTYPES[info.dtype]).view(rows, -1)
 
     def read_bytes(self, info: TensorInfo, start: int, length: int) -> bytearray:
-        """`length` bytes of a stored tensor's data from `start`."""
+        """Return `length` bytes of a stored tensor's data from byte `start`."""
         data = bytearray(length)
         self.read_into(info, start, memoryview(data))
         return data
@@ -99,12 +103,12 @@ class CodedCheckpoint:
 def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> CodedCheckpoint:
     """Open an HLWQ folder or Hub repository; config, index, headers and manifest must agree.
 
-    Of a repository only the small files and the headers of the shards are fetched.
+    From a repository only the small files and the headers of the shards are fetched.
 
     Raises:
-        NotFoundError: it is no HLWQ checkpoint, or an unfinished one.
+        NotFoundError: it is not an HLWQ checkpoint, or an unfinished one.
         UnsupportedError: its format is newer than this library.
-        CorruptError: something in it contradicts something else; the message names the tensor.
+        CorruptError: two of its files contradict each other; the message names the tensor.
     """
     path = resolve_model(str(path))
     folder, repo = Path(path), None
@@ -138,7 +142,7 @@ def _header(folder: Path, record: FileRecord) -> dict[str, TensorInfo]:
         raise CorruptError(f"{folder} lacks {record.name}.", "Fetch it again.")
     if path.stat().st_size != record.size:
         raise CorruptError(
-            f"{record.name} has not the size its manifest states; it was cut short or changed.", "Fetch it again."
+            f"{record.name} does not have the size in the manifest; it was cut short or changed.", "Fetch it again."
         )
     return read_header(path, record.name)[0]
 
@@ -198,7 +202,9 @@ def _check_tensors(checkpoint: CodedCheckpoint) -> None:
                 )
             expected.add(info.name)
         if sum(info.nbytes for info in checkpoint.stored(record)) != record.bytes:
-            raise CorruptError(f"{record.name} has not the bytes its manifest states.", "Fetch the checkpoint again.")
+            raise CorruptError(
+                f"{record.name} does not have the number of bytes in the manifest.", "Fetch the checkpoint again."
+            )
     odd = sorted(expected ^ set(checkpoint.tensors))
     if odd:
         raise CorruptError(

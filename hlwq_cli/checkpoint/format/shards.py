@@ -173,7 +173,9 @@ class ShardWriter:
         try:
             pages = mmap.mmap(self._fd, start + length - first, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=first)
         except ValueError:
-            raise CorruptError(f"{self.partial} was cut short by others.", "Run the same command again.") from None
+            raise CorruptError(
+                f"{self.partial} was cut short by another process.", "Run the same command again."
+            ) from None
         with pages, memoryview(pages) as view:
             yield view
 

@@ -1,4 +1,4 @@
-"""Is a checkpoint what its manifest says: sizes, hashes, and scales that are numbers."""
+"""Check a checkpoint against its manifest: sizes, hashes, and whether all scales are finite numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .reader import CodedCheckpoint
 from .shards import shard_header
 
 _STEP = 2 * 2**20
-"""Read and hashed at a time, into the same memory, which a processor's cache then holds."""
+"""Bytes read and hashed at a time. The buffer is reused and small enough to stay in the processor's cache."""
 
 Count = Callable[[int], None]
 
@@ -31,12 +31,12 @@ def _ignore_count(_: int) -> None:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        files: how many there should be.
-        bytes: their size.
-        problems: one sentence each; none when all is well.
+        files: number of files in the manifest.
+        bytes: their total size.
+        problems: one sentence per problem; empty if there is none.
     """
 
     files: int
@@ -45,9 +45,9 @@ class VerifyReport:
 
     @property
     def verdict(self) -> str:
-        """In a few words."""
+        """The result in a few words."""
         count = len(self.problems)
-        return "all as the manifest states" if not count else f"{count} problem{'s' if count > 1 else ''}"
+        return "all files match the manifest" if not count else f"{count} problem{'s' if count > 1 else ''}"
 
 
 def hash_file(path: Path, count: Count = _ignore_count) -> str:
@@ -61,12 +61,12 @@ def hash_file(path: Path, count: Count = _ignore_count) -> str:
 
 
 def file_record(folder: Path, name: str) -> FileRecord:
-    """Size and hash of a file of `folder`."""
+    """Return the size and hash of a file in `folder`."""
     return FileRecord(name, (folder / name).stat().st_size, hash_file(folder / name))
 
 
 def with_all_hashes(folder: Path, manifest: Manifest, progress: ProgressCallback = ignore_progress) -> Manifest:
-    """A manifest that states the hash of every file: those it does not state are made, of files of `folder`."""
+    """Return a manifest with the hash of every file. Missing hashes are computed from the files in `folder`."""
     missing = [f for f in manifest.files if f.sha256 is None]
     counter = ProgressCounter(progress, "hashing", sum(f.size for f in missing))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -75,18 +75,18 @@ def with_all_hashes(folder: Path, manifest: Manifest, progress: ProgressCallback
 
 
 def bytes_to_verify(manifest: Manifest) -> int:
-    """What `verify` hashes: every tensor, and every file whose hash is stated."""
+    """Return the number of bytes that `verify` hashes: all tensors, and all files whose hash is in the manifest."""
     return manifest.output_bytes + sum(f.size for f in manifest.files if f.sha256 is not None)
 
 
 def verify(checkpoint: CodedCheckpoint, progress: ProgressCallback = ignore_progress) -> VerifyReport:
-    """Hash every tensor of a checkpoint, and every file whose hash is stated, and look at every scale.
+    """Hash every tensor of a checkpoint and every file whose hash is in the manifest, and check every scale.
 
-    Of a shard without a stated hash no byte is left out either: see `_check_unstated`.
+    A shard without a hash in the manifest is checked completely, too: see `_check_unstated`.
 
     Args:
-        checkpoint: an opened one, whose shapes and sizes have been checked.
-        progress: called after every piece that was hashed; the total is `bytes_to_verify`.
+        checkpoint: an open checkpoint. `open_coded` has checked its shapes and sizes.
+        progress: called after each hashed piece; the total is `bytes_to_verify`.
     """
     manifest = checkpoint.manifest
     count = ProgressCounter(progress, "hashing", bytes_to_verify(manifest)).add
@@ -107,23 +107,23 @@ def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, count: Count) -
     if record.sha256 is None:
         return _check_unstated(checkpoint, record, path)
     if hash_file(path, count) != record.sha256:
-        return [f"{record.name} is not what the manifest states: its sha256 differs"]
+        return [f"{record.name} does not match the manifest: its sha256 differs"]
     return []
 
 
 def _check_unstated(checkpoint: CodedCheckpoint, record: FileRecord, path: Path) -> list[str]:
-    """Size and header of a shard whose own hash is not stated.
+    """Check the size and header of a shard whose hash is not in the manifest.
 
-    Its tensors, which have hashes, fill it behind the header without a gap. The header must be what a writer makes of
-    those tensors, byte for byte, spaces and metadata included.
+    Its tensors have hashes, and they fill the file after the header without a gap. The header must be the one that
+    `shard_header` makes for these tensors, byte for byte, spaces and metadata included.
     """
     if path.stat().st_size != record.size:
-        return [f"{record.name} has not the size its manifest states"]
+        return [f"{record.name} does not have the size in the manifest"]
     tensors = [t for t in checkpoint.tensors.values() if t.file == record.name]
     header = shard_header([(t.name, DTYPES[t.dtype], t.shape) for t in tensors if t.dtype in DTYPES])
     with path.open("rb") as f:
         same = f.read(len(header)) == header
-    return [] if same else [f"{record.name} is not what the manifest states: its header differs"]
+    return [] if same else [f"{record.name} does not match the manifest: its header differs"]
 
 
 def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord, count: Count) -> list[str]:
@@ -142,11 +142,11 @@ def _check_hash(
             count(len(piece))
     if digest.hexdigest() == record.blake3:
         return []
-    return [f"{record.name} in {stored[0].file} is not what the manifest states"]
+    return [f"{record.name} in {stored[0].file} does not match the manifest"]
 
 
 def _check_scales(checkpoint: CodedCheckpoint, record: TensorRecord) -> list[str]:
-    """Float16 scales and bf16 bases must be finite and not negative."""
+    """Check that float16 scales and bfloat16 bases are finite and not negative."""
     problems = []
     for info in checkpoint.stored(record)[1:]:
         if info.dtype == "U8":

@@ -1,1 +1,1 @@
-"""Bytes of checkpoints: safetensors files, folders and Hub repositories, read by range."""
+"""Read the bytes of checkpoints by range, from safetensors files in folders and Hub repositories."""

@@ -1,4 +1,4 @@
-"""A repository on the Hub, as a source of files: errors in our words, headers by range request, files on demand."""
+"""A repository on the Hub as a source of files: errors of hlwq, headers by range request, files on demand."""
 
 from __future__ import annotations
 
@@ -20,18 +20,23 @@ _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_repo_id(model: str) -> bool:
-    """Whether `model` reads like owner/name."""
+    """Return whether `model` has the form owner/name."""
     return _REPO_ID.fullmatch(model) is not None
 
 
 def is_transport_error(error: Exception) -> bool:
-    """Whether an error comes from the HTTP client below huggingface_hub, which differs from version to version."""
+    """Return whether an error comes from the HTTP client of huggingface_hub, which differs between versions."""
     return type(error).__module__.split(".")[0] in ("httpx", "httpcore", "httpx2", "httpcore2", "requests")
 
 
 @contextmanager
 def hub_errors(repo: str, action: str = "read") -> Iterator[None]:
-    """Turn what huggingface_hub raises into errors that say what to do. No token ever reaches a message."""
+    """Turn errors of huggingface_hub into errors that say what to do. No message ever holds a token.
+
+    Args:
+        repo: Hub id, for messages.
+        action: what the caller does with the repository, for the message about missing rights.
+    """
     from huggingface_hub import errors
 
     try:
@@ -43,11 +48,11 @@ def hub_errors(repo: str, action: str = "read") -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise NotFoundError(
-            f"There is no repository {repo}, or you may not see it.", "Check the name; log in for private ones."
+            f"There is no repository {repo}, or you have no access to it.", "Check the name; log in for private ones."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise NotFoundError(f"{repo} has no such revision.", "Check --revision.") from error
-    except errors.LocalEntryNotFoundError as error:  # raised for whatever keeps a file from being located
+    except errors.LocalEntryNotFoundError as error:  # raised for any failure to locate a file
         status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
         if status is not None:
             raise HlwqError(f"The Hub answered {status} for {repo}.", "Try again later.") from error
@@ -55,7 +60,7 @@ def hub_errors(repo: str, action: str = "read") -> Iterator[None]:
             f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
         ) from error
     except errors.HFValidationError as error:
-        raise NotFoundError(f"{repo} is no name of a repository.", "Write owner/name.") from error
+        raise NotFoundError(f"{repo} is not a valid repository id.", "Write owner/name.") from error
     except errors.EntryNotFoundError as error:
         raise NotFoundError(f"{repo} lacks a file it should have.", "Check the repository.") from error
     except errors.HfHubHTTPError as error:
@@ -78,14 +83,14 @@ def hub_errors(repo: str, action: str = "read") -> Iterator[None]:
 
 
 def _when(error: HfHubHTTPError) -> str:
-    """When to ask again: as the answer says, where it does."""
+    """Return a hint that says when to try again, from the response if it says so."""
     wait = error.response.headers.get("Retry-After", "") if error.response is not None else ""
     return f"Try again in {wait} seconds." if wait.isdecimal() else "Try again later."
 
 
 @contextmanager
 def _unwrapped() -> Iterator[None]:
-    """Raise what huggingface_hub said where transformers made a plain OSError of it."""
+    """Raise the original error of huggingface_hub if transformers turned it into a plain OSError."""
     from huggingface_hub import errors
 
     try:
@@ -102,9 +107,9 @@ class HubRepo:
 
     Attributes:
         id: owner/name.
-        commit: the revision, resolved.
-        files: all file names.
-        root: the local snapshot folder that fetched files appear in.
+        commit: hash of the commit.
+        files: names of all files.
+        root: the local snapshot folder, where fetched files appear.
     """
 
     id: str
@@ -114,7 +119,7 @@ class HubRepo:
 
     @classmethod
     def find(cls, repo: str, revision: str | None) -> HubRepo:
-        """Resolve a revision and list its files."""
+        """Resolve a revision and list its files; see `hub_errors` for the errors."""
         from huggingface_hub import HfApi, constants
         from huggingface_hub.file_download import repo_folder_name
 
@@ -126,14 +131,14 @@ class HubRepo:
         return cls(repo, commit, sorted(s.rfilename for s in info.siblings or []), root)
 
     def fetch(self, file: str, folder: Path | None = None) -> Path:
-        """Download a file into the cache, or into `folder`, unless it is there; returns its path."""
+        """Download a file into the cache, or into `folder`, unless it is there, and return its path."""
         from huggingface_hub import hf_hub_download
 
         with hub_errors(self.id):
             return Path(hf_hub_download(self.id, file, revision=self.commit, library_name="hlwq", local_dir=folder))
 
     def weights_bytes(self) -> int:
-        """Bytes of its safetensors files."""
+        """Return the total size of its safetensors files."""
         from huggingface_hub import HfApi
 
         with hub_errors(self.id):

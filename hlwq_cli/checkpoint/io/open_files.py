@@ -1,4 +1,4 @@
-"""The open files of a source: each fetched and opened once, the next one while the present one is used."""
+"""The open files of a source. Each is fetched and opened once, and the next one while the current one is read."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFETCH_FILES = 2
-"""Files held at a time in a run that goes through them in order: the one in use, and the next."""
+"""Maximum number of files held at a time by a run that reads them in order: the current one and the next."""
 
 
 class PrefetchedFiles:
     """File descriptors by file name.
 
-    Without `prefetch` a file is located and opened by whoever asks first. After it a thread locates them in the order
-    given, never more than two before the earliest is let go, and whoever asks waits for it.
+    By default the first thread that needs a file locates and opens it. After `prefetch`, a background thread does so in
+    the given order, at most `PREFETCH_FILES` before the first is released, and other threads wait for it.
 
     Args:
-        locate: gives a file's path, and fetches it before where it must.
-        drop: called with a file's name when it was let go.
+        locate: returns a file's path; fetches the file first if needed.
+        drop: called with a file's name after its release.
     """
 
     def __init__(self, locate: Callable[[str], Path], drop: Callable[[str], None]) -> None:
@@ -31,7 +31,7 @@ class PrefetchedFiles:
         self._room = threading.Semaphore(PREFETCH_FILES)
 
     def descriptor(self, file: str) -> int:
-        """An open file's descriptor, to be read from and not to be closed."""
+        """Return the descriptor of an open file, for reading. The caller must not close it."""
         with self._lock:
             future = self._open.get(file)
             first = future is None
@@ -42,7 +42,7 @@ class PrefetchedFiles:
         return future.result()
 
     def prefetch(self, order: Sequence[str]) -> None:
-        """Locate files ahead of their use, in this order; each must be let go in the end."""
+        """Locate files ahead of their use, in this order. Each must be released in the end."""
         wanted = [(file, Future[int]()) for file in order if file not in self._open]
         self._open.update(wanted)
         for _ in range(len(order) - len(wanted)):
@@ -56,7 +56,7 @@ class PrefetchedFiles:
                 return self.stop()
 
     def _fill(self, file: str, future: Future[int]) -> bool:
-        """Returns whether the file is open."""
+        """Locate and open a file, set the future's result or error, and return whether the file is open."""
         try:
             descriptor = os.open(self._locate(file), os.O_RDONLY | os.O_CLOEXEC)
         except BaseException as error:
@@ -71,7 +71,7 @@ class PrefetchedFiles:
         return True
 
     def stop(self) -> None:
-        """Fetch no more; whoever waits for a file that is not open yet is told so by CancelledError."""
+        """Fetch no more files. Threads that wait for a file that is not open yet get a CancelledError."""
         for future in list(self._open.values()):
             future.cancel()
         self._room.release()

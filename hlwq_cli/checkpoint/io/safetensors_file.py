@@ -1,7 +1,7 @@
-"""Safetensors files as headers and byte ranges: strict to read, written in place.
+"""Safetensors files as headers and byte ranges: read headers strictly, read data into buffers, build headers.
 
-Reads go through `pread` into a caller's buffer rather than a mapping: a file cut short is then an error and not a
-SIGBUS, and resident memory is what was asked for and no more.
+Data is read with `preadv` into the caller's buffer instead of a mapping. A truncated file is then an error, not a
+SIGBUS, and resident memory is no larger than the buffer.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies.
+    """The location of a tensor in a file.
 
     Attributes:
-        name: its key.
+        name: name of the tensor.
         dtype: the safetensors name of its type, such as BF16.
         shape: its dimensions.
         file: name of the file that holds it.
-        offset: first byte, counted from the start of the file.
-        nbytes: its length.
+        offset: its first byte, counted from the start of the file.
+        nbytes: its number of bytes.
     """
 
     name: str
@@ -76,10 +76,10 @@ def read_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict[str,
         file: its name for messages and `TensorInfo.file`.
 
     Returns:
-        Its tensors by name, and its metadata.
+        The tensors by name, and the metadata.
 
     Raises:
-        CorruptError: the file is not safetensors, is cut short, or its header contradicts itself.
+        CorruptError: the file is not a safetensors file, is cut short, or its header contradicts itself.
     """
     size = path.stat().st_size
     with path.open("rb") as f:
@@ -91,7 +91,7 @@ def read_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict[str,
 
 
 def parse_header(raw: bytes, file: str, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """Check the JSON header of a file of `size` bytes; see `read_header`."""
+    """Parse and check the JSON header of a file of `size` bytes; see `read_header`."""
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -118,12 +118,12 @@ def _tensor_info(name: str, entry: Any, file: str, start: int) -> TensorInfo:
         dtype, shape = str(entry["dtype"]), tuple(_whole(n) for n in entry["shape"])
         begin, end = (_whole(n) for n in entry["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptError(f"The header of {file} describes {name} badly.", "Fetch it again.") from error
+        raise CorruptError(f"The header of {file} has an invalid entry for {name}.", "Fetch it again.") from error
     if dtype not in DTYPE_BITS:
         raise CorruptError(f"{name} in {file} has the unknown type {dtype}.", "Fetch it again.")
     if min((*shape, begin, end - begin)) < 0 or (end - begin) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
         raise CorruptError(
-            f"{name} in {file} is said to be {list(shape)} {dtype} in {end - begin} bytes, which contradict.",
+            f"{name} in {file} has {end - begin} bytes, which does not fit its type {dtype} and shape {list(shape)}.",
             "Fetch it again.",
         )
     return TensorInfo(name, dtype, shape, file, start + begin, end - begin)
@@ -131,23 +131,27 @@ def _tensor_info(name: str, entry: Any, file: str, start: int) -> TensorInfo:
 
 def _whole(n: Any) -> int:
     if type(n) is not int:
-        raise TypeError(f"{n!r} is no whole number")
+        raise TypeError(f"{n!r} is not a whole number")
     return n
 
 
 def _check_layout(tensors: Mapping[str, TensorInfo], file: str, start: int, size: int) -> None:
-    """Tensors must tile the data without holes or overlaps, and the file must end where they end."""
+    """Check that the tensors fill the data without gaps or overlaps, and that the file ends where they end."""
     at = start
     for info in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
         if info.offset != at:
             raise CorruptError(f"{info.name} in {file} overlaps another tensor or leaves a hole.", "Fetch it again.")
         at += info.nbytes
     if at != size:
-        raise CorruptError(f"{file} has {size} bytes where its header says {at}.", "Fetch it again.")
+        raise CorruptError(f"{file} has {size} bytes, but its header says {at}.", "Fetch it again.")
 
 
 def read_into(fd: int, buffer: memoryview, offset: int, file: str) -> None:
-    """Fill `buffer` from `offset` of an open file."""
+    """Fill `buffer` from byte `offset` of an open file.
+
+    Raises:
+        CorruptError: the file ends before.
+    """
     while buffer:
         n = os.preadv(fd, [buffer], offset)
         if n == 0:
@@ -156,7 +160,12 @@ def read_into(fd: int, buffer: memoryview, offset: int, file: str) -> None:
 
 
 def build_header(tensors: list[tuple[str, torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
-    """The first bytes of a file that will hold these tensors one after the other: length, JSON, padding to 8."""
+    """Return the first bytes of a file that holds these tensors in this order: length, JSON, padding to 8 bytes.
+
+    Args:
+        tensors: (name, dtype, shape) of each.
+        metadata: the file's metadata.
+    """
     entries: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, dtype, shape in tensors:

@@ -1,4 +1,4 @@
-"""How many weights are read at a time, whether to encode them, to export them or to compare them."""
+"""The number of weights read at a time: to encode, to export or to compare them."""
 
 SLICE_WEIGHTS = 1_048_576
 """Weights that a CPU thread reads, encodes and writes at a time: 4 MiB in float32."""

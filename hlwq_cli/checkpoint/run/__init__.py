@@ -1,1 +1,1 @@
-"""A run of `quantize`: slices through workers into shards, resumable."""
+"""The run of `quantize`: workers read, encode and write slices of tensors into shards. A killed run can be resumed."""

@@ -1,4 +1,4 @@
-"""The devices that code: which ones are asked for, and what the threads of one share."""
+"""The devices that encode: find those that the user names, and what the workers of one device share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .trace import Trace
 
 logger = logging.getLogger("hlwq")
 MAX_GPU_WORKERS = 32
-"""A worker holds 90 MB of pinned memory at 5 bits and 110 MB of its device: 3 and 3.5 GB for 32 workers."""
+"""At 5 bits a worker holds 90 MB of pinned memory and 110 MB of device memory: 3 and 3.5 GB for 32 workers."""
 
 
 Turn = AbstractContextManager[object]
@@ -32,7 +32,7 @@ class Device:
 
     Attributes:
         torch_device: the device in torch.
-        lock: taken by a worker while it makes a stream, and while it has its turn where they take turns.
+        lock: held by a worker while it creates a stream, and during its turn if workers take turns.
     """
 
     torch_device: torch.device
@@ -41,14 +41,14 @@ class Device:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether work on it must be copied there and back."""
+        """Whether weights must be copied to the device, and results back."""
         return self.torch_device.type == "cuda"
 
     def host_memory(self, nbytes: int) -> HostMemory:
-        """Memory of the host, at least a byte, pinned for a GPU where the system allows it.
+        """Allocate host memory, at least one byte, pinned for a GPU if the system allows it.
 
         Raises:
-            HlwqError: there is too little, or the GPU cannot be used.
+            HlwqError: there is too little memory, or the GPU cannot be used.
         """
         try:
             with torch.cuda.device(self.torch_device) if self.is_gpu else nullcontext():
@@ -60,17 +60,18 @@ class Device:
             ) from error
         except OSError as error:
             raise HlwqError(
-                f"The host has no {format_size(nbytes)} for a thread's buffer.", "Lower --threads."
+                f"The host has no {format_size(nbytes)} of memory for a thread's buffer.", "Lower --threads."
             ) from error
         if self.is_gpu and not memory.pinned:
             _warn_unpinned()
         return memory
 
     def worker_stream(self) -> tuple[torch.cuda.Stream, Turn]:
-        """The stream on which a worker of a GPU copies and codes, and what it enters to give it a slice.
+        """Return the stream on which a worker of a GPU copies and encodes, and the context to enter for each slice.
 
-        Workers have streams of their own and wait for nobody, since the kernel needs no memory but its results'. Where
-        plain torch codes they take turns on one stream, so that the temporaries of one slice serve the next.
+        If a compiled kernel encodes, each worker has its own stream and the context does nothing, since the kernel
+        needs no memory except for its results. If plain torch encodes, the workers take turns on one stream, so that
+        each slice reuses the temporary memory of the one before.
         """
         with self.lock:
             if has_encode_kernel(self.torch_device):
@@ -82,17 +83,17 @@ class Device:
 
 @lru_cache(maxsize=None)
 def _warn_unpinned() -> None:
-    logger.warning("Host memory cannot be pinned: the GPU is given its slices slowly.")
+    logger.warning("Host memory cannot be pinned: copies to the GPU are slow.")
 
 
 def find_devices(wanted: str = "auto") -> tuple[Device, ...]:
-    """The devices of a `--device` option.
+    """Return the devices of a `--device` option.
 
     Args:
-        wanted: `auto` (a GPU where there is one), `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`.
+        wanted: `auto` (a GPU if there is one), `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`.
 
     Raises:
-        UsageError: a device is misspelt or not there.
+        UsageError: a device is unknown or absent.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,29 +103,29 @@ def find_devices(wanted: str = "auto") -> tuple[Device, ...]:
 def _find(name: str) -> Device:
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind) or (kind == "cpu" and number):
-        raise UsageError(f"--device {name!r} is no device.", "Give auto, cpu, cuda, or several: cuda:0,cuda:1.")
+        raise UsageError(f"Unknown device {name!r}.", "Give auto, cpu, cuda, or several: cuda:0,cuda:1.")
     if kind == "cpu":
         return Device(torch.device("cpu"))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number or 0) >= count:
-        raise UsageError(f"--device {name} is not there; torch sees {count} GPUs.", "Use --device cpu, or auto.")
+        raise UsageError(f"There is no device {name}; torch sees {count} GPUs.", "Use --device cpu, or auto.")
     return Device(torch.device("cuda", int(number or 0)))
 
 
 def worker_count(devices: Sequence[Device], threads: int | None) -> int:
-    """Threads that code at once: as asked, else one a processor; at least one a device."""
+    """Return the number of worker threads: `threads` if given, else one per processor; at least one per device."""
     processors = os.cpu_count() or 1
     default = min(max(processors, 4), MAX_GPU_WORKERS) if any(d.is_gpu for d in devices) else processors
     return max(threads or default, len(devices))
 
 
 def warm_up(devices: Sequence[Device], scheme: Scheme, trace: Trace) -> list[threading.Thread]:
-    """Start GPUs and compile their kernels in the background, while the plan is made.
+    """Initialize GPUs and compile their kernels in the background, while the plan is made.
 
-    What fails here fails again, with a message, when the first slice is coded.
+    Errors are ignored here. They occur again, with a message, when the first slice is encoded.
 
     Returns:
-        The threads that do it, to be joined before workers begin, and before the program ends.
+        The background threads. Join them before workers begin, and before the program ends.
     """
     threads = [
         threading.Thread(target=_warm_up, args=(device, scheme, trace), name=f"start {device.torch_device}")
@@ -141,7 +142,7 @@ def _warm_up(device: Device, scheme: Scheme, trace: Trace) -> None:
         with trace.span("start GPU"):
             torch.cuda.synchronize(device.torch_device)
         with trace.span("start kernels"), torch.cuda.device(device.torch_device):
-            # Whatever lies there: to write zeros, a kernel of torch's would be loaded, which nothing else needs.
+            # Uninitialized: writing zeros would load a kernel of torch that nothing else needs.
             anything = torch.empty(64, 1024, dtype=torch.bfloat16, device=device.torch_device)
             encode_rows(anything, scheme)
     except Exception:  # reported by the run itself
@@ -149,11 +150,11 @@ def _warm_up(device: Device, scheme: Scheme, trace: Trace) -> None:
 
 
 def join(threads: Iterable[threading.Thread]) -> None:
-    """Wait until threads have ended."""
+    """Wait until all threads have ended."""
     for thread in threads:
         thread.join()
 
 
 def peak_bytes(devices: Sequence[Device]) -> int:
-    """The most memory that torch has held on any one of them."""
+    """Return the peak of the memory that torch reserved, in bytes: the maximum over all GPUs among `devices`."""
     return max((torch.cuda.max_memory_reserved(d.torch_device) for d in devices if d.is_gpu), default=0)

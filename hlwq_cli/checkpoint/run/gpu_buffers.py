@@ -1,7 +1,7 @@
-"""What a worker has beside its staged slice where a GPU codes: memory there, pinned memory for what returns, a stream.
+"""The buffers of a worker whose device is a GPU: device memory, pinned memory for results, and a stream.
 
-Every call of torch may hand Python's own lock to another thread, and take milliseconds to get it back where threads
-are many. So a slice takes five calls, on views made once for each shape: copy, encode, copy back, record, wait.
+Each call of torch may release Python's global lock to another thread. With many threads it takes milliseconds to get
+the lock back. So a slice takes five calls, on views made once per shape: copy, encode, copy back, record, wait.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class _Form:
-    """Views of a worker's buffers for slices of one shape, type and scheme, and the call that encodes them."""
+    """Views of a worker's buffers for slices of one shape, dtype and scheme, and the function that encodes them."""
 
     staged: torch.Tensor
     remote: torch.Tensor
@@ -39,24 +39,24 @@ class GpuBuffers:
 
     Args:
         device: the GPU.
-        staged: uint8, pinned, that slices are read into.
-        coded_bytes: of the largest slice's `EncodedRows`, see `encoded_bytes`.
+        staged: uint8, pinned; slices are read into it.
+        coded_bytes: size of the `EncodedRows` of the largest slice, see `encoded_bytes`.
     """
 
     def __init__(self, device: Device, staged: torch.Tensor, coded_bytes: int) -> None:
         self.stream, self.turn = device.worker_stream()
         self.staged = staged
         with torch.cuda.device(device.torch_device):
-            self.done = torch.cuda.Event(blocking=True)  # a thread that waits leaves its processor to others
+            self.done = torch.cuda.Event(blocking=True)  # a waiting thread sleeps instead of spinning
         with torch.cuda.stream(self.stream):
             self.remote = torch.empty(len(staged), dtype=torch.uint8, device=device.torch_device)
             self.coded = torch.empty(coded_bytes, dtype=torch.uint8, device=device.torch_device)
-        self._memory = device.host_memory(coded_bytes)  # pinned for as long as it is there
+        self._memory = device.host_memory(coded_bytes)  # pinned while this object exists
         self.returned = self._memory.bytes
         self._forms: dict[tuple[Shape, torch.dtype, Scheme], _Form] = {}
 
     def encode(self, shape: Shape, dtype: torch.dtype, scheme: Scheme) -> CodedSlice:
-        """Encode the (rows, columns) that `staged` begins with; the result lies in memory that the next call reuses."""
+        """Encode the (rows, columns) at the start of `staged`. The next call overwrites the result."""
         with self.turn, torch.cuda.stream(self.stream):
             form = self._forms.get((shape, dtype, scheme))
             if form is None:
@@ -78,7 +78,7 @@ class GpuBuffers:
 
 
 def encoded_bytes(piece: Slice) -> int:
-    """Return the room that a slice's `EncodedRows` take in a worker: all their tensors, each aligned."""
+    """Return the buffer size for a slice's `EncodedRows` in bytes: all their tensors, each aligned."""
     if isinstance(piece.planned, KeptTensor):
         return 0
     parts = encoded_layout((piece.length, piece.info.shape[-1]), piece.planned.scheme)
@@ -86,7 +86,7 @@ def encoded_bytes(piece: Slice) -> int:
 
 
 def _rows_in(buffer: torch.Tensor, shape: Shape, scheme: Scheme) -> EncodedRows:
-    """Return views of bytes, one after the other."""
+    """Return `EncodedRows` as views of a uint8 buffer, one after the other, each aligned."""
     views: dict[str, torch.Tensor] = {}
     at = 0
     for name, (part, dtype) in encoded_layout(shape, scheme).items():

@@ -1,4 +1,4 @@
-"""The journal of a run that is not finished: which shards are whole, so that the next run need not make them again."""
+"""The journal of an unfinished run: it lists the complete shards, so that the next run need not make them again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..format.shards import disk_errors, write_file
 
 
 def journal_differences(folder: Path, fingerprint: dict[str, Any]) -> str:
-    """How an unfinished run in `folder` differs from ours, in a few words; empty where it does not."""
+    """Return how an unfinished run in `folder` differs from `fingerprint`, in a few words, or "" if it does not."""
     try:
         theirs = json.loads((folder / JOURNAL).read_text().split("\n")[0])
     except ValueError:
@@ -26,7 +26,13 @@ def journal_differences(folder: Path, fingerprint: dict[str, Any]) -> str:
 
 
 class Journal:
-    """The finished shards of a run that is not finished: first line the fingerprint, then one line a shard."""
+    """The finished shards of an unfinished run. The first line is the fingerprint; each other line is one shard.
+
+    Attributes:
+        path: path of the file.
+        fingerprint: fingerprint of the current run.
+        shards: finished shards by file name.
+    """
 
     def __init__(self, folder: Path, fingerprint: dict[str, Any]) -> None:
         self.path = folder / JOURNAL
@@ -34,10 +40,10 @@ class Journal:
         self.shards: dict[str, ShardRecord] = {}
 
     def open(self) -> None:
-        """Start a journal, or continue the one that is there.
+        """Start a journal, or continue the existing one.
 
         Raises:
-            ConflictError: the one that is there belongs to a run with other arguments.
+            ConflictError: the existing one belongs to a run with other arguments.
         """
         lines = self.path.read_text().split("\n") if self.path.exists() else []
         if not lines or len(lines) == 1:  # absent, or cut off within its first line
@@ -47,7 +53,7 @@ class Journal:
         if different:
             raise ConflictError(
                 f"{self.path.parent} holds an unfinished run that differs in {different}.",
-                "Use the same arguments to continue it, or --overwrite to start anew.",
+                "Use the same arguments to continue it, or --overwrite to start again.",
             )
         whole = []
         for line in lines[1:-1]:  # a line is whole when a newline ends it
@@ -62,7 +68,7 @@ class Journal:
         write_file(self.path, "\n".join([lines[0], *whole, ""]).encode())
 
     def add(self, record: ShardRecord) -> None:
-        """Note a finished shard, on disk before this returns."""
+        """Add a finished shard. It is on disk when this returns."""
         with disk_errors(self.path), self.path.open("a") as f:
             f.write(json.dumps(asdict(record)) + "\n")
             f.flush()

@@ -1,7 +1,7 @@
-"""A shard while it is filled: what is still to land, and the hashes of its tensors, which follow what has landed.
+"""A shard that is being filled: its pending slices, and the running hashes of its tensors.
 
-A tensor's slices mostly land in their order, so its hash need not wait for the last: when that has landed, only what
-came since the hash's last step is left.
+The slices of a tensor are mostly written in order, so its hash need not wait for the last slice. When that is written,
+only the bytes since the last hash step remain.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Range = tuple[int, int]
 
 
 class RunningHash:
-    """BLAKE3 of a tensor's ranges of a file, one after the other, begun while the file is filled.
+    """BLAKE3 over the byte ranges of a tensor in a file, computed while the file is filled.
 
-    To be called by one thread; another one, of a pool, hashes.
+    Only one thread may call its methods; a thread of a pool hashes.
 
     Args:
-        writer: of the file.
-        ranges: (first byte, length) of each.
-        trace: where to record.
+        writer: writer of the file.
+        ranges: (first byte, length) of each range.
+        trace: records the hashing.
     """
 
     def __init__(self, writer: ShardWriter, ranges: list[Range], trace: Trace) -> None:
@@ -40,7 +40,7 @@ class RunningHash:
         self._step: Future[None] | None = None
 
     def follow(self, pool: Executor, written: int) -> None:
-        """Hash on where `written` bytes from the first range's start are written, when that is worth a step of its own.
+        """Hash what is new of the first `written` bytes of the first range, if that is at least `STEP_BYTES`.
 
         Raises:
             HlwqError: an earlier step failed.
@@ -55,7 +55,7 @@ class RunningHash:
             self._hashed, self._next, self._left = written, self._next + length, self._left - length
 
     def finish(self, pool: Executor) -> Future[str]:
-        """Hash what is left, all of which is written; gives the hash in hexadecimal."""
+        """Hash the rest, which must be written, and return the future hash in hexadecimal."""
         return pool.submit(self._finish, self._step, [(self._next, self._left), *self._others])
 
     def _add(self, ranges: list[Range]) -> None:
@@ -66,7 +66,7 @@ class RunningHash:
 
     def _finish(self, step: Future[None] | None, ranges: list[Range]) -> str:
         if step is not None:
-            step.result()  # under way: the pool was given it before this
+            step.result()  # no deadlock: the pool started it before this
         self._add(ranges)
         return self._digest.hexdigest()
 
@@ -75,15 +75,15 @@ class OpenShard:
     """A shard that is not finished.
 
     Args:
-        shard: to fill.
-        writer: of its file.
-        pending: numbers of slices that are not written yet, by name of the planned tensor.
-        trace: where to record.
+        shard: the shard to fill.
+        writer: writer of its file.
+        pending: number of slices that are not written yet, by name of the planned tensor.
+        trace: records the hashing.
 
     Attributes:
-        costs: squared error of each planned tensor, so far.
-        hashes: of planned tensors that are written whole.
-        written: bytes of each planned tensor's first stored tensor that are written without a gap.
+        costs: squared error of each planned tensor so far.
+        hashes: hashes of the planned tensors that are completely written.
+        written: by planned tensor, the bytes of its first stored tensor that are written without a gap.
     """
 
     def __init__(self, shard: Shard, writer: ShardWriter, pending: Counter[str], trace: Trace) -> None:
@@ -94,7 +94,7 @@ class OpenShard:
         self.written: Counter[str] = Counter()
 
     def mark_written(self, piece: Slice, cost: SquaredError, pool: Executor) -> None:
-        """Note a slice that is written, and let hashes follow in a pool."""
+        """Mark a slice as written, and update the hash of its tensor in a pool."""
         name = piece.planned.name
         self.costs[name] = self.costs.get(name, SquaredError()) + cost
         first, length = piece.written

@@ -111,9 +111,9 @@ def quantize(
 def check_origin(source: Source, delete_source: bool, base_model: str | None) -> None:
     """Raise UsageError for what cannot be meant of this source."""
     if delete_source and source.repo is None:
-        raise UsageError(f"--delete-source needs a Hub id, and {source.id} is a folder.", "Leave it away.")
+        raise UsageError(f"--delete-source needs a Hub id, and {source.id} is a folder.", "Leave it out.")
     if base_model is not None and not is_repo_id(base_model):
-        raise UsageError(f"--base-model {base_model!r} is no name of a repository.", "Write owner/name.")
+        raise UsageError(f"--base-model {base_model!r} is not a valid repository id.", "Write owner/name.")
 
 
 def check_unquantized(plan: Plan, limit: float | None) -> None:

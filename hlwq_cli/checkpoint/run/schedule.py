@@ -1,4 +1,4 @@
-"""The order of a run's work: by source file, shards in turns, large tensors and small ones side by side."""
+"""The order of a run's slices: by source file, interleaving shards, and interleaving large and small tensors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ Work = list[tuple[Shard, Slice]]
 
 
 def interleave_shards(source: Source, work: Work, at_once: int) -> Work:
-    """Slices by the file they are read from, and of each file those of at most so many shards in turn.
+    """Return slices grouped by the file that they are read from; in each group at most `at_once` shards take turns.
 
-    Shards are divided evenly, lest a last one have all writers to itself. For the same reason files that are all at
-    hand count as one: embeddings in a last file of their own would be written and hashed when nothing else is left.
+    Shards are divided evenly into rounds, so that no last shard has all writers to itself. For the same reason, local
+    files count as one group: otherwise embeddings in a last file would be written and hashed when nothing else is left.
+
+    Args:
+        source: the source of the slices.
+        work: (shard, slice) pairs in the order of the plan.
+        at_once: maximum number of shards that are open at a time.
     """
     at_hand = source.repo is None and at_once > 1
     by_file: dict[str, dict[str, Work]] = {f: {} for f in dict.fromkeys(t.file for t in source.tensors.values())}
@@ -34,9 +39,10 @@ def interleave_shards(source: Source, work: Work, at_once: int) -> Work:
 
 
 def _interleave_tensors(work: Work) -> Work:
-    """A shard's slices: the largest tensors first, as one thread hashes a tensor, and among them those of one slice.
+    """Return a shard's slices: large tensors, the largest first, interleaved with tensors of a single slice.
 
-    What small ones cost beside their bytes is so done while others move bytes.
+    The largest come first because one thread hashes a tensor. Interleaving hides the fixed cost of small tensors
+    while other threads move bytes.
     """
     slices_of = Counter(piece.planned.name for _, piece in work)
     several = [entry for entry in work if slices_of[entry[1].planned.name] > 1]
@@ -45,6 +51,6 @@ def _interleave_tensors(work: Work) -> Work:
 
 
 def _interleave(queues: Sequence[Work]) -> Work:
-    """Entries of several queues, each queue's in its order and evenly over the whole."""
+    """Merge several queues. Each keeps its order, and its entries are spread evenly over the result."""
     ranked = [((i + 0.5) / len(queue), entry) for queue in queues for i, entry in enumerate(queue)]
     return [entry for _, entry in sorted(ranked, key=itemgetter(0))]

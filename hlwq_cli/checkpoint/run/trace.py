@@ -1,4 +1,4 @@
-"""What each thread of a run did when, to be looked at in a trace viewer or drawn by scripts/studies/plot_trace.py."""
+"""A trace of what each thread of a run did when, for a trace viewer or scripts/studies/plot_trace.py."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ...errors import NotFoundError
 
 @dataclass
 class Trace:
-    """Spans of time by thread, in seconds of the clock `time.time`.
+    """Time spans of all threads, in seconds of `time.time`.
 
     Attributes:
-        recording: false makes every method do nothing.
-        spans: (what, bytes, thread, start, end).
+        recording: if False, `span` records nothing.
+        spans: (name, bytes, thread, start, end) of each.
         notes: other figures of the run, such as peak memory.
     """
 
@@ -31,7 +31,7 @@ class Trace:
 
     @contextmanager
     def span(self, what: str, nbytes: int = 0) -> Iterator[None]:
-        """Record what is done inside the `with`."""
+        """Record the time spent inside this context as `what`, which handles `nbytes` bytes."""
         if not self.recording:
             yield
             return
@@ -42,7 +42,7 @@ class Trace:
             self.spans.append((what, nbytes, threading.current_thread().name, start, time.time()))
 
     def save(self, path: Path) -> None:
-        """Write Chrome's trace format: one complete event a span, microseconds."""
+        """Write Chrome's trace format: one complete event per span, in microseconds."""
         threads = {name: number for number, name in enumerate(dict.fromkeys(span[2] for span in self.spans))}
         events: list[dict[str, Any]] = [
             {"name": "thread_name", "ph": "M", "pid": 0, "tid": number, "args": {"name": name}}
@@ -65,14 +65,16 @@ class Trace:
 
 @contextmanager
 def recorded() -> Iterator[Trace]:
-    """A trace that is saved to the file HLWQ_TRACE names, however the `with` ends; a dead one without it.
+    """Yield a trace that is saved to the file in HLWQ_TRACE when the context ends, even after an error.
+
+    Without HLWQ_TRACE the trace records nothing.
 
     Raises:
-        NotFoundError: the file's folder is not there.
+        NotFoundError: the folder of the file does not exist.
     """
     path = os.environ.get("HLWQ_TRACE")
     if path and not Path(path).parent.is_dir():
-        raise NotFoundError(f"HLWQ_TRACE is {path}, and there is no such folder.", "Make it, or name another file.")
+        raise NotFoundError(f"HLWQ_TRACE is {path}, but its folder does not exist.", "Create it, or name another file.")
     trace = Trace(recording=bool(path))
     if path and (started := _process_start()) is not None:
         trace.spans.append(("start Python", 0, threading.current_thread().name, started, time.time()))
@@ -84,7 +86,7 @@ def recorded() -> Iterator[Trace]:
 
 
 def _process_start() -> float | None:
-    """When this process began, on Linux: field 22 of proc(5)'s stat, in ticks since boot."""
+    """Return when this process began, on Linux: field 22 of stat in proc(5), in ticks since boot."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

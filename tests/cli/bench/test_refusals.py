@@ -72,8 +72,8 @@ def test_a_missing_folder_is_not_found(tmp_path: Path) -> None:
     [
         (("sample", "nothing"), 3, "There is no folder nothing."),
         (("sample", "--ref", "nothing"), 3, "There is no folder nothing."),
-        (("sample", "--device", "blah"), 2, "'blah' is no device"),
-        (("sample", "--device", "cuda:99"), 2, "cuda:99 is not there"),
+        (("sample", "--device", "blah"), 2, "Unknown device 'blah'"),
+        (("sample", "--device", "cuda:99"), 2, "There is no device cuda:99"),
         (("sample", "--device", "cpu,cpu"), 2, "cannot be loaded onto cpu,cpu"),
         (("sample", "--dtype", "int8"), 2, "--dtype int8 is not valid."),
         (("sample", "--chart", "out.jpg"), 2, "--chart writes a PNG file"),

@@ -107,7 +107,7 @@ def test_shard_of_another_size_is_named(folder: Path, change: int) -> None:
     path = file_of(folder, f"{Q}.codes")
     raw = path.read_bytes()
     path.write_bytes(raw[:-1] if change < 0 else raw + b"\0")
-    refused(folder, 1, f"{path.name} has not the size its manifest states")
+    refused(folder, 1, f"{path.name} does not have the size in the manifest")
 
 
 def test_coded_tensor_of_another_shape_is_named(folder: Path) -> None:
@@ -203,7 +203,7 @@ FIELDS = ["tool", "source", "rule", "source_bytes", "files", "coded", "kept", "d
 
 
 def not_json(word: str) -> None:
-    raise AssertionError(f"{word} is no JSON")
+    raise AssertionError(f"{word} is not valid JSON")
 
 
 def looks_without_surprise(folder: Path, what: object) -> None:

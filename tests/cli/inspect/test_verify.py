@@ -81,7 +81,7 @@ def test_one_flipped_bit_is_found_and_its_file_named(folder: Path, tensor: str) 
     overwrite(path, at, bytes([path.read_bytes()[at] ^ 1]))
     (problem,) = problems(hlwq("inspect", folder, "--verify", "--json"))
     name = tensor if tensor.startswith("model.norm") else Q
-    assert problem == f"{name} in {path.name} is not what the manifest states"
+    assert problem == f"{name} in {path.name} does not match the manifest"
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_changed_header_of_the_same_tensors_is_found(
     edit_header(path, edit)
     what = "sha256" if stated else "header"
     (problem,) = problems(hlwq("inspect", folder, "--verify", "--json"))
-    assert problem == f"{path.name} is not what the manifest states: its {what} differs"
+    assert problem == f"{path.name} does not match the manifest: its {what} differs"
 
 
 def test_padding_of_a_header_is_spaces(tiny: Path, copied: Callable[[Path], Path]) -> None:
@@ -159,7 +159,7 @@ def test_padding_of_a_header_is_spaces(tiny: Path, copied: Callable[[Path], Path
     assert raw[end - 1 : end] == b" "
     overwrite(path, end - 1, b"\n")
     (problem,) = problems(hlwq("inspect", path.parent, "--verify", "--json"))
-    assert problem == "model.safetensors is not what the manifest states: its header differs"
+    assert problem == "model.safetensors does not match the manifest: its header differs"
 
 
 @pytest.mark.parametrize("name", ["config.json", INDEX, "README.md", *SIDECAR_FILES])
@@ -207,5 +207,5 @@ def test_human_verdict_lists_every_problem(folder: Path) -> None:
     ran = hlwq("inspect", folder, "--verify")
     assert ran.code == 6
     assert "- tokenizer.json is missing\n" in ran.out
-    assert "- LICENSE is not what the manifest states" in ran.out
+    assert "- LICENSE does not match the manifest" in ran.out
     assert ran.out.endswith(" 2 problems.\n")

@@ -24,7 +24,7 @@ def test_wrong_byte_is_found_before_any_request(account: HubServer, folder: Path
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    assert_refused(hlwq("push", folder, REPO), 1, f"{path.name} is not what the manifest states", "nothing was sent")
+    assert_refused(hlwq("push", folder, REPO), 1, f"{path.name} does not match the manifest", "nothing was sent")
     assert account.requests == []
 
 

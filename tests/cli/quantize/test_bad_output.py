@@ -172,7 +172,7 @@ def test_overwrite_replaces_a_result_whose_manifest_cannot_be_read(model: Path, 
     before = tree(done)
     (done / "hlwq_manifest.json").write_text(text)
     (done / "mine.txt").write_text("mine")
-    assert_refused(hlwq("quantize", model, done), 1, "hlwq_manifest.json cannot be understood")
+    assert_refused(hlwq("quantize", model, done), 1, "hlwq_manifest.json is not a valid manifest")
     assert hlwq("quantize", model, done, "--overwrite").code == 0
     assert (done / "mine.txt").read_text() == "mine"
     (done / "mine.txt").unlink()

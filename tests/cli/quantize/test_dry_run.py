@@ -89,8 +89,8 @@ def test_pattern_that_matches_nothing_exits_with_2(family: Family, tmp_path: Pat
     ("options", "says"),
     [
         (["--delete-source"], "--delete-source needs a Hub id"),
-        (["--base-model", "no repo"], "--base-model 'no repo' is no name of a repository."),
-        (["--device", "gpu"], "'gpu' is no device."),
+        (["--base-model", "no repo"], "--base-model 'no repo' is not a valid repository id."),
+        (["--device", "gpu"], "Unknown device 'gpu'."),
     ],
 )
 def test_dry_run_refuses_what_the_run_refuses(family: Family, tmp_path: Path, options: list[str], says: str) -> None:
@@ -101,7 +101,7 @@ def test_dry_run_refuses_what_the_run_refuses(family: Family, tmp_path: Path, op
 
 def test_trace_that_cannot_be_written_is_refused_before_any_work(family: Family, tmp_path: Path) -> None:
     ran = hlwq("quantize", family("qwen3"), tmp_path / "out", env={"HLWQ_TRACE": str(tmp_path / "no" / "trace.json")})
-    assert_refused(ran, 3, "HLWQ_TRACE is", "there is no such folder.")
+    assert_refused(ran, 3, "HLWQ_TRACE is", "its folder does not exist.")
     assert not (tmp_path / "out").exists()
 
 

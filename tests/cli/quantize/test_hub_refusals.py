@@ -49,7 +49,7 @@ def test_unknown_repository_exits_with_3(hub: HubServer, refused: Refused) -> No
 
 def test_private_repository_of_another_user_exits_with_3(hub: HubServer, refused: Refused, model: Path) -> None:
     hub.publish("tests/private", model, private=True)
-    refused("tests/private", 3, "There is no repository tests/private, or you may not see it.")
+    refused("tests/private", 3, "There is no repository tests/private, or you have no access to it.")
 
 
 def test_gated_repository_exits_with_4(hub: HubServer, refused: Refused, model: Path) -> None:
