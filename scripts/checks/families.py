@@ -123,7 +123,9 @@ def generate(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return a few greedy tokens."""
     torch.manual_seed(0)
     given = {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
-    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
+    if "input_ids" in given:
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     out = model.generate(**as_dtype(given, model.dtype), **settings)
     tokens: torch.Tensor = out if isinstance(out, torch.Tensor) else out.sequences
     return tokens
@@ -203,8 +205,8 @@ def save_original(family: Family, config: Any, source: Path, dtypes: tuple[torch
             loaded = cls.from_pretrained(str(source), dtype=dtype).eval()
         except Exception as error:
             raise NotRunError(f"transformers does not load what it saved: {first_line(error)}") from error
-        if lost := first_lost(model, loaded):
-            raise NotRunError(f"transformers loads {lost} with other values than it saved")
+        if lost := first_lost(loaded, cls.from_pretrained(str(source), dtype=dtype)):
+            raise NotRunError(f"transformers loads {lost} with other values every time")
         inputs, failure = find_inputs(loaded)
         if inputs is not None:
             return Original(cls, source, dtype, loaded, inputs, can_generate(loaded, inputs))
@@ -212,13 +214,10 @@ def save_original(family: Family, config: Any, source: Path, dtypes: tuple[torch
     raise NotRunError(f"does not run: {reason}")
 
 
-def first_lost(saved: Any, loaded: Any) -> str:
-    """Return the first parameter whose values are not those that were saved."""
-    found = dict(loaded.named_parameters())
-    for name, parameter in saved.named_parameters():
-        if name not in found or not torch.equal(found[name].float(), parameter.float()):
-            return str(name)
-    return ""
+def first_lost(first: Any, second: Any) -> str:
+    """Return the first parameter that two loads fill with different values: it was not in what was saved."""
+    found = dict(second.named_parameters())
+    return next((name for name, value in first.named_parameters() if not torch.equal(found[name], value)), "")
 
 
 def find_inputs(model: Any) -> tuple[dict[str, torch.Tensor] | None, str]:

@@ -218,24 +218,38 @@ def set_special_tokens(config: PreTrainedConfig) -> None:
                 setattr(part, name, places.setdefault(name, VOCABULARY + 2 - len(places)))
 
 
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}}
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "blt": {"encoder_hash_byte_group_vocab": 300},
     "chameleon": {"vocabulary_map": {"<image>": 310, "IMGIMGAAZ": 311}},
+    "codegen": {"rotary_dim": 16},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 192}},
     "emu3": {"vocabulary_map": {"<image>": 310, "<|visual token 000000|>": 311}},
+    "esm": {"pad_token_id": 1, "mask_token_id": 3, "vocab_size": 64},
+    "glm4v_text": MROPE, "glm_ocr_text": MROPE,
+    "glm4v_moe_text": {"rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [2, 3, 3]}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 16},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "inkling2_text": {"unpadded_vocab_size": 300}, "inkling2_loop_text": {"unpadded_vocab_size": 300},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"head_dim": 32, "num_heads": 8, "n_groups": 1, "state_size": 16},
+    "paddleocr_vl_text": MROPE, "qwen2_vl_text": MROPE, "qwen2_5_vl_text": MROPE, "qwen2_5_omni_text": MROPE,
     "perceiver": {"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2, "train_size": [32, 32]},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 16,
+        "indexer_compress_ratio": 2, "ngram_vocab_size_base": 100, "split_ngram_parts": 2, "ple_embed_dim": 16,
+        "ple_layer_ids": [1], "layer_types": ["linear_attention", "full_attention"], "eos_token_id": 2,
+    },
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {
         "axial_pos_shape": (4, 4), "axial_pos_embds_dim": (64, 64), "hidden_size": 128, "num_buckets": 2,
         "attn_layers": ["local", "lsh"], "lsh_attn_chunk_length": 4, "local_attn_chunk_length": 4,
         "max_position_embeddings": 16,
     },
-    "qwen4_exp_text": {
-        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 16,
-        "indexer_compress_ratio": 2, "ngram_vocab_size_base": 100, "split_ngram_parts": 2, "ple_embed_dim": 16,
-        "ple_layer_ids": [1], "layer_types": ["linear_attention", "full_attention"],
-    },
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
     },
