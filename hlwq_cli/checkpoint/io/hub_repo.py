@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,12 +110,14 @@ class HubRepo:
         commit: hash of the commit.
         files: names of all files.
         root: the local snapshot folder, where fetched files appear.
+        sizes: bytes of all files, by name.
     """
 
     id: str
     commit: str
     files: list[str]
     root: Path
+    sizes: Mapping[str, int]
 
     @classmethod
     def find(cls, repo: str, revision: str | None) -> HubRepo:
@@ -124,11 +126,12 @@ class HubRepo:
         from huggingface_hub.file_download import repo_folder_name
 
         with hub_errors(repo):
-            info = HfApi(library_name="hlwq").model_info(repo, revision=revision)
+            info = HfApi(library_name="hlwq").model_info(repo, revision=revision, files_metadata=True)
         commit = info.sha or "main"
         folder = repo_folder_name(repo_id=repo, repo_type="model")
         root = Path(constants.HF_HUB_CACHE) / folder / "snapshots" / commit
-        return cls(repo, commit, sorted(s.rfilename for s in info.siblings or []), root)
+        sizes = {s.rfilename: s.size or 0 for s in sorted(info.siblings or [], key=lambda s: s.rfilename)}
+        return cls(repo, commit, list(sizes), root, sizes)
 
     def fetch(self, file: str, folder: Path | None = None) -> Path:
         """Download a file into the cache, or into `folder`, unless it is there, and return its path."""
@@ -138,13 +141,8 @@ class HubRepo:
             return Path(hf_hub_download(self.id, file, revision=self.commit, library_name="hlwq", local_dir=folder))
 
     def weights_bytes(self) -> int:
-        """Return the total size of its safetensors files."""
-        from huggingface_hub import HfApi
-
-        with hub_errors(self.id):
-            info = HfApi(library_name="hlwq").model_info(self.id, revision=self.commit, files_metadata=True)
-        shards = (s for s in info.siblings or [] if s.rfilename.endswith(".safetensors") and "/" not in s.rfilename)
-        return sum(s.size or 0 for s in shards)
+        """Return the total size of its safetensors files, without those in sub-folders."""
+        return sum(size for name, size in self.sizes.items() if name.endswith(".safetensors") and "/" not in name)
 
     def header(self, file: str) -> dict[str, TensorInfo]:
         """The tensors of a safetensors file, from its first bytes only."""

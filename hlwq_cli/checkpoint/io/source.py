@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,16 @@ from ...samples import resolve_model
 from .hub_repo import HubRepo, is_repo_id
 from .open_files import PREFETCH_FILES, PrefetchedFiles
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
-from .weight_map import INDEX, collect_tensors, read_json, read_weight_map, weight_files
-
-_WEIGHT_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".tflite", ".pkl",
-    ".safetensors.index.json", ".bin.index.json",
-)  # fmt: skip
+from .weight_files import MODULES, WEIGHT_SUFFIXES, find_weight_files, module_folders, sort_other_weights
+from .weight_map import collect_tensors, read_json
 
 _MADE_HERE = ("hlwq_manifest.json", ".hlwq_run.jsonl")
 _SAMPLE = 4096
+_TIED_NAMES = re.compile(
+    r"(^|\.)(lm_head|lm_head\.decoder|predictions\.decoder|decoder|embed_out|output_projection|proj_out"
+    r"|embed_tokens|shared|wte|word_embeddings)\.(weight|bias)$"
+)
+"""Heads and embeddings, which are what transformers ties by `tie_word_embeddings`."""
 
 
 @dataclass
@@ -38,9 +41,12 @@ class Source:
         revision: the commit, for a Hub repository.
         config: its config.json.
         tensors: every tensor, in the order of files and offsets.
-        sidecar_files: names of all files that are no weights, relative to the root.
+        sidecar_files: names of all files to copy, relative to the root: those that are no weights, and small modules
+            that transformers does not load with the model.
         root: the folder that files are read from.
         repo: the Hub repository that fills `root`, or None.
+        sidecar_bytes: bytes of the weights among the sidecar files.
+        warnings: sentences about files of weights that are neither read nor copied.
     """
 
     id: str
@@ -50,6 +56,8 @@ class Source:
     sidecar_files: tuple[str, ...]
     root: Path
     repo: HubRepo | None = None
+    sidecar_bytes: int = 0
+    warnings: tuple[str, ...] = ()
     _files: PrefetchedFiles = field(init=False, repr=False)
     _private: Path | None = field(default=None, init=False, repr=False)
 
@@ -71,8 +79,10 @@ class Source:
         return sum(n for _, n in sizes.most_common(count))
 
     def path(self, file: str) -> Path:
-        """The local path of a file that is no weights, fetched first where it must be."""
-        return self.root / file if self.repo is None else self.repo.fetch(file)
+        """The local path of a sidecar file, fetched first where it must be."""
+        if self.repo is None:
+            return self.root / file
+        return self.repo.fetch(file, self._private_folder(file) if file.endswith(WEIGHT_SUFFIXES) else None)
 
     def read(self, info: TensorInfo, first_row: int = 0, rows: int | None = None) -> torch.Tensor:
         """Rows of a tensor whose leading dimensions are taken as one: (rows, last dimension), in its dtype."""
@@ -105,7 +115,8 @@ class Source:
             return
         self._private = private
         if private is not None and private.is_dir():
-            for old in set(os.listdir(private)) - set(files[:PREFETCH_FILES]):
+            kept = {folder.name for f in files[:PREFETCH_FILES] if (folder := self._private_folder(f)) is not None}
+            for old in set(os.listdir(private)) - kept:
                 shutil.rmtree(private / old)
         self._files.prefetch(files)
 
@@ -125,16 +136,20 @@ class Source:
     def _locate(self, file: str) -> Path:
         if self.repo is None:
             return self.root / file
-        path = self.repo.fetch(file, None if self._private is None else self._private / file)
+        path = self.repo.fetch(file, self._private_folder(file))
         header, _ = read_header(path, file)
         planned = {t.name: t for t in self.tensors.values() if t.file == file}
         if header != planned:
             raise CorruptError(f"{file} as fetched differs from its header on the Hub.", "Delete it and run again.")
         return path
 
+    def _private_folder(self, file: str) -> Path | None:
+        """The folder that a file is fetched into instead of the cache: one for each file."""
+        return None if self._private is None else self._private / file.replace("/", "--")
+
     def _drop(self, file: str) -> None:
-        if self._private is not None:
-            shutil.rmtree(self._private / file)
+        if (folder := self._private_folder(file)) is not None:
+            shutil.rmtree(folder)
 
     def close(self) -> None:
         """Close the files."""
@@ -148,11 +163,15 @@ class Source:
         for info in self.tensors.values():
             n = min(_SAMPLE, info.nbytes)
             hashes[info.file].update(self.read_bytes(info, 0, n) + self.read_bytes(info, info.nbytes - n, n))
-        others = {n: hashlib.sha256((self.root / n).read_bytes()) for n in self.sidecar_files}
         return {
             "files": {f: [(self.root / f).stat().st_size, h.hexdigest()[:16]] for f, h in hashes.items()},
-            "others": {n: h.hexdigest()[:16] for n, h in others.items()},
+            "others": {n: _sha256(self.root / n)[:16] for n in self.sidecar_files},
         }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _header(path: Path) -> bytes:
@@ -191,36 +210,78 @@ def open_source(model: str, revision: str | None = None) -> Source:
 
 def _open_folder(model: str, root: Path) -> Source:
     config = read_json(root / "config.json", "config.json")
-    index = root / INDEX
-    names = sorted(p.name for p in root.glob("*.safetensors"))
-    weight_map = read_weight_map(index) if index.exists() else None
-    tensors = collect_tensors(
-        {f: read_header(root / f, f)[0] for f in weight_files(names, weight_map, model)}, weight_map
-    )
-    made = {p.parent for p in root.rglob("*") if p.name in _MADE_HERE}
+    made = {p.parent for p in root.rglob("*") if p.name in _MADE_HERE} - {root}
     found = (p for p in root.rglob("*") if p.is_file() and not made & set(p.parents))
-    files = sorted(str(p.relative_to(root)) for p in found)
-    return Source(model, None, config, tensors, _sidecar_files(files), root)
+    sizes = {str(p.relative_to(root)): p.stat().st_size for p in sorted(found)}
+
+    def header(file: str) -> dict[str, TensorInfo]:
+        return read_header(root / file, file)[0]
+
+    return _assemble(Source(model, None, config, {}, (), root), sizes, header)
 
 
 def _open_repo(model: str, revision: str | None) -> Source:
     repo = HubRepo.find(model, revision)
     config = read_json(repo.fetch("config.json"), "config.json") if "config.json" in repo.files else {}
-    names = sorted(f for f in repo.files if f.endswith(".safetensors") and "/" not in f)
-    weight_map = read_weight_map(repo.fetch(INDEX)) if INDEX in repo.files else None
-    headers = {f: repo.header(f) for f in weight_files(names, weight_map, model)}
-    return Source(
-        model, repo.commit, config, collect_tensors(headers, weight_map), _sidecar_files(repo.files), repo.root, repo
-    )
+    return _assemble(Source(model, repo.commit, config, {}, (), repo.root, repo), repo.sizes, repo.header)
 
 
-def _sidecar_files(files: list[str]) -> tuple[str, ...]:
-    """Files to bring along: all but weights, hidden ones, caches and the model card, which is written anew."""
-    return tuple(
-        f
-        for f in files
-        if not f.endswith(_WEIGHT_SUFFIXES) and not any(part.startswith((".", "__pycache__")) for part in Path(f).parts)
+def _assemble(source: Source, sizes: Mapping[str, int], header: Callable[[str], dict[str, TensorInfo]]) -> Source:
+    """Fill in a source's tensors and sidecar files.
+
+    Args:
+        source: without them.
+        sizes: bytes of all its files, by name.
+        header: reads the tensors of a safetensors file.
+    """
+
+    def read(file: str) -> dict[str, Any]:
+        return read_json(source.path(file), file)
+
+    files = find_weight_files(source.id, sizes, source.config, read)
+    headers = {f: header(f) for f in files.names}
+    source.tensors = collect_tensors(headers, files.weight_map, files.extra, lambda n: _may_be_tied(source.config, n))
+    modules = _module_folders(source.path(MODULES)) if MODULES in sizes else set()
+    loaded_bytes = sum(t.nbytes for t in source.tensors.values())
+    others = sort_other_weights(sizes, files.names, loaded_bytes, modules)
+    copied = set(others.copied)
+    source.sidecar_files = tuple(
+        n for n in sizes if n in copied or (not n.endswith(WEIGHT_SUFFIXES) and not _is_hidden(n))
     )
+    source.sidecar_bytes = sum(sizes[n] for n in copied)
+    source.warnings = others.warnings
+    return source
+
+
+def _module_folders(path: Path) -> set[str]:
+    try:
+        return module_folders(json.loads(path.read_text()))
+    except (ValueError, RecursionError):  # transformers does not read it, so it need not be valid
+        return set()
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__pycache__")) for part in Path(name).parts)
+
+
+def _may_be_tied(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a tensor that the index lists and no file holds is filled by the weight that it is tied to."""
+    return _TIED_NAMES.search(name) is not None and _ties_weights(config)
+
+
+def _ties_weights(config: Mapping[str, Any]) -> bool:
+    """Whether a config ties the head to the embeddings; if it does not say so, its class in transformers decides."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        if "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    from transformers import AutoConfig
+
+    try:
+        settings = AutoConfig.for_model(**config)
+        return bool(settings.get_text_config().tie_word_embeddings)
+    except Exception:  # an unknown type, or a config that its class does not accept
+        return False
 
 
 def refuse_quantized(source: Source) -> None:

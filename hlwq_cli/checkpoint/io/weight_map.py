@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import CorruptError, NotFoundError, UnsupportedError
+from ...errors import CorruptError, NotFoundError
 from .safetensors_file import TensorInfo
 
 INDEX = "model.safetensors.index.json"
@@ -30,36 +29,54 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
-    """Which file holds which tensor, by an index; names that leave the folder are an error."""
-    weight_map = read_json(path, INDEX).get("weight_map")
+    """Which file holds which tensor, by the index of a coded checkpoint; names that leave the folder are an error."""
+    return parse_weight_map(read_json(path, INDEX), INDEX)
+
+
+def parse_weight_map(document: Mapping[str, Any], index: str, has_folders: bool = False) -> dict[str, str]:
+    """Return which file holds which tensor, by the content of an index.
+
+    Args:
+        document: the content.
+        index: name of the index, for messages.
+        has_folders: whether files may be in sub-folders.
+
+    Raises:
+        CorruptError: there is no weight map, or it names a file outside the folder.
+    """
+    weight_map = document.get("weight_map")
     if not isinstance(weight_map, dict):
-        raise CorruptError(f"{INDEX} has no weight_map.", "Fetch it again.")
+        raise CorruptError(f"{index} has no weight_map.", "Fetch it again.")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file != os.path.basename(file) or file in ("", ".", ".."):
+        if not _is_inside(file) or not (has_folders or "/" not in file):
             raise CorruptError(
-                f"{INDEX} places {name} in {file!r}, outside the folder.", "Do not trust this checkpoint."
+                f"{index} places {name} in {file!r}, outside the folder.", "Do not trust this checkpoint."
             )
     return weight_map
 
 
-def weight_files(names: list[str], weight_map: Mapping[str, str] | None, model: str) -> list[str]:
-    """The files that hold weights: those the index names, or all of `names` where there is none."""
-    if weight_map is not None:
-        missing = sorted(set(weight_map.values()) - set(names))
-        if missing:
-            raise CorruptError(f"{model} lacks {', '.join(missing)}, which its index names.", "Fetch them.")
-        return sorted(set(weight_map.values()))
-    if not names:
-        raise UnsupportedError(
-            f"{model} has no safetensors weights.", "Convert it first; pickled weights (.bin, .pt) are never read."
-        )
-    return names
+def _is_inside(file: Any) -> bool:
+    """Whether a name in an index is that of a file below the index's folder."""
+    return isinstance(file, str) and "\0" not in file and not {"", ".", ".."} & set(file.split("/"))
 
 
 def collect_tensors(
-    headers: dict[str, dict[str, TensorInfo]], weight_map: Mapping[str, str] | None
+    headers: Mapping[str, Mapping[str, TensorInfo]],
+    weight_map: Mapping[str, str] | None,
+    unlisted: Collection[str] = (),
+    may_lack: Callable[[str], bool] = lambda _: False,
 ) -> dict[str, TensorInfo]:
-    """All tensors of several files, in order; a tensor listed twice, or an index that disagrees, is an error."""
+    """Collect the tensors of several files, in order.
+
+    Args:
+        headers: tensors by name, of each file.
+        weight_map: file of each tensor, by the index; None if there is no index.
+        unlisted: files that the index need not list.
+        may_lack: whether the index may list a tensor that no file holds.
+
+    Raises:
+        CorruptError: two files hold a tensor, or the index and the files disagree.
+    """
     tensors: dict[str, TensorInfo] = {}
     for header in headers.values():
         for name, info in sorted(header.items(), key=lambda item: item[1].offset):
@@ -67,11 +84,12 @@ def collect_tensors(
                 raise CorruptError(f"{name} is in both {tensors[name].file} and {info.file}.", "Remove one of them.")
             tensors[name] = info
     if weight_map is not None:
-        wrong = sorted(n for n, f in weight_map.items() if n not in tensors or tensors[n].file != f)
-        extra = sorted(set(tensors) - set(weight_map))
-        if wrong or extra:
+        wrong = sorted(n for n, f in weight_map.items() if n in tensors and tensors[n].file != f)
+        wrong += sorted(n for n in weight_map if n not in tensors and not may_lack(n))
+        wrong += sorted(n for n, t in tensors.items() if n not in weight_map and t.file not in unlisted)
+        if wrong:
             raise CorruptError(
-                f"Index and files disagree: {', '.join((wrong + extra)[:5])} ({len(wrong + extra)} tensors).",
+                f"Index and files disagree: {', '.join(wrong[:5])} ({len(wrong)} tensors).",
                 "Fetch the checkpoint again.",
             )
     return tensors

@@ -111,11 +111,18 @@ def test_truncated_shard_is_refused(refused: Refused, sharded: Path, keep: int) 
     refused(sharded, 1, TWO)
 
 
-@pytest.mark.parametrize("file", ["../evil.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", 5, None])
+@pytest.mark.parametrize(
+    "file", ["../evil.safetensors", "/etc/passwd", "a/../b.safetensors", "a//b", "..", ".", "", "a\0", 5, None]
+)
 def test_index_that_points_outside_the_folder_is_refused(refused: Refused, sharded: Path, file: Any) -> None:
     weight_map = read_json(sharded / INDEX)["weight_map"]
     edit_json(sharded / INDEX, weight_map=weight_map | {Q: file})
     refused(sharded, 1, f"places {Q} in {file!r}, outside the folder.")
+
+
+def test_missing_shard_in_a_subfolder_is_refused(refused: Refused, sharded: Path) -> None:
+    edit_index(sharded, **{Q: "a/b.safetensors"})
+    refused(sharded, 1, "lacks a/b.safetensors, which its index names.")
 
 
 @pytest.mark.parametrize("document", ["{}", '{"weight_map": []}', '{"weight_map": "a"}', "[]", "{", ""])

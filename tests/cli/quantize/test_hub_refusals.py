@@ -84,6 +84,7 @@ def test_repository_without_safetensors_is_refused(hub: HubServer, model: Path, 
 
 def test_repository_whose_index_names_a_missing_shard_is_refused(hub: HubServer, model: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors").unlink()
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     hub.publish("tests/missing", model)
     ran = hlwq("quantize", "tests/missing", "--dry-run")
