@@ -79,21 +79,24 @@ def codebook_error(bits: int) -> float:
 
 
 def _compare(checkpoint: CodedCheckpoint, source: Source, record: TensorRecord) -> TensorSimilarity:
-    rows = math.prod(record.shape[:-1]) // len(record.sources)
+    parts = record.parts(source.tensors)
+    if parts is None:
+        raise UsageError(
+            f"{source.id} has no {record.sources[0]} of the right shape.", "Give the model it was made from."
+        )
     step = max(1, SLICE_WEIGHTS // record.shape[-1])
     dot = ours = theirs = difference = 0.0
-    for part, name in enumerate(record.sources):
-        info = source.tensors.get(name)
-        if info is None or info.rows != rows or info.shape[-1] != record.shape[-1]:
-            raise UsageError(f"{source.id} has no {name} of the right shape.", "Give the model it was made from.")
-        for start in range(0, rows, step):
-            n = min(step, rows - start)
-            w = source.read(info, start, n).double()
-            v = checkpoint.decode_rows(record, part * rows + start, n).double()
+    first = 0
+    for part in parts:
+        for start in range(0, part.count, step):
+            n = min(step, part.count - start)
+            w = part.read(source, start, n).double()
+            v = checkpoint.decode_rows(record, first + start, n).double()
             dot += float((w * v).sum())
             theirs += float(w.square().sum())
             ours += float(v.square().sum())
             difference += float((w - v).square().sum())
+        first += part.count
     error = difference / theirs if theirs else 0.0
     cosine = dot / math.sqrt(ours * theirs) if ours and theirs else 1.0
     expected = codebook_error(record.bits)

@@ -181,7 +181,9 @@ def dense(layers: int = 1, width: int = HIDDEN, seed: int = 0, dtype: torch.dtyp
     return tensors
 
 
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}
+LLAMA = {"model_type": "llama", "tie_word_embeddings": False}
+"""Names no class, so that a few tensors under llama's names are a checkpoint that can be quantized."""
+LLAMA_MODEL = LLAMA | {"architectures": ["LlamaForCausalLM"]}
 
 
 def tiny_llama(folder: Path) -> Path:

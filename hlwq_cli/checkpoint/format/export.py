@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from ...errors import ConflictError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
@@ -68,7 +71,10 @@ def export(
 class _Export:
     def __init__(self, checkpoint: CodedCheckpoint, out: Path, dtype: str, progress: ProgressCallback) -> None:
         self.checkpoint, self.out, self.dtype, self.progress = checkpoint, out, dtype, progress
-        self.decoded = {name: (record, row) for record in checkpoint.manifest.coded for name, row in _rows_of(record)}
+        self.pieces: dict[str, list[_Piece]] = defaultdict(list)
+        for record in checkpoint.manifest.coded:
+            for name, piece in _pieces_of(record):
+                self.pieces[name].append(piece)
         self.done = 0
 
     def run(self, max_shard_bytes: int) -> ExportResult:
@@ -94,14 +100,13 @@ class _Export:
 
     def _tensors(self) -> list[TensorInfo]:
         """What to write, decoded tensors under their source's names: shapes from the rows each contributed."""
-        found = []
-        for record in self.checkpoint.manifest.coded:
-            names = record.sources
-            rows = math.prod(record.shape[:-1]) // len(names)
-            whole = names[0] in (record.name, f"{record.name}.weight")
-            shape = record.shape if whole else (rows, record.shape[-1])
-            nbytes = math.prod(shape) * DTYPES[self.dtype].itemsize
-            found += [TensorInfo(name, self.dtype, shape, "", 0, nbytes) for name in names]
+        shapes = {
+            name: shape
+            for record in self.checkpoint.manifest.coded
+            for name, shape in zip(record.sources, record.shapes_of_sources, strict=True)
+        }
+        itemsize = DTYPES[self.dtype].itemsize
+        found = [TensorInfo(n, self.dtype, shape, "", 0, math.prod(shape) * itemsize) for n, shape in shapes.items()]
         kept = [self.checkpoint.tensors[k.name] for k in self.checkpoint.manifest.kept]
         return found + kept
 
@@ -115,18 +120,34 @@ class _Export:
             )
 
     def _data(self, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
-        if info.name not in self.decoded:
+        if info.name not in self.pieces:
             for start in range(0, info.nbytes, 4 * SLICE_WEIGHTS):
                 length = min(4 * SLICE_WEIGHTS, info.nbytes - start)
                 yield start, memoryview(self.checkpoint.read_bytes(info, start, length))
             return
-        record, first = self.decoded[info.name]
+        if self.pieces[info.name][0].transposed:
+            height, width = info.shape[-2:]  # a matrix at a time, decoded as its columns
+            for first in range(0, math.prod(info.shape) // height, width):
+                matrix = self._rows(info.name, first, width, height).T.contiguous()
+                yield first * height * matrix.itemsize, bytes_of(matrix)
+            return
         step = max(1, SLICE_WEIGHTS // info.shape[-1])
         row_bytes = info.nbytes // info.rows
         for row in range(0, info.rows, step):
-            n = min(step, info.rows - row)
-            rows = self.checkpoint.decode_rows(record, first + row, n).to(DTYPES[info.dtype])
-            yield row * row_bytes, bytes_of(rows)
+            yield row * row_bytes, bytes_of(self._rows(info.name, row, min(step, info.rows - row), info.shape[-1]))
+
+    def _rows(self, source: str, first: int, count: int, columns: int) -> torch.Tensor:
+        """Decode rows of a source tensor (columns, where pieces are transposed), whichever coded tensors hold them."""
+        rows = torch.empty(count, columns, dtype=DTYPES[self.dtype])
+        for piece in self.pieces[source]:
+            skipped = max(0, -(-(first - piece.start) // piece.step))
+            within = min(piece.count, -(-(first + count - piece.start) // piece.step)) - skipped
+            if within <= 0:
+                continue
+            decoded = self.checkpoint.decode_rows(piece.record, piece.coded_row + skipped, within)
+            begin = piece.start + skipped * piece.step - first
+            rows[begin : begin + (within - 1) * piece.step + 1 : piece.step] = decoded.to(rows.dtype)
+        return rows
 
     def _write_sidecar_files(self, shards: tuple[Shard, ...]) -> None:
         write_index(self.out, shards)
@@ -140,8 +161,22 @@ class _Export:
                 write_file(self.out / name, self.checkpoint.path(record.name).read_bytes())
 
 
-def _rows_of(record: TensorRecord) -> Iterator[tuple[str, int]]:
-    """(source name, first row in the coded tensor) of each of a record's sources."""
-    rows = math.prod(record.shape[:-1]) // len(record.sources)
-    for i, name in enumerate(record.sources):
-        yield name, i * rows
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a source tensor (or columns, if transposed) that stand one after the other in a coded tensor."""
+
+    record: TensorRecord
+    coded_row: int
+    start: int
+    count: int
+    step: int
+    transposed: bool
+
+
+def _pieces_of(record: TensorRecord) -> Iterator[tuple[str, _Piece]]:
+    """Yield the name of a source and the piece of it, for all rows of a coded tensor."""
+    runs = record.runs or tuple((i, 0, math.prod(s[:-1]), 1) for i, s in enumerate(record.shapes_of_sources))
+    row = 0
+    for index, start, count, step in runs:
+        yield record.sources[index], _Piece(record, row, start, count, step, record.transposed)
+        row += count

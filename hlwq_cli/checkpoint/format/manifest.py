@@ -14,7 +14,16 @@ from typing import Any
 from ..._version import __version__
 from ...errors import CorruptError, NotFoundError
 from ..plan.plan import Plan
-from .manifest_entries import FileRecord, KeptRecord, TensorRecord, check_fields, read_file, read_kept, read_tensor
+from .manifest_entries import (
+    FileRecord,
+    KeptRecord,
+    TensorRecord,
+    check_fields,
+    dump_tensor,
+    read_file,
+    read_kept,
+    read_tensor,
+)
 from .shards import FORMAT_VERSION, LAYOUT
 
 MANIFEST = "hlwq_manifest.json"
@@ -95,7 +104,8 @@ class Manifest:
 
     def dump(self) -> bytes:
         """Return the bytes of the file."""
-        return (json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n").encode()
+        document = asdict(self) | {"coded": [dump_tensor(record) for record in self.coded]}
+        return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_manifest(folder: Path, name: str = "") -> Manifest:

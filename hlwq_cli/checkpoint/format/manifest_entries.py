@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..io.safetensors_file import TensorInfo
+from ..io.source_rows import SourceRows
 from ..plan.planned import CodedTensor, KeptTensor
 
 
@@ -23,6 +25,9 @@ class TensorRecord:
         blake3: hash of codes, scales and base, in this order.
         nmse: ||W - W'||^2 / ||W||^2, to 5 digits.
         sources: names of its source tensors, in the order of its rows.
+        runs: (index of the source, first row, count, step) of the rows, where they are not those of whole sources.
+        transposed: whether `runs` count columns of the sources' matrices.
+        source_shapes: shapes of the sources, where they do not follow from `shape` and their number.
     """
 
     name: str
@@ -33,6 +38,26 @@ class TensorRecord:
     blake3: str
     nmse: float
     sources: tuple[str, ...]
+    runs: tuple[tuple[int, int, int, int], ...] = ()
+    transposed: bool = False
+    source_shapes: tuple[tuple[int, ...], ...] = ()
+
+    def parts(self, tensors: Mapping[str, TensorInfo]) -> tuple[SourceRows, ...] | None:
+        """Return its rows in a source; None where the source lacks a tensor or has it in another shape."""
+        infos = [tensors.get(name) for name in self.sources]
+        if None in infos:
+            return None
+        found = [info for info in infos if info is not None]
+        if any(info.shape != shape for info, shape in zip(found, self.shapes_of_sources, strict=True)):
+            return None
+        if self.runs:
+            return tuple(SourceRows(found[i], start, n, step, self.transposed) for i, start, n, step in self.runs)
+        return tuple(SourceRows.whole(info) for info in found)
+
+    @property
+    def shapes_of_sources(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the source tensors."""
+        return self.source_shapes or default_source_shapes(self.shape, len(self.sources))
 
     @property
     def matrices(self) -> int:
@@ -82,9 +107,17 @@ class ShardRecord:
     kept: tuple[KeptRecord, ...]
 
 
+def default_source_shapes(shape: tuple[int, ...], count: int) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of sources that need no mention: one of the coded shape, or matrices of as many rows each."""
+    return (shape,) if count == 1 else ((math.prod(shape[:-1]) // count, shape[-1]),) * count
+
+
 def coded_record(planned: CodedTensor, blake3: str, nmse: float) -> TensorRecord:
     """The record of a coded tensor."""
-    sources = tuple(p.name for p in planned.parts)
+    sources, whole = planned.sources, planned.is_concatenation
+    runs = () if whole else tuple((sources.index(p.name), p.start, p.count, p.step) for p in planned.parts)
+    shape_of = {p.name: p.info.shape for p in planned.parts}
+    shapes = tuple(shape_of[name] for name in sources)
     return TensorRecord(
         name=planned.name,
         role=planned.role,
@@ -94,6 +127,9 @@ def coded_record(planned: CodedTensor, blake3: str, nmse: float) -> TensorRecord
         blake3=blake3,
         nmse=float(f"{nmse:.4e}"),
         sources=sources,
+        runs=runs,
+        transposed=not whole and planned.parts[0].is_transposed,
+        source_shapes=() if shapes == default_source_shapes(planned.shape, len(sources)) else shapes,
     )
 
 
@@ -105,6 +141,11 @@ def kept_record(planned: KeptTensor, blake3: str) -> KeptRecord:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
+
+
+def _are_counts(value: Any) -> bool:
+    """Whether a value is a list of lists of counts."""
+    return isinstance(value, list) and all(isinstance(part, list) and all(map(_is_count, part)) for part in value)
 
 
 def _is_file_name(value: Any) -> bool:
@@ -122,6 +163,9 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "nmse": lambda v: type(v) in (int, float) and math.isfinite(v) and v >= 0,
     "shape": lambda v: isinstance(v, list) and all(map(_is_count, v)),
     "sources": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(s, str) for s in v),
+    "runs": lambda v: _are_counts(v) and all(len(run) == 4 for run in v),
+    "transposed": lambda v: isinstance(v, bool),
+    "source_shapes": lambda v: _are_counts(v),
     "source": lambda v: isinstance(v, dict) and isinstance(v["id"], str) and isinstance(v["revision"], str | None),
 }
 
@@ -149,15 +193,44 @@ def read_tensor(document: dict[str, Any]) -> TensorRecord:
     """The record of a coded tensor, from JSON."""
     check_fields(str(document["name"]), document)
     shape, sources = document["shape"], document["sources"]
-    if len(shape) not in (2, 3) or not math.prod(shape) or math.prod(shape[:-1]) % len(sources):
+    runs, shapes = document.get("runs", []), document.get("source_shapes", [])
+    if len(shape) not in (2, 3) or not math.prod(shape) or (not runs and math.prod(shape[:-1]) % len(sources)):
         raise ValueError(f"shape of {document['name']} is {shape}")
-    return TensorRecord(**{**document, "shape": tuple(document["shape"]), "sources": tuple(document["sources"])})
+    if shapes and len(shapes) != len(sources):
+        raise ValueError(f"source_shapes of {document['name']} are not one for each source")
+    if runs and not _are_runs(runs, shapes or [shape] * len(sources), shape, document.get("transposed", False)):
+        raise ValueError(f"runs of {document['name']} do not make {shape} of its sources")
+    lists = {"shape": tuple(shape), "sources": tuple(sources), "runs": tuple(map(tuple, runs))}
+    return TensorRecord(**{**document, **lists, "source_shapes": tuple(map(tuple, shapes))})
+
+
+def _are_runs(runs: list[list[int]], shapes: list[list[int]], shape: list[int], transposed: bool) -> bool:
+    """Whether runs lie within their sources and have the rows and columns of the coded tensor."""
+    across = -2 if transposed else -1
+    if any(len(s) < 2 or s[across] != shape[-1] for s in shapes) or sum(r[2] for r in runs) != math.prod(shape[:-1]):
+        return False
+    return all(
+        i < len(shapes) and n > 0 and step > 0 and start + (n - 1) * step < math.prod(shapes[i]) // shape[-1]
+        for i, start, n, step in runs
+    )
+
+
+def dump_tensor(record: TensorRecord) -> dict[str, Any]:
+    """Return a coded tensor's record for JSON; what says nothing is left out."""
+    document = asdict(record)
+    silent = [key for key in ("runs", "transposed", "source_shapes") if not document[key]]
+    return {key: value for key, value in document.items() if key not in silent}
 
 
 def read_kept(document: dict[str, Any]) -> KeptRecord:
     """The record of a kept tensor, from JSON."""
     check_fields(str(document["name"]), document)
     return KeptRecord(**{**document, "shape": tuple(document["shape"])})
+
+
+def dump_shard(record: ShardRecord) -> dict[str, Any]:
+    """Return a finished shard's record for JSON."""
+    return asdict(record) | {"coded": [dump_tensor(tensor) for tensor in record.coded]}
 
 
 def read_shard(document: dict[str, Any]) -> ShardRecord:

@@ -10,13 +10,15 @@ from ...codec import Scheme
 from ...errors import UsageError
 from ..io.safetensors_file import TensorInfo
 from ..io.source import Source
+from ..io.source_rows import SourceRows
 from .architecture import Architecture, general_architecture, load_architecture
-from .expert_stacks import find_stacks
+from .by_class import FLOATS, plan_by_class
+from .model_class import build_model
 from .planned import CodedTensor, KeptTensor, PlannedTensor
 from .recipe import Recipe
+from .same_bytes import have_same_bytes
 
-_FLOATS = ("BF16", "F16", "F32")
-_STEP = 8 * 2**20
+_BY_CLASS = "general rule, limited to the linear layers of the model's class"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Plan:
         rule: how roles were found, for people.
         tensors: coded and kept tensors, in the order of the source's files.
         dropped: tensors that are not written, and why.
+        unused: names of tensors that no module of the model takes; they are kept.
+        transposed: names of coded parameters that their modules hold as (..., in, out).
+        unchecked: why the plan was made by names alone and not held against the model's class; empty if it was.
     """
 
     source: Source
@@ -36,6 +41,9 @@ class Plan:
     rule: str
     tensors: tuple[PlannedTensor, ...]
     dropped: tuple[KeptTensor, ...]
+    unused: tuple[str, ...] = ()
+    transposed: tuple[str, ...] = ()
+    unchecked: str = ""
 
     @property
     def coded(self) -> tuple[CodedTensor, ...]:
@@ -81,44 +89,44 @@ class Plan:
     def digest(self) -> str:
         """A hash of every decision, to tell two plans apart."""
         lines = [
-            f"{j.name} {j.scheme} {[p.name for p in j.parts]}" if isinstance(j, CodedTensor) else j.info.name
+            f"{j.name} {j.scheme} {_parts_digest(j)}" if isinstance(j, CodedTensor) else j.info.name
             for j in self.tensors
         ]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _parts_digest(tensor: CodedTensor) -> list[object]:
+    return [p.name if p.is_whole else (p.name, p.start, p.count, p.step, p.is_transposed) for p in tensor.parts]
+
+
 def make_plan(source: Source, recipe: Recipe) -> Plan:
-    """Decide what becomes of every tensor.
+    """Decide what becomes of every tensor, by the class of the model where transformers has it, else by names.
 
     Raises:
         UsageError: a pattern of the recipe matches no tensor.
-        CorruptError: an expert is missing or has another shape than its neighbours.
+        CorruptError: the checkpoint does not fill its model.
     """
-    architecture = load_architecture(source.config) or _unknown_architecture(source)
     _check_patterns(source, recipe)
-    stacked = find_stacks(source, architecture)
+    built = build_model(source.config)
+    architecture = load_architecture(source.config)
+    if built.model is None:
+        return _plan_by_names(source, recipe, architecture or general_architecture(), built.reason)
+    made = plan_by_class(source, built.model, architecture or general_architecture(), recipe)
+    rule = architecture.description if architecture else _BY_CLASS
+    return Plan(source, recipe, rule, made.tensors, made.dropped, made.unused, made.transposed)
+
+
+def _plan_by_names(source: Source, recipe: Recipe, architecture: Architecture, reason: str) -> Plan:
+    """Plan for a model whose class is not at hand: nothing is known of how its modules take tensors."""
     dropped, alone = _tied_head(source), _only_head(source, architecture)
     gone = {k.info.name for k in dropped}
     tensors: list[PlannedTensor] = []
-    done: set[str] = set()
     for name, info in source.tensors.items():
-        if name in gone or name in done:
-            continue
-        stack = stacked.get(name)
-        if stack is not None:
-            done.update(p.name for p in stack[1])
-            tensors.extend(_decide_stack(*stack, architecture, recipe))
-        elif name == alone:
+        if name == alone:
             tensors.append(KeptTensor(info, "head", "the tied embeddings are stored under its name"))
-        else:
+        elif name not in gone:
             tensors.append(_decide(info, architecture, recipe))
-    return Plan(source, recipe, architecture.description, tuple(tensors), dropped)
-
-
-def _unknown_architecture(source: Source) -> Architecture:
-    from .model_class import other_names
-
-    return general_architecture(other_names(source.config, source.tensors))
+    return Plan(source, recipe, architecture.description, tuple(tensors), dropped, unchecked=reason)
 
 
 def _check_patterns(source: Source, recipe: Recipe) -> None:
@@ -141,31 +149,16 @@ def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> Pla
     three = len(info.shape) == 3 and rule.role == "expert"
     if not (three or (len(info.shape) == 2 and info.name.endswith(".weight"))):
         return KeptTensor(info, rule.role, f"shape {list(info.shape)} is no matrix")
-    if info.dtype not in _FLOATS:
+    if info.dtype not in FLOATS:
         return KeptTensor(info, rule.role, f"{info.dtype} is no weight type")
     name = info.name if three else info.name.removesuffix(".weight")
-    return _code(name, rule.role, info.shape, bits, recipe, (info,)) or KeptTensor(
+    return _code(name, rule.role, info.shape, bits, recipe, (SourceRows.whole(info),)) or KeptTensor(
         info, rule.role, "would not get smaller"
     )
 
 
-def _decide_stack(
-    name: str, parts: tuple[TensorInfo, ...], shape: tuple[int, ...], architecture: Architecture, recipe: Recipe
-) -> list[PlannedTensor]:
-    """A stack is coded whole or not at all."""
-    role = architecture.role(parts[0]).role
-    widths = {recipe.width(p.name, role) for p in parts}
-    bits, reason = next(iter(widths)) if len(widths) == 1 else (None, "its experts were given different widths")
-    if bits is not None and parts[0].dtype not in _FLOATS:
-        bits, reason = None, f"{parts[0].dtype} is no weight type"
-    coded = None if bits is None else _code(name, role, shape, bits, recipe, parts)
-    if coded is not None:
-        return [coded]
-    return [KeptTensor(p, role, reason if bits is None else "would not get smaller") for p in parts]
-
-
 def _code(
-    name: str, role: str, shape: tuple[int, ...], bits: int, recipe: Recipe, parts: tuple[TensorInfo, ...]
+    name: str, role: str, shape: tuple[int, ...], bits: int, recipe: Recipe, parts: tuple[SourceRows, ...]
 ) -> CodedTensor | None:
     s = recipe.scheme
     coded = CodedTensor(name, role, shape, Scheme(bits, s.block_size, s.scale, s.search), parts)
@@ -191,13 +184,6 @@ def _tied_head(source: Source) -> tuple[KeptTensor, ...]:
         return ()
     if (heads[0].shape, heads[0].dtype) != (embeddings[0].shape, embeddings[0].dtype):
         return ()
-    if source.repo is None and not _same_bytes(source, heads[0], embeddings[0]):
+    if not have_same_bytes(source, heads[0], embeddings[0]):
         return ()
     return (KeptTensor(heads[0], "head", f"tied to {embeddings[0].name}, never written"),)
-
-
-def _same_bytes(source: Source, a: TensorInfo, b: TensorInfo) -> bool:
-    return all(
-        source.read_bytes(a, at, min(_STEP, a.nbytes - at)) == source.read_bytes(b, at, min(_STEP, b.nbytes - at))
-        for at in range(0, a.nbytes, _STEP)
-    )

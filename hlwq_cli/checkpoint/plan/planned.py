@@ -9,6 +9,7 @@ import torch
 
 from ...codec import Scheme, part_name
 from ..io.safetensors_file import DTYPES, TensorInfo
+from ..io.source_rows import SourceRows
 
 StoredTensor = tuple[str, torch.dtype, tuple[int, ...]]
 """Name, dtype and shape of a tensor in a shard."""
@@ -19,18 +20,18 @@ class CodedTensor:
     """One coded matrix, or one stack of them.
 
     Attributes:
-        name: module path, and the parameter's name for stacked experts.
+        name: module path of a matrix `weight`, else the parameter's name.
         role: of its tensors.
         shape: (out, in), or (experts, out, in).
         scheme: how it is coded.
-        parts: the source tensors whose rows, one after the other, are the rows of the coded tensor.
+        parts: the stored rows that, one after the other, are the rows of the coded tensor.
     """
 
     name: str
     role: str
     shape: tuple[int, ...]
     scheme: Scheme
-    parts: tuple[TensorInfo, ...]
+    parts: tuple[SourceRows, ...]
 
     @property
     def rows(self) -> int:
@@ -61,8 +62,23 @@ class CodedTensor:
         return math.prod(self.shape)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of its source tensors, each once, in the order of its rows."""
+        return tuple(dict.fromkeys(part.name for part in self.parts))
+
+    @property
+    def is_concatenation(self) -> bool:
+        """Whether its rows are those of whole source tensors, one after the other."""
+        return all(part.is_whole for part in self.parts)
+
+    @property
+    def parameter(self) -> str:
+        """Name of the model's parameter that it stands for."""
+        return f"{self.name}.weight" if len(self.shape) == 2 else self.name
+
+    @property
     def source_bytes(self) -> int:
-        """Bytes of its source tensors."""
+        """Bytes of its rows in the source."""
         return sum(p.nbytes for p in self.parts)
 
 

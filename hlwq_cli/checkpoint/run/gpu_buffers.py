@@ -81,7 +81,7 @@ def encoded_bytes(piece: Slice) -> int:
     """Return the buffer size for a slice's `EncodedRows` in bytes: all their tensors, each aligned."""
     if isinstance(piece.planned, KeptTensor):
         return 0
-    parts = encoded_layout((piece.length, piece.info.shape[-1]), piece.planned.scheme)
+    parts = encoded_layout((piece.length, piece.columns), piece.planned.scheme)
     return sum(_aligned(math.prod(shape) * dtype.itemsize) for shape, dtype in parts.values())
 
 

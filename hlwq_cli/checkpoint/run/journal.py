@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConflictError
 from ..format.manifest import JOURNAL, describe_differences
-from ..format.manifest_entries import ShardRecord, read_shard
+from ..format.manifest_entries import ShardRecord, dump_shard, read_shard
 from ..format.shards import disk_errors, write_file
 
 
@@ -70,7 +69,7 @@ class Journal:
     def add(self, record: ShardRecord) -> None:
         """Add a finished shard. It is on disk when this returns."""
         with disk_errors(self.path), self.path.open("a") as f:
-            f.write(json.dumps(asdict(record)) + "\n")
+            f.write(json.dumps(dump_shard(record)) + "\n")
             f.flush()
             os.fsync(f.fileno())
         self.shards[record.file.name] = record

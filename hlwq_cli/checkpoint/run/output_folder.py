@@ -124,6 +124,7 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
     widths = Counter(c.scheme.bits for c in plan.coded for _ in range(c.matrices))
     bits = widths.most_common(1)[0][0] if widths else plan.recipe.scheme.bits
     scheme = plan.recipe.scheme
+    exceptions = {"transposed": list(plan.transposed), "unused": list(plan.unused)}
     return {
         "quant_method": "hlwq",
         "format_version": FORMAT_VERSION,
@@ -138,6 +139,7 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
         },
         "tensors": {c.name: c.scheme.bits for c in plan.coded if c.scheme.bits != bits},
         "modules_to_not_convert": sorted(_kept_modules(plan)),
+        **{key: names for key, names in exceptions.items() if names},
         "source": {"repo": plan.source.id if plan.source.repo else None, "revision": plan.source.revision},
         "tool": {"name": "hlwq", "version": __version__},
     }

@@ -11,28 +11,55 @@ from ...codec import EncodedRows
 from ..format.shards import Shard, bytes_of
 from ..io.safetensors_file import TensorInfo
 from ..io.slice_sizes import SLICE_WEIGHTS
-from ..plan.planned import KeptTensor, PlannedTensor, stored_bytes
+from ..io.source import Source
+from ..io.source_rows import SourceRows
+from ..plan.planned import CodedTensor, KeptTensor, PlannedTensor, stored_bytes
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Rows of one source tensor and where they go; for a kept tensor, a range of its bytes."""
+    """Rows of one part of a coded tensor and where they go; for a kept tensor, a range of its bytes.
+
+    Attributes:
+        planned: what it is a piece of.
+        info: the source tensor to read.
+        start: the first row of the part, or the first byte of a kept tensor.
+        length: number of rows, or of bytes.
+        first_row: where the rows go in the coded tensor.
+        part: of the coded tensor; None for a kept tensor.
+    """
 
     planned: PlannedTensor
     info: TensorInfo
     start: int
     length: int
     first_row: int = 0
+    part: SourceRows | None = None
+
+    @property
+    def columns(self) -> int:
+        """Number of weights in a row of a coded tensor."""
+        return self.planned.shape[-1] if isinstance(self.planned, CodedTensor) else 0
 
     @property
     def source_bytes(self) -> int:
         """Bytes it reads."""
         return self.length * self._unit
 
+    def read_into(self, source: Source, buffer: memoryview) -> None:
+        """Fill a buffer of `source_bytes` from the source."""
+        if self.part is None:
+            source.read_into(self.info, self.start, buffer)
+        else:
+            self.part.read_into(source, self.start, self.length, buffer)
+
     @property
-    def first_byte(self) -> int:
-        """Where in its tensor it begins."""
-        return self.start * self._unit
+    def first_index(self) -> tuple[str, int, tuple[int, ...]]:
+        """Tensor, row and leading dimensions that name the first weight: in the source, where the part is whole."""
+        assert isinstance(self.planned, CodedTensor)
+        if self.part is not None and self.part.is_whole:
+            return self.info.name, self.start, self.info.shape[:-1]
+        return self.planned.parameter, self.first_row, self.planned.shape[:-1]
 
     @property
     def written(self) -> tuple[int, int]:
@@ -44,7 +71,7 @@ class Slice:
 
     @property
     def _unit(self) -> int:
-        return 1 if isinstance(self.planned, KeptTensor) else self.info.nbytes // max(self.info.rows, 1)
+        return 1 if self.part is None else self.part.row_bytes
 
 
 @dataclass(frozen=True)
@@ -83,8 +110,8 @@ def slices(shard: Shard, weights: int = SLICE_WEIGHTS) -> Iterator[Slice]:
             continue
         row = 0
         for part in planned.parts:
-            step = max(1, weights // part.shape[-1])
-            for start in range(0, part.rows, step):
-                n = min(step, part.rows - start)
-                yield Slice(planned, part, start, n, row)
+            step = max(1, weights // part.columns)
+            for start in range(0, part.count, step):
+                n = min(step, part.count - start)
+                yield Slice(planned, part.info, start, n, row, part)
                 row += n

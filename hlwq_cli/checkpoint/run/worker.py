@@ -53,7 +53,7 @@ class Worker:
             return SquaredError()
         with self.trace.span("code", piece.source_bytes):
             coded = self._encode(piece, planned)
-        cost = coding_cost(coded.error, coded.energy, coded.weight, piece.info.name, piece.start, piece.info.shape[:-1])
+        cost = coding_cost(coded.error, coded.energy, coded.weight, *piece.first_index)
         with self.trace.span("write", sum(part.nbytes for part in coded.written)):
             for (name, _, _), part in zip(planned.stored_tensors, coded.written, strict=True):
                 writer.write(name, piece.first_row * (part.nbytes // piece.length), part)
@@ -80,11 +80,11 @@ class Worker:
         data = self._staged_bytes[: piece.source_bytes]
         self.source.open_file(piece.info.file)
         with self.trace.span("read", piece.source_bytes):
-            self.source.read_into(piece.info, piece.first_byte, data)
+            piece.read_into(self.source, data)
         return data
 
     def _encode(self, piece: Slice, planned: CodedTensor) -> CodedSlice:
-        shape, dtype, scheme = (piece.length, piece.info.shape[-1]), DTYPES[piece.info.dtype], planned.scheme
+        shape, dtype, scheme = (piece.length, piece.columns), DTYPES[piece.info.dtype], planned.scheme
         if not self.device.is_gpu:
             weight = self._staged[: piece.source_bytes].view(dtype).view(shape)
             rows = encode_rows(weight, scheme)

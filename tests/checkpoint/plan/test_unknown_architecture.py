@@ -79,22 +79,31 @@ def test_model_class_decides_where_transformers_knows_the_model(tmp_path: Path) 
     }
 
 
-def test_tensors_that_the_class_does_not_hold_in_linear_layers_are_kept(tmp_path: Path) -> None:
+def gpt2(folder: Path) -> Path:
     import transformers
 
-    config = transformers.GPT2Config(n_embd=HIDDEN, n_layer=1, n_head=4, vocab_size=64, n_positions=32)
-    transformers.GPT2LMHeadModel(config).bfloat16().save_pretrained(tmp_path / "m")
-    made = plan(tmp_path / "m")
-    assert made.coded == (), "GPT-2's Conv1D stores (in, out), which is not the coded layout"
+    config = transformers.GPT2Config(
+        n_embd=HIDDEN, n_layer=1, n_head=4, vocab_size=64, n_positions=32, bos_token_id=1, eos_token_id=2
+    )
+    transformers.GPT2LMHeadModel(config).bfloat16().save_pretrained(folder)
+    return folder
+
+
+def test_layers_that_hold_their_weight_transposed_are_coded_by_their_columns(tmp_path: Path) -> None:
+    made = plan(gpt2(tmp_path / "m"))
+    layer = "transformer.h.0"
+    assert {c.name: c.shape for c in made.coded} == {
+        f"{layer}.attn.c_attn": (3 * HIDDEN, HIDDEN),
+        f"{layer}.attn.c_proj": (HIDDEN, HIDDEN),
+        f"{layer}.mlp.c_fc": (4 * HIDDEN, HIDDEN),
+        f"{layer}.mlp.c_proj": (HIDDEN, 4 * HIDDEN),
+    }
+    assert made.transposed == tuple(sorted(f"{c.name}.weight" for c in made.coded))
 
 
 def test_head_codes_the_embeddings_that_the_class_begins_with_and_no_positions(tmp_path: Path) -> None:
-    import transformers
-
-    config = transformers.GPT2Config(n_embd=HIDDEN, n_layer=1, n_head=4, vocab_size=64, n_positions=32)
-    transformers.GPT2LMHeadModel(config).bfloat16().save_pretrained(tmp_path / "m")
-    made = make_plan(open_source(str(tmp_path / "m")), load_recipe("head"))
-    assert [(c.name, c.role) for c in made.coded] == [("transformer.wte", "embedding")]
+    made = make_plan(open_source(str(gpt2(tmp_path / "m"))), load_recipe("head"))
+    assert [(c.name, c.role) for c in made.coded if c.role != "linear"] == [("transformer.wte", "embedding")]
     assert {k.info.name: k.role for k in made.kept}["transformer.wpe.weight"] == "other"
 
 

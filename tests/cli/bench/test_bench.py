@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.builders import LLAMA
+from tests.support.builders import LLAMA_MODEL
 from tests.support.files import write_header
 from tests.support.hub_server import HubServer
 
@@ -173,7 +173,7 @@ def big_llama(folder: Path, width: int) -> Path:
     path = write_header(folder / "model.safetensors", header)
     os.truncate(path, path.stat().st_size + at)
     text = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
-    config = LLAMA | text | {"vocab_size": 4096, "intermediate_size": width, "head_dim": 64, "dtype": "float32"}
+    config = LLAMA_MODEL | text | {"vocab_size": 4096, "intermediate_size": width, "head_dim": 64, "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

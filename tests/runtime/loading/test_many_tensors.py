@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.runtime.modules import HLWQLinear
-from tests.support.builders import LLAMA, save_tensors
+from tests.support.builders import LLAMA_MODEL, save_tensors
 from tests.support.files import read_tensors
 
 LAYERS = 870
@@ -30,7 +30,7 @@ def small_llama(folder: Path) -> Path:
     tensors |= {f"{LAYER}{name}.weight": torch.randn(64, 64, generator=generator) * 0.05 for name in linears}
     tensors |= {f"{LAYER}{n}_layernorm.weight": torch.ones(64) for n in ("input", "post_attention")}
     tensors["model.norm.weight"] = torch.ones(64)
-    return save_tensors(folder, {n: t.bfloat16() for n, t in tensors.items()}, LLAMA | SHAPE)
+    return save_tensors(folder, {n: t.bfloat16() for n, t in tensors.items()}, LLAMA_MODEL | SHAPE)
 
 
 def deep_llama(coded: Path, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from hlwq_cli.measure.similarity import similarity
 from hlwq_cli.runtime.decode import Decoder, Generation
 from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.runtime.modules import HLWQEmbedding, HLWQLinear, HLWQTiedLinear
-from tests.support.builders import LLAMA, TEXT, dense, gemma4_small, save_tensors
+from tests.support.builders import LLAMA_MODEL, TEXT, dense, gemma4_small, save_tensors
 from tests.support.files import edit_json, read_json, read_tensors
 
 from ..loading.test_families import picture_inputs
@@ -143,7 +143,7 @@ def test_either_alone_of_an_untied_pair(family: Family, tmp_path: Path, option: 
 @pytest.mark.filterwarnings("ignore")  # transformers tells that the two differ
 @pytest.mark.parametrize("options", [{"name": "head"}, {"tensor": ("embed_tokens=6",)}, {"tensor": ("lm_head=6",)}])
 def test_a_head_that_differs_stays_itself_whatever_the_config_says(tmp_path: Path, options: dict[str, Any]) -> None:
-    config = LLAMA | TEXT | {"vocab_size": 40, "num_hidden_layers": 0, "dtype": "bfloat16"}
+    config = LLAMA_MODEL | TEXT | {"vocab_size": 40, "num_hidden_layers": 0, "dtype": "bfloat16"}
     tensors = dense(0) | {"model.norm.weight": torch.ones(128).bfloat16()}
     source = save_tensors(tmp_path / "m", tensors, config | {"tie_word_embeddings": True})
     quantize(str(source), tmp_path / "out", load_recipe(**options))
@@ -157,7 +157,7 @@ def test_a_head_that_differs_stays_itself_whatever_the_config_says(tmp_path: Pat
 
 
 def test_embeddings_stored_under_the_name_of_their_head_are_kept_and_load(tmp_path: Path) -> None:
-    config = LLAMA | TEXT | {"vocab_size": 40, "num_hidden_layers": 0, "tie_word_embeddings": True}
+    config = LLAMA_MODEL | TEXT | {"vocab_size": 40, "num_hidden_layers": 0, "tie_word_embeddings": True}
     tensors = dense(0) | {"model.norm.weight": torch.ones(128).bfloat16()}
     del tensors["model.embed_tokens.weight"]
     quantize(str(save_tensors(tmp_path / "m", tensors, config)), tmp_path / "out", load_recipe("head"))
