@@ -8,6 +8,7 @@ from .format.reader import CodedCheckpoint, open_coded
 from .format.verify import VerifyReport, verify
 from .io.hub_repo import is_repo_id
 from .io.source import Source, open_source
+from .plan.coverage import check_coded
 from .plan.estimate import Estimate, estimate
 from .plan.plan import Plan, make_plan
 from .plan.planned import CodedTensor, KeptTensor
@@ -31,6 +32,7 @@ __all__ = [
     "Recipe",
     "Source",
     "VerifyReport",
+    "check_coded",
     "check_origin",
     "check_unquantized",
     "diff",

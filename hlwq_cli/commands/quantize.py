@@ -112,10 +112,11 @@ def quantize(
 
 
 def _show_plan(sink: Sink, source: Source, recipe: Recipe, max_fraction: float | None, threads: int | None) -> None:
-    from ..checkpoint import check_unquantized, estimate, make_plan
+    from ..checkpoint import check_coded, check_unquantized, estimate, make_plan
     from ..ui import show_plan
 
     plan = make_plan(source, recipe)
     source.close()
     show_plan(sink, estimate(plan, threads))
+    check_coded(plan)
     check_unquantized(plan, max_fraction)

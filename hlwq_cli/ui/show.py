@@ -37,6 +37,12 @@ def show_plan(sink: Sink, plan: Estimate) -> None:
         )
 
     sink.result("plan", plan, human, str(plan.output_bytes))
+    _warn(sink, plan.warnings)
+
+
+def _warn(sink: Sink, warnings: tuple[str, ...]) -> None:
+    for warning in warnings:
+        sink.note(f"Warning: {warning}")
 
 
 def _summary(console: Console, roles: dict[str, dict[str, int]]) -> None:
@@ -69,8 +75,10 @@ def show_quantized(sink: Sink, result: QuantizeResult) -> None:
         "path": str(result.path), "source_bytes": m.source_bytes, "bytes": total, "coded": len(m.coded),
         "kept": len(m.kept), "bits_per_weight": m.bits_per_weight, "unquantized_share": result.unquantized_share,
         "resumed_shards": result.resumed_shards, "already_complete": result.already_complete,
+        "warnings": result.warnings,
     }  # fmt: skip
     sink.result("quantize", value, human, str(result.path))
+    _warn(sink, result.warnings)
 
 
 def show_inspected(sink: Sink, report: InspectReport) -> None:

@@ -64,7 +64,7 @@ class Sink:
     def note(self, text: str) -> None:
         """Write a line to stderr, unless --quiet is given."""
         if self.format is not Format.quiet:
-            self.err.print(text)
+            self.err.print(text, soft_wrap=True)
 
 
 def _plain(value: Any) -> Any:

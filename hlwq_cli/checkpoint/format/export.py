@@ -8,10 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
-from ...errors import ConflictError, OutOfSpaceError, UsageError
+from ...errors import ConflictError, NonFiniteError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
 from ..io.safetensors_file import DTYPES, TensorInfo
@@ -21,7 +22,7 @@ from ..plan.planned import KeptTensor
 from .manifest import CHART, RESULTS
 from .manifest_entries import TensorRecord
 from .reader import CodedCheckpoint, open_coded
-from .shards import Shard, ShardWriter, bytes_of, disk_errors, divide, write_file, write_index, write_json
+from .shards import Shard, ShardWriter, bytes_of, copy_file, disk_errors, divide, write_index, write_json
 
 EXPORT_DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 
@@ -76,6 +77,8 @@ class _Export:
             for name, piece in _pieces_of(record):
                 self.pieces[name].append(piece)
         self.done = 0
+        self.overflowing: set[str] = set()
+        self.is_new = not out.exists()
 
     def run(self, max_shard_bytes: int) -> ExportResult:
         tensors = self._tensors()
@@ -95,6 +98,8 @@ class _Export:
             except BaseException:
                 writer.abandon()
                 raise
+        if self.overflowing:
+            self._refuse_overflow(shards)
         self._write_sidecar_files(shards)
         return ExportResult(self.out, total, len(tensors))
 
@@ -146,8 +151,25 @@ class _Export:
                 continue
             decoded = self.checkpoint.decode_rows(piece.record, piece.coded_row + skipped, within)
             begin = piece.start + skipped * piece.step - first
-            rows[begin : begin + (within - 1) * piece.step + 1 : piece.step] = decoded.to(rows.dtype)
+            cast = decoded.to(rows.dtype)
+            if (cast.isinf() & decoded.isfinite()).any():
+                self.overflowing.add(source)
+            rows[begin : begin + (within - 1) * piece.step + 1 : piece.step] = cast
         return rows
+
+    def _refuse_overflow(self, shards: tuple[Shard, ...]) -> NoReturn:
+        """Remove what was written, and raise NonFiniteError."""
+        for shard in shards:
+            (self.out / shard.file).unlink()
+        if self.is_new:
+            self.out.rmdir()
+        first, count = min(self.overflowing), len(self.overflowing)
+        largest = torch.finfo(DTYPES[self.dtype]).max
+        raise NonFiniteError(
+            f"{first} has weights beyond {largest:g}, the largest {self.dtype} ({count} tensors in all); "
+            "nothing was written.",
+            "Use --to bf16 or --to f32.",
+        )
 
     def _write_sidecar_files(self, shards: tuple[Shard, ...]) -> None:
         write_index(self.out, shards)
@@ -156,9 +178,9 @@ class _Export:
         )
         skipped = ("config.json", "README.md", INDEX, RESULTS, CHART)
         for record in self.checkpoint.manifest.files:
-            if record.name not in skipped and not record.name.endswith(".safetensors"):
+            if record.name not in skipped and not record.is_shard:
                 name = "README.md" if record.name == "README.source.md" else record.name
-                write_file(self.out / name, self.checkpoint.path(record.name).read_bytes())
+                copy_file(self.checkpoint.path(record.name), self.out / name)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from ..io.safetensors_file import TensorInfo
 from ..io.source_rows import SourceRows
 from ..plan.planned import CodedTensor, KeptTensor
+from .shards import SHARD
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class FileRecord:
 
     @property
     def is_shard(self) -> bool:
-        """Whether it holds weights."""
-        return self.name.endswith(".safetensors")
+        """Whether it is a shard of the checkpoint, and no sidecar file that holds weights of its own."""
+        return SHARD.fullmatch(self.name) is not None
 
 
 @dataclass(frozen=True)

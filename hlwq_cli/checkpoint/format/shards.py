@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ DEFAULT_SHARD_BYTES = 2_000_000_000
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _WIDEST = 8
+_COPY_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,19 @@ def write_file(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as f:
             f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+        sync_folder(path.parent)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file of any size whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with source.open("rb") as origin, disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as f:
+            shutil.copyfileobj(origin, f, _COPY_BYTES)
             f.flush()
             os.fsync(f.fileno())
         os.replace(partial, path)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from ..io.slice_sizes import SLICE_WEIGHTS
+from .coverage import plan_warnings
 from .plan import Plan
 from .planned import CodedTensor, KeptTensor, PlannedTensor
 
@@ -39,6 +40,7 @@ class Estimate:
         memory_bytes: about what a run holds, Python and torch included.
         roles: coded matrices, kept tensors and bytes written, by role.
         tensors: a line each, dropped ones included.
+        warnings: sentences about files that are left out, and about matrices that stay uncoded.
     """
 
     rule: str
@@ -50,6 +52,7 @@ class Estimate:
     memory_bytes: int
     roles: dict[str, dict[str, int]]
     tensors: tuple[PlanLine, ...]
+    warnings: tuple[str, ...]
 
 
 def estimate(plan: Plan, threads: int | None = None) -> Estimate:
@@ -69,10 +72,11 @@ def estimate(plan: Plan, threads: int | None = None) -> Estimate:
         output_bytes=plan.output_bytes,
         bits_per_weight=plan.bits_per_weight,
         unquantized_share=plan.unquantized_share,
-        disk_bytes=plan.output_bytes + 64 * 2**20,
+        disk_bytes=plan.output_bytes + plan.source.sidecar_bytes + 64 * 2**20,
         memory_bytes=_IMPORTS_BYTES + (2 * workers + 1) * _WORKER_BYTES,
         roles=dict(roles),
         tensors=tuple(lines),
+        warnings=plan_warnings(plan),
     )
 
 

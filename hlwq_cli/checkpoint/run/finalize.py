@@ -35,7 +35,7 @@ def finalize(
     """
     write_index(out, shards)
     sidecar_files = copy_sidecar_files(plan.source, out)
-    config = dict(plan.source.config)
+    config = {k: v for k, v in plan.source.config.items() if k != "transformers_weights"}  # names a file of the source
     config["quantization_config"] = quantization_config(plan)
     write_json(out / "config.json", config)
     manifest = _manifest(plan, fingerprint, records, ())

@@ -13,7 +13,7 @@ from ..._version import __version__
 from ...codec import lloyd_max
 from ...errors import ConflictError, CorruptError
 from ..format.manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
-from ..format.shards import FORMAT_VERSION, SHARD, disk_errors, write_file
+from ..format.shards import FORMAT_VERSION, SHARD, copy_file, disk_errors
 from ..io.source import Source
 from ..io.weight_map import INDEX
 from ..plan.plan import Plan
@@ -107,7 +107,7 @@ def _remove(out: Path, names: list[str]) -> None:
 
 
 def copy_sidecar_files(source: Source, out: Path) -> list[str]:
-    """Bring every file along that is no weight, and return the names written.
+    """Copy the source's sidecar files, and return the names written.
 
     config.json and the model card are written anew by others; the source's card comes along as README.source.md.
     """
@@ -115,7 +115,7 @@ def copy_sidecar_files(source: Source, out: Path) -> list[str]:
     if "README.md" in names:
         names["README.source.md"] = names.pop("README.md")
     for name, origin in names.items():
-        write_file(out / name, source.path(origin).read_bytes())
+        copy_file(source.path(origin), out / name)
     return list(names)
 
 

@@ -19,6 +19,7 @@ from ..format.shards import DEFAULT_SHARD_BYTES, Shard, divide
 from ..io.hub_repo import is_repo_id
 from ..io.open_files import PREFETCH_FILES
 from ..io.source import Source, open_source
+from ..plan.coverage import check_coded, plan_warnings
 from ..plan.plan import Plan, make_plan
 from ..plan.recipe import Recipe
 from .devices import Device, find_devices, join, peak_bytes, warm_up, worker_count
@@ -42,6 +43,7 @@ class QuantizeResult:
         unquantized_share: share of the source's bytes that stayed uncoded.
         resumed_shards: shards that an earlier, killed run had finished.
         already_complete: the folder held this very result, and nothing was done.
+        warnings: sentences about files that were left out, and about matrices that stayed uncoded.
     """
 
     path: Path
@@ -49,6 +51,7 @@ class QuantizeResult:
     unquantized_share: float
     resumed_shards: int = 0
     already_complete: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def quantize(
@@ -86,6 +89,7 @@ def quantize(
         trace: records what each thread does.
 
     Raises:
+        GateMissedError: nothing would be coded, or more than `max_unquantized` of the bytes would stay uncoded.
         HlwqError: see hlwq_cli/errors.py. What was in `out` before is then still there, and finished shards of this
             run are kept for the next.
     """
@@ -98,6 +102,7 @@ def quantize(
             source = open_source(model, revision)
             check_origin(source, delete_source, base_model)
             plan = make_plan(source, recipe)
+            check_coded(plan)
             check_unquantized(plan, max_unquantized)
             run = QuantizeRun(plan, Path(out), max_shard_bytes, base_model, progress)
         join(starting)  # workers that begin at once would take Python's lock from what starts their kernels
@@ -148,7 +153,7 @@ class QuantizeRun:
         """Write what is missing in the folder, then finalize it; see `quantize` for the arguments and errors."""
         finished, replaced = check_output_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
-            return QuantizeResult(self.out, finished, self.plan.unquantized_share, already_complete=True)
+            return self._result(finished, already_complete=True)
         self._check_space(replaced, delete_source)
         make_folder(self.out, replaced)
         self.journal.open()
@@ -171,13 +176,17 @@ class QuantizeRun:
         with trace.span("complete"):
             records = [self.journal.shards[s.file] for s in self.shards]
             manifest = finalize(self.plan, self.out, self.shards, records, self.fingerprint)
-        return QuantizeResult(self.out, manifest, self.plan.unquantized_share, resumed)
+        return self._result(manifest, resumed)
+
+    def _result(self, manifest: Manifest, resumed: int = 0, already_complete: bool = False) -> QuantizeResult:
+        share, warnings = self.plan.unquantized_share, plan_warnings(self.plan)
+        return QuantizeResult(self.out, manifest, share, resumed, already_complete, warnings)
 
     def _check_space(self, replaced: list[str], with_source: bool) -> None:
         there = {*replaced, *(s.file for s in self.shards)}
         written = sum(p.stat().st_size for name in there if (p := self.out / name).is_file())
         folder = next(p for p in (self.out.absolute(), *self.out.absolute().parents) if p.exists())
-        needed = self.plan.output_bytes - written + _SPARE_BYTES
+        needed = self.plan.output_bytes + self.plan.source.sidecar_bytes - written + _SPARE_BYTES
         needed += self.plan.source.largest_files(PREFETCH_FILES) if with_source else 0
         free = shutil.disk_usage(folder).free
         if free < needed:

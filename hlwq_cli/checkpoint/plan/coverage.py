@@ -1,0 +1,80 @@
+"""How much of a model a plan codes: nothing is an error, less than half of its matrix weights is a warning."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ...errors import GateMissedError
+from .plan import Plan
+from .planned import PlannedTensor
+
+_MAX_NAMED = 3
+_MIN_FRACTION = 0.5
+_BY_USER = ("excluded", "not included", "kept by --tensor")
+
+
+def check_coded(plan: Plan) -> None:
+    """Raise GateMissedError if a plan codes nothing, with the reasons that keep most weights."""
+    if plan.coded:
+        return
+    kept = _kept_matrices(plan)
+    if not kept:
+        raise GateMissedError(
+            f"Nothing would be coded: {plan.source.id} has no matrix.", "Give a checkpoint with linear layers."
+        )
+    reasons = [f"{reason} ({_examples(tensors)})" for reason, tensors in _by_reason(kept)[:_MAX_NAMED]]
+    raise GateMissedError(f"Nothing would be coded: {'; '.join(reasons)}.", _hint(kept))
+
+
+def plan_warnings(plan: Plan) -> tuple[str, ...]:
+    """Return what a user should know of a plan before it is run, one sentence each.
+
+    These are files of weights that are left out, and the largest kept matrices if less than half of all weights in
+    matrices are coded.
+    """
+    return (*plan.source.warnings, *_coverage_warnings(plan))
+
+
+def _coverage_warnings(plan: Plan) -> list[str]:
+    coded, kept = sum(tensor.weights for tensor in plan.coded), _kept_matrices(plan)
+    total = coded + sum(_weights(tensor) for tensor in kept)
+    if not coded or coded >= _MIN_FRACTION * total:
+        return []
+    largest = [f"{t.name} ({reason})" for t, reason in kept[:_MAX_NAMED]]
+    return [f"Only {coded / total:.1%} of the weights in matrices are coded. Largest kept: {', '.join(largest)}."]
+
+
+def _kept_matrices(plan: Plan) -> list[tuple[PlannedTensor, str]]:
+    """Return the kept tensors of two or more dimensions and the reason for each, the largest first."""
+    found = [(tensor, tensor.reason) for tensor in plan.kept if len(tensor.info.shape) > 1]
+    return sorted(found, key=_weights, reverse=True)
+
+
+def _weights(kept: tuple[PlannedTensor, str]) -> int:
+    return sum(math.prod(shape) for _, _, shape in kept[0].stored_tensors)
+
+
+def _by_reason(kept: Sequence[tuple[PlannedTensor, str]]) -> list[tuple[str, list[PlannedTensor]]]:
+    """Group kept tensors by reason; the reason that keeps most weights comes first."""
+    groups: dict[str, list[PlannedTensor]] = defaultdict(list)
+    weights: dict[str, int] = defaultdict(int)
+    for tensor, reason in kept:
+        groups[reason].append(tensor)
+        weights[reason] += _weights((tensor, reason))
+    return sorted(groups.items(), key=lambda group: -weights[group[0]])
+
+
+def _examples(tensors: Sequence[PlannedTensor]) -> str:
+    more = f" and {len(tensors) - 1} more" if len(tensors) > 1 else ""
+    return f"{tensors[0].name}{more}"
+
+
+def _hint(kept: Sequence[tuple[PlannedTensor, str]]) -> str:
+    reason = _by_reason(kept)[0][0]
+    if reason in _BY_USER:
+        return "Change --include, --exclude or --tensor."
+    if reason.endswith("is no weight type"):
+        return "Give the checkpoint in bfloat16, float16 or float32."
+    return "`hlwq quantize --dry-run` lists every tensor with its reason."
