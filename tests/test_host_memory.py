@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hlwq_cli.checkpoint.run import devices
-from hlwq_cli.checkpoint.run.devices import Device
+from hlwq_cli.checkpoint.run import Device, devices
 from hlwq_cli.errors import HlwqError
 from hlwq_cli.host_memory import HostMemory
 

@@ -21,13 +21,16 @@ MAY_IMPORT = {
     "samples": {"errors"},
     "startup": set(),
     "host_memory": set(),
+    "devices": {"errors"},
     "codec": {"hlwq_kernels", "errors"},
-    "checkpoint": {"codec", "hlwq_kernels", "errors", "progress", "sizes", "samples", "host_memory", "_version"},
-    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory"},
+    "checkpoint": {"codec", "hlwq_kernels", "errors", "progress", "sizes", "samples", "host_memory"}
+    | {"devices", "_version"},
+    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory", "devices"},
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "progress", "samples", "_version"},
     "hub": {"checkpoint", "errors", "progress", "sizes"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "progress", "sizes"},
-    "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "progress", "sizes", "startup"},
+    "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "progress", "sizes", "startup"}
+    | {"devices"},
     "main": {"commands", "_version", "startup"},
     "hlwq_cli": {"_version", "checkpoint", "runtime"},
 }
@@ -43,8 +46,9 @@ KERNELS_MAY_IMPORT = {
     "offload": {"moe", "linear", "encode", "decode", "decode_step", "codes", "common"},
     "attention": {"linear", "codes", "common"},
 }
-# Files that other folders may import although they are no face: this one imports numba, so the face cannot.
-INNER_FACES = {"hlwq_kernels.codes.blocks_numba"}
+# Files that other folders may import although they are no face: the first imports numba, so the face cannot; the
+# second is imported by `import hlwq_cli`, which must not import its room.
+INNER_FACES = {"hlwq_kernels.codes.blocks_numba", "hlwq_cli.runtime.loading.import_hook"}
 # A test of a script that lists every kernel of a decode step.
 MAY_REACH_INSIDE = {"tests.scripts.test_time_by_cause"}
 MAX_FILES = 15
@@ -208,6 +212,15 @@ def test_folders_of_kernels_are_imported_by_their_faces() -> None:
             assert kernel_folder(module) == own or not reached_into(module), f"{name} imports {module}"
 
 
+def test_rooms_import_each_other_by_their_faces() -> None:
+    rooms = modules_of("hlwq_cli")
+    for name, path in rooms.items():
+        for module in imported_modules(name, path, rooms):
+            same_room = module.split(".")[:2] == name.split(".")[:2]
+            is_face = rooms[module].name == "__init__.py" or module.count(".") == 1 or module in INNER_FACES
+            assert same_room or is_face, f"{name} imports {module}"
+
+
 @pytest.mark.parametrize("top", ["hlwq_cli", "kernels", "scripts", "tests"])
 def test_no_folder_holds_too_many_files_of_code(top: str) -> None:
     """Beside its face."""
@@ -241,3 +254,12 @@ def test_rooms_of_checkpoint_import_only_the_rooms_below_them(room: str) -> None
             _, inside, rest = module.partition("hlwq_cli.checkpoint.")
             assert not inside or rest.split(".")[0] in allowed, f"{path.name} of {room} imports {module}"
             assert not module.startswith("hlwq_kernels"), f"{path.name} imports {module}, not the codec"
+
+
+def test_rooms_of_checkpoint_import_each_other_by_their_faces() -> None:
+    modules = modules_of("hlwq_cli")
+    for name, path in modules.items():
+        for module in imported_modules(name, path, modules):
+            within = name.startswith("hlwq_cli.checkpoint.") and module.startswith("hlwq_cli.checkpoint.")
+            same_room = module.split(".")[:3] == name.split(".")[:3]
+            assert not within or same_room or modules[module].name == "__init__.py", f"{name} imports {module}"

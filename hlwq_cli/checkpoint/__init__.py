@@ -1,21 +1,22 @@
 """Files: a source read by slice, a plan, a streaming run, a manifest; coded checkpoints read, verified, exported."""
 
 from ..progress import Progress
-from .format.export import ExportResult, export
-from .format.inspect import DiffReport, InspectReport, diff, inspect
-from .format.manifest import Manifest
-from .format.reader import CodedCheckpoint, open_coded
-from .format.verify import VerifyReport, verify
-from .io.hub_repo import is_repo_id
-from .io.source import Source, open_source
-from .plan.coverage import check_coded
-from .plan.estimate import Estimate, estimate
-from .plan.plan import Plan, make_plan
-from .plan.planned import CodedTensor, KeptTensor
-from .plan.recipe import Recipe, load_recipe
-from .run.devices import find_devices
-from .run.quantize import QuantizeResult, check_origin, check_unquantized, quantize
-from .run.trace import recorded
+from .format import (
+    CodedCheckpoint,
+    DiffReport,
+    ExportResult,
+    InspectReport,
+    Manifest,
+    VerifyReport,
+    diff,
+    export,
+    inspect,
+    open_coded,
+    verify,
+)
+from .io import Source, is_repo_id, open_source
+from .plan import CodedTensor, Estimate, KeptTensor, Plan, Recipe, check_coded, estimate, load_recipe, make_plan
+from .run import QuantizeResult, check_origin, check_unquantized, quantize, recorded
 
 __all__ = [
     "CodedCheckpoint",
@@ -38,7 +39,6 @@ __all__ = [
     "diff",
     "estimate",
     "export",
-    "find_devices",
     "inspect",
     "is_repo_id",
     "load_recipe",

@@ -81,7 +81,8 @@ def quantize(
     max_fraction = None if max_unquantized is None else parse_fraction(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
-        from ..checkpoint import check_origin, find_devices, open_source
+        from ..checkpoint import check_origin, open_source
+        from ..devices import find_devices
 
         find_devices(device)
         source = open_source(model, revision)

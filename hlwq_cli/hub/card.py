@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CodedCheckpoint, Manifest, open_coded
-from ..checkpoint.format.manifest import MANIFEST
-from ..checkpoint.format.model_card import model_card
-from ..checkpoint.format.shards import write_file
-from ..checkpoint.format.verify import file_record
+from ..checkpoint.format import MANIFEST, file_record, model_card, write_file
 from ..errors import NotFoundError
 from .results import fidelity_section
 

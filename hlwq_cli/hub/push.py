@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CodedCheckpoint, Manifest, verify
-from ..checkpoint.format.manifest import MANIFEST
-from ..checkpoint.format.manifest_entries import FileRecord
-from ..checkpoint.format.model_card import base_model
-from ..checkpoint.format.verify import bytes_to_verify, with_all_hashes
-from ..checkpoint.io.hub_repo import hub_errors, is_repo_id
+from ..checkpoint.format import MANIFEST, FileRecord, base_model, bytes_to_verify, with_all_hashes
+from ..checkpoint.io import hub_errors, is_repo_id
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
 from ..progress import ProgressCallback, ignore_progress
 from .card import CARD, open_folder, render_card, write_card

@@ -9,12 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Manifest
-from ..checkpoint.format.manifest import MANIFEST, describe_differences, read_manifest
-from ..checkpoint.format.manifest_entries import FileRecord
-from ..checkpoint.format.shards import SHARD
-from ..checkpoint.format.verify import hash_file
-from ..checkpoint.io.hub_repo import hub_errors
-from ..checkpoint.io.weight_map import INDEX
+from ..checkpoint.format import MANIFEST, SHARD, FileRecord, describe_differences, hash_file, read_manifest
+from ..checkpoint.io import INDEX, hub_errors
 from ..errors import ConflictError, CorruptError, NotFoundError
 from .retry import with_retries
 

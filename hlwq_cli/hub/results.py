@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.format.manifest import CHART, RESULTS, Manifest
+from ..checkpoint.format import CHART, RESULTS, Manifest
 from ..errors import CorruptError
 from ..sizes import format_size
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.io.hub_repo import hub_errors
+from ..checkpoint.io import hub_errors
 from ..errors import ConflictError, HlwqError
 from ..progress import Progress, ProgressCallback
 from .remote import Changes, Remote

@@ -12,8 +12,7 @@ import torch
 from hlwq_kernels import unpack_codes
 
 from ..checkpoint import CodedCheckpoint, open_coded
-from ..checkpoint.format.manifest import MANIFEST
-from ..checkpoint.format.manifest_entries import TensorRecord
+from ..checkpoint.format import MANIFEST, TensorRecord
 from ..codec import lloyd_max
 from ..errors import NotFoundError, UsageError
 from ..samples import resolve_model

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.format.manifest import CHART, MANIFEST, RESULTS, Manifest, read_manifest
-from ..checkpoint.format.shards import write_file
-from ..checkpoint.format.verify import file_record
-from ..checkpoint.io.hub_repo import is_repo_id
+from ..checkpoint.format import CHART, MANIFEST, RESULTS, Manifest, file_record, read_manifest, write_file
+from ..checkpoint.io import is_repo_id
 from ..errors import UsageError
 from .chart import draw
 from .report import BenchReport, Measured

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ..checkpoint import CodedCheckpoint, Source, open_coded, open_source
-from ..checkpoint.format.manifest_entries import TensorRecord
-from ..checkpoint.io.slice_sizes import SLICE_WEIGHTS
+from ..checkpoint.format import TensorRecord
+from ..checkpoint.io import SLICE_WEIGHTS
 from ..codec import lloyd_max
 from ..errors import UsageError
 from ..progress import Progress, ProgressCallback, ignore_progress

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..checkpoint import open_coded
-from ..checkpoint.format.manifest import MANIFEST
-from ..checkpoint.io.hub_repo import HubRepo, is_repo_id
+from ..checkpoint.format import MANIFEST
+from ..checkpoint.io import HubRepo, is_repo_id
 from ..runtime.kv import GROUP, WINDOW, CodedLayer, KVBits, cache_argument, coded_cache
 from ..samples import resolve_model
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.io.hub_repo import is_transport_error
+from ..checkpoint.io import is_transport_error
 from ..errors import HlwqError, NotFoundError
 
 

@@ -10,9 +10,7 @@ from ..sizes import format_size
 from .sink import Sink
 
 if TYPE_CHECKING:
-    from ..measure import BenchReport, Measured
-    from ..measure.expert_traffic import ExpertTraffic
-    from ..measure.speed import Speed
+    from ..measure import BenchReport, ExpertTraffic, Measured, Speed
 
 _WORST = 5
 

@@ -18,10 +18,8 @@ from typing import Any
 import torch
 
 from hlwq_cli.checkpoint import CodedCheckpoint, Plan, open_coded, open_source
-from hlwq_cli.checkpoint.format.manifest import JOURNAL, Manifest, read_manifest
-from hlwq_cli.checkpoint.format.manifest_entries import TensorRecord
-from hlwq_cli.checkpoint.format.verify import with_all_hashes
-from hlwq_cli.checkpoint.io.safetensors_file import DTYPES, build_header
+from hlwq_cli.checkpoint.format import JOURNAL, Manifest, TensorRecord, read_manifest, with_all_hashes
+from hlwq_cli.checkpoint.io import DTYPES, build_header
 from hlwq_cli.sizes import format_size
 from hlwq_kernels import decode_rows
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from hlwq_cli.checkpoint.io.safetensors_file import build_header
+from hlwq_cli.checkpoint.io import build_header
 from hlwq_cli.samples import resolve_model
 from hlwq_cli.sizes import format_size, parse_size
 

@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from hlwq_cli.checkpoint.io.source import Source, open_source
-from hlwq_cli.checkpoint.plan.plan import make_plan
-from hlwq_cli.checkpoint.plan.recipe import load_recipe
+from hlwq_cli.checkpoint.io import Source, open_source
+from hlwq_cli.checkpoint.plan import load_recipe, make_plan
 from hlwq_cli.measure.likelihood import token_nlls, window_logits
 from hlwq_cli.measure.perplexity import paired, perplexity
 from hlwq_cli.measure.text import load_text

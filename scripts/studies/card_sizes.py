@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from hlwq_cli.checkpoint import Plan, Source, load_recipe, make_plan
-from hlwq_cli.checkpoint.io.safetensors_file import TensorInfo
-from hlwq_cli.checkpoint.run.output_folder import quantization_config
+from hlwq_cli.checkpoint.io import TensorInfo
+from hlwq_cli.checkpoint.run import quantization_config
 from hlwq_cli.errors import UsageError
 from hlwq_cli.runtime.loading import HLWQConfig, module_names, replace_modules
 from hlwq_cli.runtime.offload import TOKENS, MemoryEstimate, experts_per_token

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from hlwq_cli.checkpoint.io.source import open_source
-from hlwq_cli.checkpoint.plan.plan import make_plan
-from hlwq_cli.checkpoint.plan.recipe import load_recipe
+from hlwq_cli.checkpoint.io import open_source
+from hlwq_cli.checkpoint.plan import load_recipe, make_plan
 from hlwq_cli.codec import lloyd_max
 from hlwq_cli.measure.text import load_text
 from hlwq_cli.measure.windows import make_windows

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.checkpoint.run import open_shard, pipeline
-from hlwq_cli.checkpoint.run.trace import Trace
+from hlwq_cli.checkpoint.run import Trace, open_shard, pipeline
 from hlwq_cli.codec import rows as codec_rows
 from hlwq_cli.errors import NonFiniteError
 from hlwq_cli.host_memory import HostMemory

@@ -1,1 +1,69 @@
 """Coded checkpoints on disk: shards and manifest, read, verified, inspected and exported."""
+
+from .export import ExportResult, export
+from .inspect import DiffReport, InspectReport, diff, inspect
+from .manifest import CHART, JOURNAL, MANIFEST, RESULTS, Manifest, describe_differences, fingerprint, read_manifest
+from .manifest_entries import FileRecord, ShardRecord, TensorRecord, coded_record, dump_shard, kept_record, read_shard
+from .model_card import base_model, model_card
+from .reader import CodedCheckpoint, open_coded
+from .shards import (
+    DEFAULT_SHARD_BYTES,
+    FORMAT_VERSION,
+    SHARD,
+    Shard,
+    ShardWriter,
+    bytes_of,
+    copy_file,
+    disk_errors,
+    divide,
+    write_file,
+    write_index,
+    write_json,
+)
+from .verify import VerifyReport, bytes_to_verify, file_record, hash_file, verify, with_all_hashes
+
+__all__ = [
+    "CHART",
+    "DEFAULT_SHARD_BYTES",
+    "FORMAT_VERSION",
+    "JOURNAL",
+    "MANIFEST",
+    "RESULTS",
+    "SHARD",
+    "CodedCheckpoint",
+    "DiffReport",
+    "ExportResult",
+    "FileRecord",
+    "InspectReport",
+    "Manifest",
+    "Shard",
+    "ShardRecord",
+    "ShardWriter",
+    "TensorRecord",
+    "VerifyReport",
+    "base_model",
+    "bytes_of",
+    "bytes_to_verify",
+    "coded_record",
+    "copy_file",
+    "describe_differences",
+    "diff",
+    "disk_errors",
+    "divide",
+    "dump_shard",
+    "export",
+    "file_record",
+    "fingerprint",
+    "hash_file",
+    "inspect",
+    "kept_record",
+    "model_card",
+    "open_coded",
+    "read_manifest",
+    "read_shard",
+    "verify",
+    "with_all_hashes",
+    "write_file",
+    "write_index",
+    "write_json",
+]

@@ -15,10 +15,8 @@ import torch
 from ...errors import ConflictError, NonFiniteError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
-from ..io.safetensors_file import DTYPES, TensorInfo
-from ..io.slice_sizes import SLICE_WEIGHTS
-from ..io.weight_map import INDEX
-from ..plan.planned import KeptTensor
+from ..io import DTYPES, INDEX, SLICE_WEIGHTS, TensorInfo
+from ..plan import KeptTensor
 from .manifest import CHART, RESULTS
 from .manifest_entries import TensorRecord
 from .reader import CodedCheckpoint, open_coded

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..._version import __version__
 from ...errors import CorruptError, NotFoundError
-from ..plan.plan import Plan
+from ..plan import Plan
 from .manifest_entries import (
     FileRecord,
     KeptRecord,

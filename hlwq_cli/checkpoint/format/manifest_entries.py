@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..io.safetensors_file import TensorInfo
-from ..io.source_rows import SourceRows
-from ..plan.planned import CodedTensor, KeptTensor
+from ..io import SourceRows, TensorInfo
+from ..plan import CodedTensor, KeptTensor
 from .shards import SHARD
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ...sizes import format_size
-from ..io.hub_repo import is_repo_id
+from ..io import is_repo_id
 from .manifest import Manifest
 from .manifest_entries import KeptRecord, TensorRecord
 from .shards import DEFAULT_SHARD_BYTES

@@ -14,10 +14,20 @@ import torch
 from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode, part_name
 from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
-from ..io.hub_repo import HubRepo, is_repo_id
-from ..io.open_files import PrefetchedFiles
-from ..io.safetensors_file import DTYPE_NAMES, DTYPES, TensorInfo, read_header, read_into
-from ..io.weight_map import INDEX, collect_tensors, read_json, read_weight_map
+from ..io import (
+    DTYPE_NAMES,
+    DTYPES,
+    INDEX,
+    HubRepo,
+    PrefetchedFiles,
+    TensorInfo,
+    collect_tensors,
+    is_repo_id,
+    read_header,
+    read_into,
+    read_json,
+    read_weight_map,
+)
 from .manifest import MANIFEST, Manifest, read_manifest
 from .manifest_entries import FileRecord, TensorRecord
 from .shards import FORMAT_VERSION

@@ -17,9 +17,8 @@ import torch
 from blake3 import blake3
 
 from ...errors import CorruptError, NotAllowedError, OutOfSpaceError
-from ..io.safetensors_file import build_header
-from ..io.weight_map import INDEX
-from ..plan.planned import PlannedTensor, StoredTensor, stored_bytes
+from ..io import INDEX, build_header
+from ..plan import PlannedTensor, StoredTensor, stored_bytes
 
 FORMAT_VERSION = 1
 LAYOUT = 2

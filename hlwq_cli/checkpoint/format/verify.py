@@ -13,7 +13,7 @@ import torch
 from blake3 import blake3
 
 from ...progress import ProgressCallback, ProgressCounter, ignore_progress
-from ..io.safetensors_file import DTYPES, TensorInfo
+from ..io import DTYPES, TensorInfo
 from .manifest import Manifest
 from .manifest_entries import FileRecord, KeptRecord, TensorRecord
 from .reader import CodedCheckpoint

@@ -1,1 +1,34 @@
 """Read the bytes of checkpoints by range, from safetensors files in folders and Hub repositories."""
+
+from .hub_repo import HubRepo, ask_once, hub_errors, is_repo_id, is_transport_error
+from .open_files import PREFETCH_FILES, PrefetchedFiles
+from .safetensors_file import DTYPE_NAMES, DTYPES, TensorInfo, build_header, read_header, read_into
+from .slice_sizes import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS
+from .source import Source, open_source
+from .source_rows import SourceRows
+from .weight_map import INDEX, collect_tensors, read_json, read_weight_map
+
+__all__ = [
+    "DTYPES",
+    "DTYPE_NAMES",
+    "GPU_SLICE_WEIGHTS",
+    "INDEX",
+    "PREFETCH_FILES",
+    "SLICE_WEIGHTS",
+    "HubRepo",
+    "PrefetchedFiles",
+    "Source",
+    "SourceRows",
+    "TensorInfo",
+    "ask_once",
+    "build_header",
+    "collect_tensors",
+    "hub_errors",
+    "is_repo_id",
+    "is_transport_error",
+    "open_source",
+    "read_header",
+    "read_into",
+    "read_json",
+    "read_weight_map",
+]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..io.safetensors_file import TensorInfo
+from ..io import TensorInfo
 
 CODED_ROLES = ("attention", "mlp", "expert", "vision", "audio", "projector", "linear")
 """Roles of weights of linear layers and experts."""

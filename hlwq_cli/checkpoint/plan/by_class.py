@@ -8,9 +8,7 @@ from typing import Any
 
 from ...codec import Scheme
 from ...errors import CorruptError
-from ..io.safetensors_file import TensorInfo
-from ..io.source import Source
-from ..io.source_rows import SourceRows
+from ..io import Source, SourceRows, TensorInfo
 from .architecture import CODED_ROLES, Architecture
 from .codable import ParameterKind, parameter_kinds
 from .planned import CodedTensor, KeptTensor, PlannedTensor

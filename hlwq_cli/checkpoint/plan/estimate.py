@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 
-from ..io.slice_sizes import SLICE_WEIGHTS
+from ..io import SLICE_WEIGHTS
 from .coverage import plan_warnings
 from .plan import Plan
 from .planned import CodedTensor, KeptTensor, PlannedTensor

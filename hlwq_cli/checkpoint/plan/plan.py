@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 from ...codec import Scheme
 from ...errors import UsageError
-from ..io.safetensors_file import TensorInfo
-from ..io.source import Source
-from ..io.source_rows import SourceRows
+from ..io import Source, SourceRows, TensorInfo
 from .architecture import Architecture, general_architecture, load_architecture
 from .by_class import FLOATS, plan_by_class
 from .model_class import build_model

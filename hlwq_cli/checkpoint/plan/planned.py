@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...codec import Scheme, part_name
-from ..io.safetensors_file import DTYPES, TensorInfo
-from ..io.source_rows import SourceRows
+from ..io import DTYPES, SourceRows, TensorInfo
 
 StoredTensor = tuple[str, torch.dtype, tuple[int, ...]]
 """Name, dtype and shape of a tensor in a shard."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ..io.safetensors_file import TensorInfo
-from ..io.source import Source
+from ..io import Source, TensorInfo
 
 _STEP_BYTES = 8 * 2**20
 

@@ -1,4 +1,4 @@
-"""The devices that encode: find those that the user names, and what the workers of one device share."""
+"""The devices that encode, what the workers of one device share, and the number of workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 
 from ...codec import Scheme, encode_rows, has_encode_kernel
-from ...errors import HlwqError, UsageError
+from ...errors import HlwqError
 from ...host_memory import HostMemory
 from ...sizes import format_size
 from .trace import Trace
@@ -84,32 +84,6 @@ class Device:
 @lru_cache(maxsize=None)
 def _warn_unpinned() -> None:
     logger.warning("Host memory cannot be pinned: copies to the GPU are slow.")
-
-
-def find_devices(wanted: str = "auto") -> tuple[Device, ...]:
-    """Return the devices of a `--device` option.
-
-    Args:
-        wanted: `auto` (a GPU if there is one), `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`.
-
-    Raises:
-        UsageError: a device is unknown or absent.
-    """
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return tuple(_find(name.strip()) for name in wanted.split(","))
-
-
-def _find(name: str) -> Device:
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind) or (kind == "cpu" and number):
-        raise UsageError(f"Unknown device {name!r}.", "Give auto, cpu, cuda, or several: cuda:0,cuda:1.")
-    if kind == "cpu":
-        return Device(torch.device("cpu"))
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= count:
-        raise UsageError(f"There is no device {name}; torch sees {count} GPUs.", "Use --device cpu, or auto.")
-    return Device(torch.device("cuda", int(number or 0)))
 
 
 def worker_count(devices: Sequence[Device], threads: int | None) -> int:

@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ..._version import __version__
-from ..format.manifest import JOURNAL, MANIFEST, Manifest
-from ..format.manifest_entries import FileRecord, ShardRecord
-from ..format.model_card import model_card
-from ..format.shards import Shard, write_file, write_index, write_json
-from ..format.verify import file_record
-from ..io.weight_map import INDEX
-from ..plan.plan import Plan
+from ..format import (
+    JOURNAL,
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    Shard,
+    ShardRecord,
+    file_record,
+    model_card,
+    write_file,
+    write_index,
+    write_json,
+)
+from ..io import INDEX
+from ..plan import Plan
 from .output_folder import copy_sidecar_files, quantization_config
 
 PRIVATE_SOURCE = ".hlwq_source"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ...codec import EncodedRows, Scheme, encoded_layout, prepare_encode
-from ..plan.planned import KeptTensor
+from ..plan import KeptTensor
 from .devices import Device
 from .slices import CodedSlice, Slice
 

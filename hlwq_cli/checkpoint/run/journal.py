@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConflictError
-from ..format.manifest import JOURNAL, describe_differences
-from ..format.manifest_entries import ShardRecord, dump_shard, read_shard
-from ..format.shards import disk_errors, write_file
+from ..format import JOURNAL, ShardRecord, describe_differences, disk_errors, dump_shard, read_shard, write_file
 
 
 def journal_differences(folder: Path, fingerprint: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from concurrent.futures import Executor, Future
 from blake3 import blake3
 
 from ...codec import SquaredError
-from ..format.shards import Shard, ShardWriter
+from ..format import Shard, ShardWriter
 from .slices import Slice
 from .trace import Trace
 

@@ -12,12 +12,19 @@ import numpy as np
 from ..._version import __version__
 from ...codec import lloyd_max
 from ...errors import ConflictError, CorruptError
-from ..format.manifest import JOURNAL, MANIFEST, Manifest, describe_differences, read_manifest
-from ..format.shards import FORMAT_VERSION, SHARD, copy_file, disk_errors
-from ..io.source import Source
-from ..io.weight_map import INDEX
-from ..plan.plan import Plan
-from ..plan.planned import KeptTensor, PlannedTensor
+from ..format import (
+    FORMAT_VERSION,
+    JOURNAL,
+    MANIFEST,
+    SHARD,
+    Manifest,
+    copy_file,
+    describe_differences,
+    disk_errors,
+    read_manifest,
+)
+from ..io import INDEX, Source
+from ..plan import KeptTensor, Plan, PlannedTensor
 from .journal import journal_differences
 
 

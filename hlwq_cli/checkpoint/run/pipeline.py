@@ -20,11 +20,9 @@ from pathlib import Path
 import torch
 
 from ...codec import SquaredError
-from ..format.manifest_entries import FileRecord, ShardRecord, coded_record, kept_record
-from ..format.shards import Shard, ShardWriter
-from ..io.slice_sizes import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS
-from ..io.source import Source
-from ..plan.planned import CodedTensor
+from ..format import FileRecord, Shard, ShardRecord, ShardWriter, coded_record, kept_record
+from ..io import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Source
+from ..plan import CodedTensor
 from .devices import Device
 from .gpu_buffers import encoded_bytes
 from .open_shard import OpenShard

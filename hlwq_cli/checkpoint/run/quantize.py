@@ -11,18 +11,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...devices import find_devices
 from ...errors import GateMissedError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
-from ..format.manifest import Manifest, fingerprint
-from ..format.shards import DEFAULT_SHARD_BYTES, Shard, divide
-from ..io.hub_repo import is_repo_id
-from ..io.open_files import PREFETCH_FILES
-from ..io.source import Source, open_source
-from ..plan.coverage import check_coded, plan_warnings
-from ..plan.plan import Plan, make_plan
-from ..plan.recipe import Recipe
-from .devices import Device, find_devices, join, peak_bytes, warm_up, worker_count
+from ..format import DEFAULT_SHARD_BYTES, Manifest, Shard, divide, fingerprint
+from ..io import PREFETCH_FILES, Source, is_repo_id, open_source
+from ..plan import Plan, Recipe, check_coded, make_plan, plan_warnings
+from .devices import Device, join, peak_bytes, warm_up, worker_count
 from .finalize import PRIVATE_SOURCE, finalize
 from .journal import Journal
 from .output_folder import check_output_folder, make_folder
@@ -94,7 +90,7 @@ def quantize(
             run are kept for the next.
     """
     trace = trace or Trace(recording=False)
-    devices = find_devices(device)
+    devices = tuple(Device(found) for found in find_devices(device))
     starting = warm_up(devices, recipe.scheme, trace)
     source = None
     try:

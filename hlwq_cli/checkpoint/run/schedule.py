@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 
-from ..format.shards import Shard
-from ..io.source import Source
+from ..format import Shard
+from ..io import Source
 from .slices import Slice
 
 Work = list[tuple[Shard, Slice]]

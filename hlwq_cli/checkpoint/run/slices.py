@@ -8,12 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ...codec import EncodedRows
-from ..format.shards import Shard, bytes_of
-from ..io.safetensors_file import TensorInfo
-from ..io.slice_sizes import SLICE_WEIGHTS
-from ..io.source import Source
-from ..io.source_rows import SourceRows
-from ..plan.planned import CodedTensor, KeptTensor, PlannedTensor, stored_bytes
+from ..format import Shard, bytes_of
+from ..io import SLICE_WEIGHTS, Source, SourceRows, TensorInfo
+from ..plan import CodedTensor, KeptTensor, PlannedTensor, stored_bytes
 
 
 @dataclass(frozen=True)

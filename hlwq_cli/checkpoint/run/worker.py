@@ -15,10 +15,9 @@ import torch
 from ...codec import SquaredError, coding_cost, encode_rows
 from ...errors import HlwqError
 from ...host_memory import HostMemory
-from ..format.shards import ShardWriter, bytes_of
-from ..io.safetensors_file import DTYPES
-from ..io.source import Source
-from ..plan.planned import CodedTensor, KeptTensor
+from ..format import ShardWriter, bytes_of
+from ..io import DTYPES, Source
+from ..plan import CodedTensor, KeptTensor
 from .devices import Device
 from .gpu_buffers import GpuBuffers
 from .slices import CodedSlice, Slice

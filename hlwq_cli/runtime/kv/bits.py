@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...codec.codebook import MAX_BITS, MIN_BITS
+from ...codec import MAX_BITS, MIN_BITS
 from ...errors import UsageError
 
 

@@ -16,7 +16,7 @@ import torch
 
 from hlwq_kernels.attention import KVTables, QuantizedKV
 
-from ...codec.codebook import lloyd_max
+from ...codec import lloyd_max
 from ..transformers_private import CacheLayerMixin
 from .bits import KVBits
 

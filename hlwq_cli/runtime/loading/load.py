@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ...checkpoint import find_devices, is_repo_id
-from ...checkpoint.io.hub_repo import ask_once, hub_errors
+from ...checkpoint import is_repo_id
+from ...checkpoint.io import ask_once, hub_errors
+from ...devices import find_devices
 from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from ..kv.attention import code_kv_cache
@@ -187,7 +188,7 @@ def _device(device: str) -> str:
     found = find_devices(device)
     if len(found) > 1:
         raise UsageError(f"A model cannot be loaded onto {device}.", f"Name one device, or use {', '.join(_MAPS)}.")
-    return "cpu" if found[0].torch_device.type == "cpu" else f"cuda:{found[0].torch_device.index}"
+    return "cpu" if found[0].type == "cpu" else f"cuda:{found[0].index}"
 
 
 def _dtype(dtype: str) -> Any:

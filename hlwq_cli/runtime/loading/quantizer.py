@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...checkpoint.format.shards import FORMAT_VERSION
+from ...checkpoint.format import FORMAT_VERSION
 from ...errors import UnsupportedError
 from ..modules.embedding import HLWQEmbedding
 from ..modules.experts import HLWQExperts

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ...checkpoint.io.safetensors_file import read_header
+from ...checkpoint.io import read_header
 from ...errors import CorruptError
 from ..modules.embedding import code_embedding
 from ..modules.experts import code_experts

@@ -15,7 +15,7 @@ from torch import nn
 
 from hlwq_kernels.offload import Part, RecordLayout
 
-from ...checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header, read_into
+from ...checkpoint.io import DTYPES, TensorInfo, read_header, read_into
 from ...host_memory import HostMemory
 from ..modules.experts import HLWQExperts
 from ..modules.names import PARAMETERS, codes_name

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...checkpoint import open_coded, open_source
-from ...checkpoint.format.manifest import CHART, RESULTS
-from ...checkpoint.io.hub_repo import is_repo_id
+from ...checkpoint.format import CHART, RESULTS
+from ...checkpoint.io import is_repo_id
 from ...errors import NotFoundError
 from ...runtime.kv import kv_bits_of
 from ...runtime.offload import expert_cache_of

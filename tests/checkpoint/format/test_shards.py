@@ -13,11 +13,10 @@ from blake3 import blake3
 
 from hlwq_cli.checkpoint import KeptTensor, Recipe, load_recipe, quantize
 from hlwq_cli.checkpoint.format.shards import Shard, ShardWriter
-from hlwq_cli.checkpoint.io.safetensors_file import DTYPES, TensorInfo, read_header
-from hlwq_cli.checkpoint.run import open_shard, pipeline
+from hlwq_cli.checkpoint.io import DTYPES, TensorInfo, read_header
+from hlwq_cli.checkpoint.run import Trace, open_shard, pipeline
 from hlwq_cli.checkpoint.run.open_shard import OpenShard, RunningHash
 from hlwq_cli.checkpoint.run.slices import slices
-from hlwq_cli.checkpoint.run.trace import Trace
 from hlwq_cli.codec import SquaredError
 from hlwq_cli.errors import ConflictError, CorruptError
 from tests.support.builders import LLAMA, dense, save_tensors

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import Plan, Source, load_recipe, make_plan
-from hlwq_cli.checkpoint.io.safetensors_file import TensorInfo
+from hlwq_cli.checkpoint.io import TensorInfo
 from hlwq_cli.checkpoint.plan.estimate import estimate
 from tests.support.builders import gemma4_full
 

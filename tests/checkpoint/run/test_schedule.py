@@ -8,9 +8,8 @@ from typing import Any, cast
 import pytest
 
 from hlwq_cli.checkpoint import CodedTensor, load_recipe, make_plan, open_source
-from hlwq_cli.checkpoint.format.shards import divide
-from hlwq_cli.checkpoint.io.hub_repo import HubRepo
-from hlwq_cli.checkpoint.io.source import Source
+from hlwq_cli.checkpoint.format import divide
+from hlwq_cli.checkpoint.io import HubRepo, Source
 from hlwq_cli.checkpoint.run.schedule import Work, interleave_shards
 from hlwq_cli.checkpoint.run.slices import slices
 from tests.support.builders import LLAMA, dense, save_shards, save_tensors

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import load_recipe, open_coded, quantize, verify
-from hlwq_cli.checkpoint.format.manifest import read_manifest
-from hlwq_cli.checkpoint.format.verify import bytes_to_verify, with_all_hashes
+from hlwq_cli.checkpoint.format import bytes_to_verify, read_manifest, with_all_hashes
 from hlwq_cli.errors import CorruptError
 from hlwq_cli.progress import Progress
 from tests.cli.run_command import CommandResult, hlwq

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.checkpoint.format.manifest import read_manifest
+from hlwq_cli.checkpoint.format import read_manifest
 from hlwq_cli.hub.push import push
 from hlwq_cli.progress import Progress
 from tests.cli.push.push_command import REPO, TOKEN, push_json, remote_files

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hlwq_cli.codec.codebook import lloyd_max
+from hlwq_cli.codec import lloyd_max
 from hlwq_kernels.attention import AttentionParams, KVTables, QuantizedKV, encode_kv_reference
 
 Layout = tuple[int, int, int, int]

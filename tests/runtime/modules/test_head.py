@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel
 
 from hlwq_cli.checkpoint import export, load_recipe, open_coded, open_source, quantize
-from hlwq_cli.checkpoint.format.verify import verify
+from hlwq_cli.checkpoint.format import verify
 from hlwq_cli.errors import CorruptError, UnsupportedError
 from hlwq_cli.measure.similarity import similarity
 from hlwq_cli.runtime.decode import Decoder, Generation
