@@ -67,6 +67,9 @@ def media(config: Any, name: str) -> Iterator[dict[str, torch.Tensor]]:
             yield {name: random((ROWS, 1, samples))}
         bins = setting(config, "num_mel_bins", "num_channels") or 80
         yield {name: random((ROWS, setting(config, "max_length") or 64, bins))}
+    elif name == "flattened_patches":
+        patch = setting(config, "patch_size") or 16
+        yield {name: random((ROWS, 16, 2 + channels * patch * patch)).abs()}
     elif name == "hidden_states":
         yield {name: random((ROWS, LENGTH, setting(config, "hidden_size", "d_model") or 128))}
         yield from patches(config, name, channels)
@@ -95,6 +98,10 @@ def candidates(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     text: dict[str, torch.Tensor] = {}
     if "input_ids" in names:
         text["input_ids"] = token_ids(vocabulary)
+    if "qformer_input_ids" in names:
+        text["qformer_input_ids"] = token_ids(vocabulary)
+    if "bbox" in names:
+        text["bbox"] = torch.zeros(ROWS, LENGTH, 4, dtype=torch.int64)
     decoder: dict[str, torch.Tensor] = {}
     if "decoder_input_ids" in names:
         decoder["decoder_input_ids"] = token_ids(vocabulary, 6, 2)

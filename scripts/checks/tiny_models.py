@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 HIDDEN = 128
 VOCABULARY = 320
-MAX_PARAMETERS = 30_000_000
+MAX_PARAMETERS = 50_000_000
 
 COUNTS = {
     "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
@@ -227,6 +227,11 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 192}},
     "emu3": {"vocabulary_map": {"<image>": 310, "<|visual token 000000|>": 311}},
     "esm": {"pad_token_id": 1, "mask_token_id": 3, "vocab_size": 64},
+    "gemma3n_text": {
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": 192, "laurel_rank": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 64,
+        "activation_sparsity_pattern": [0.5, 0.0, 0.5, 0.0],
+    },
     "glm4v_text": MROPE, "glm_ocr_text": MROPE,
     "glm4v_moe_text": {"rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [2, 3, 3]}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -299,7 +304,7 @@ def tiny_configs(family: Family) -> Iterator[PreTrainedConfig]:
             continue
         count, document = sum(p.numel() for p in model.parameters()), config_of(family, changes).to_dict()
         if count > MAX_PARAMETERS:
-            reason = f"at {count / 1e6:.0f} million parameters it is too large"
+            reason = reason or f"at {count / 1e6:.0f} million parameters it is too large"
         elif document not in tried:
             tried.append(document)
             yield config

@@ -14,24 +14,26 @@ from scripts.checks.tiny_models import AUTO_CLASSES, Family
 MIXTURES = {
     "qwen3_moe": 0.78,
     "mixtral": 0.85,
-    "gpt_oss": 0.12,
-    "aria_text": 0.36,
+    "granitemoe": 0.8,
+    "minimax_m2": 0.8,
+    "deepseek_v3": 0.8,
+    "qwen3_next": 0.8,
+    "jamba": 0.8,
 }
-"""Experts stored one matrix each, stacked, transposed, with biases, shared. The least share that must be coded."""
+"""Experts stored one matrix each, or stacked, with and without shared ones. The least share that must be coded."""
 DENSE = {
     "llama": 0.75,
     "gemma3_text": 0.6,
     "phi3": 0.7,
-    "falcon": 0.7,
-    "bloom": 0.7,
-    "gpt_neox": 0.7,
+    "hrm_text": 0.8,
     "mamba2": 0.4,
+    "zamba2": 0.7,
 }
-"""Weights that are whole, merged or split in the file, tied, and shared by layers."""
+"""Weights that are whole, merged or split in the file, and shared by layers."""
 OTHERS = {
-    "image-text": {"gemma4": 0.35, "llava": 0.4, "qwen2_5_vl": 0.4},
-    "seq2seq": {"t5": 0.9, "bart": 0.7, "marian": 0.6},
-    "masked": {"bert": 0.7, "roberta": 0.6, "modernbert": 0.6},
+    "image-text": {"gemma4": 0.35, "qwen2_5_vl": 0.4, "qwen3_vl_moe": 0.5},
+    "seq2seq": {"t5": 0.9, "marian": 0.6},
+    "masked": {"bert": 0.7, "nomic_bert": 0.7, "roberta": 0.6},
     "base": {"vit": 0.7, "clip": 0.7, "whisper": 0.3},
 }
 SHARES = [("causal", *entry) for entry in (MIXTURES | DENSE).items()]
