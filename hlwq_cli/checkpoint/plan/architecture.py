@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,11 +40,13 @@ class Architecture:
         name: of its file, or of the general rule.
         description: how roles were decided, for people.
         rules: the first that matches decides.
+        verified: digests of checkpoints whose plan by these rules is the one by the model's class; see `layout_digest`.
     """
 
     name: str
     description: str
     rules: tuple[Rule, ...]
+    verified: frozenset[str] = frozenset()
 
     def role(self, info: TensorInfo) -> Rule:
         """The rule that decides a tensor's role; a tensor that none knows is `other`."""
@@ -50,6 +54,29 @@ class Architecture:
             if rule.pattern.search(info.name):
                 return rule
         return Rule(re.compile(""), "other", "no rule names it", is_default=True)
+
+
+def layout_digest(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
+    """Return a hash of a model's class, the sizes in its config, and the names and shapes of its tensors.
+
+    Two checkpoints with one digest are planned alike. For a few large models the digest stands in an architecture file:
+    their plan needs no import of transformers, which takes seconds. A test holds these plans against the model's class.
+    """
+    shapes = sorted([name, list(info.shape)] for name, info in tensors.items())
+    content = json.dumps([config.get("architectures"), _sizes(config), shapes], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide shapes, of a config and its parts."""
+    words = ("num_", "hidden_size", "intermediate_size", "head_dim", "layer_types", "vocab_size", "k_eq_v", "tie_")
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            found[key] = _sizes(value)
+        elif any(word in key for word in words):
+            found[key] = value
+    return found
 
 
 def configs_folder() -> Path:
@@ -73,7 +100,8 @@ def _from_document(name: str, document: dict[str, Any]) -> Architecture:
     unknown = {r.role for r in rules} - set(ROLES)
     if unknown:
         raise ValueError(f"{name}.yaml names unknown roles: {sorted(unknown)}")
-    return Architecture(name, f"architecture file {name}.yaml", tuple(rules))
+    verified = frozenset(document.get("verified", []))
+    return Architecture(name, f"architecture file {name}.yaml", tuple(rules), verified)
 
 
 _GENERAL_RULES = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...codec import Scheme
 from ...errors import UsageError
 from ..io import Source, SourceRows, TensorInfo
-from .architecture import Architecture, general_architecture, load_architecture
+from .architecture import Architecture, general_architecture, layout_digest, load_architecture
 from .by_class import FLOATS, plan_by_class
 from .model_class import build_model
 from .planned import CodedTensor, KeptTensor, PlannedTensor
@@ -105,8 +105,10 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
         CorruptError: the checkpoint does not fill its model.
     """
     _check_patterns(source, recipe)
-    built = build_model(source.config)
     architecture = load_architecture(source.config)
+    if architecture is not None and layout_digest(source.config, source.tensors) in architecture.verified:
+        return _plan_by_names(source, recipe, architecture)
+    built = build_model(source.config)
     if built.model is None:
         return _plan_by_names(source, recipe, architecture or general_architecture(), built.reason)
     made = plan_by_class(source, built.model, architecture or general_architecture(), recipe)
@@ -114,8 +116,8 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     return Plan(source, recipe, rule, made.tensors, made.dropped, made.unused, made.transposed)
 
 
-def _plan_by_names(source: Source, recipe: Recipe, architecture: Architecture, reason: str) -> Plan:
-    """Plan for a model whose class is not at hand: nothing is known of how its modules take tensors."""
+def _plan_by_names(source: Source, recipe: Recipe, architecture: Architecture, reason: str = "") -> Plan:
+    """Plan by names and shapes: for a verified architecture, or where the class is not at hand, for that reason."""
     dropped, alone = _tied_head(source), _only_head(source, architecture)
     gone = {k.info.name for k in dropped}
     tensors: list[PlannedTensor] = []

@@ -1,6 +1,7 @@
 """The real configuration of the model this project is named for, planned from shapes alone."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 from hlwq_cli.checkpoint import Plan, Source, load_recipe, make_plan
 from hlwq_cli.checkpoint.io import TensorInfo
+from hlwq_cli.checkpoint.plan.architecture import layout_digest, load_architecture
 from hlwq_cli.checkpoint.plan.estimate import estimate
+from hlwq_cli.errors import CorruptError
 from tests.support.builders import gemma4_full
 
 
@@ -75,3 +78,22 @@ def test_size_with_embeddings_and_head_in_codes_is_what_the_benchmarks_say(
 
 def test_memory_does_not_follow_the_size_of_the_model(plan: Plan) -> None:
     assert estimate(plan, threads=2).memory_bytes < 1.05e9
+
+
+def test_plan_by_names_is_the_plan_by_its_class(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture = load_architecture(source.config)
+    assert architecture is not None
+    assert layout_digest(source.config, source.tensors) in architecture.verified
+    for recipe in (load_recipe(bits=5), load_recipe("head"), load_recipe("classic", bits=4)):
+        by_names = make_plan(source, recipe)
+        with monkeypatch.context() as patch:
+            patch.setattr("hlwq_cli.checkpoint.plan.plan.layout_digest", lambda config, tensors: "another")
+            by_class = make_plan(source, recipe)
+        assert by_names == by_class
+
+
+def test_layout_that_is_not_verified_is_held_against_the_class(source: Source) -> None:
+    text = source.config["text_config"] | {"vocab_size": 262143}
+    changed = replace(source, config=source.config | {"text_config": text})
+    with pytest.raises(CorruptError, match=r"of another shape: model\.language_model\.embed_tokens\.weight"):
+        make_plan(changed, load_recipe(bits=5))
