@@ -1,25 +1,14 @@
 """Coded checkpoints on disk: shards and manifest, read, verified, inspected and exported."""
 
 from .export import ExportResult, export
+from .files import copy_file, disk_errors, write_file, write_json
 from .inspect import DiffReport, InspectReport, diff, inspect
 from .manifest import CHART, JOURNAL, MANIFEST, RESULTS, Manifest, describe_differences, fingerprint, read_manifest
 from .manifest_entries import FileRecord, ShardRecord, TensorRecord, coded_record, dump_shard, kept_record, read_shard
 from .model_card import base_model, model_card
 from .reader import CodedCheckpoint, open_coded
-from .shards import (
-    DEFAULT_SHARD_BYTES,
-    FORMAT_VERSION,
-    SHARD,
-    Shard,
-    ShardWriter,
-    bytes_of,
-    copy_file,
-    disk_errors,
-    divide,
-    write_file,
-    write_index,
-    write_json,
-)
+from .shard_writer import ShardWriter, bytes_of
+from .shards import DEFAULT_SHARD_BYTES, FORMAT_VERSION, SHARD, Shard, divide, write_index
 from .verify import VerifyReport, bytes_to_verify, file_record, hash_file, verify, with_all_hashes
 
 __all__ = [

@@ -17,10 +17,12 @@ from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
 from ..io import DTYPES, INDEX, SLICE_WEIGHTS, TensorInfo
 from ..plan import KeptTensor
+from .files import copy_file, disk_errors, write_json
 from .manifest import CHART, RESULTS
 from .manifest_entries import TensorRecord
 from .reader import CodedCheckpoint, open_coded
-from .shards import Shard, ShardWriter, bytes_of, copy_file, disk_errors, divide, write_index, write_json
+from .shard_writer import ShardWriter, bytes_of
+from .shards import Shard, divide, write_index
 
 EXPORT_DTYPES = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 

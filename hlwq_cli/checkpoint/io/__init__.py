@@ -2,9 +2,10 @@
 
 from .hub_repo import HubRepo, ask_once, hub_errors, is_repo_id, is_transport_error
 from .open_files import PREFETCH_FILES, PrefetchedFiles
+from .open_source import open_source
 from .safetensors_file import DTYPE_NAMES, DTYPES, TensorInfo, build_header, read_header, read_into
 from .slice_sizes import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS
-from .source import Source, open_source
+from .source import Source
 from .source_rows import SourceRows
 from .weight_map import INDEX, collect_tensors, read_json, read_weight_map
 

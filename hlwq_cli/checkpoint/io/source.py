@@ -1,35 +1,25 @@
-"""Where weights come from: a folder or a Hub repository, read by slice."""
+"""The source of the weights: a folder or a Hub repository, read by slice."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
-from ...samples import resolve_model
-from .hub_repo import HubRepo, is_repo_id
+from ...errors import CorruptError
+from .hub_repo import HubRepo
 from .open_files import PREFETCH_FILES, PrefetchedFiles
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
-from .weight_files import MODULES, WEIGHT_SUFFIXES, find_weight_files, module_folders, sort_other_weights
-from .weight_map import collect_tensors, read_json
+from .weight_files import WEIGHT_SUFFIXES
 
-_MADE_HERE = ("hlwq_manifest.json", ".hlwq_run.jsonl")
 _SAMPLE = 4096
-_TIED_NAMES = re.compile(
-    r"(^|\.)(lm_head|lm_head\.decoder|predictions\.decoder|decoder|embed_out|output_projection|proj_out"
-    r"|embed_tokens|shared|wte|word_embeddings)\.(weight|bias)$"
-)
-"""Heads and embeddings, which are what transformers ties by `tie_word_embeddings`."""
 
 
 @dataclass
@@ -178,125 +168,3 @@ def _header(path: Path) -> bytes:
     with path.open("rb") as f:
         length = f.read(8)
         return length + f.read(int.from_bytes(length, "little"))
-
-
-def open_source(model: str, revision: str | None = None) -> Source:
-    """Open a folder or a Hub repository.
-
-    Args:
-        model: a path, `owner/name` on the Hub, or `sample`, the bundled model.
-        revision: branch, tag or commit of a Hub repository.
-
-    Raises:
-        NotFoundError: neither exists.
-        CorruptError: its files contradict each other.
-        UnsupportedError: it is quantized already, or has no safetensors weights.
-    """
-    model = resolve_model(model)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if revision is not None:
-            raise UsageError(f"--revision needs a Hub id, and {model} is a folder.")
-        source = _open_folder(model, path)
-    elif is_repo_id(model) and not path.exists():
-        source = _open_repo(model, revision)
-    else:
-        raise NotFoundError(f"There is no folder {model}.", "Give a folder with a checkpoint, or a Hub id owner/name.")
-    refuse_quantized(source)
-    if not source.tensors:
-        raise UnsupportedError(f"{model} holds no tensors.", "Give a folder with a checkpoint, or a Hub id owner/name.")
-    return source
-
-
-def _open_folder(model: str, root: Path) -> Source:
-    config = read_json(root / "config.json", "config.json")
-    made = {p.parent for p in root.rglob("*") if p.name in _MADE_HERE} - {root}
-    found = (p for p in root.rglob("*") if p.is_file() and not made & set(p.parents))
-    sizes = {str(p.relative_to(root)): p.stat().st_size for p in sorted(found)}
-
-    def header(file: str) -> dict[str, TensorInfo]:
-        return read_header(root / file, file)[0]
-
-    return _assemble(Source(model, None, config, {}, (), root), sizes, header)
-
-
-def _open_repo(model: str, revision: str | None) -> Source:
-    repo = HubRepo.find(model, revision)
-    config = read_json(repo.fetch("config.json"), "config.json") if "config.json" in repo.files else {}
-    return _assemble(Source(model, repo.commit, config, {}, (), repo.root, repo), repo.sizes, repo.header)
-
-
-def _assemble(source: Source, sizes: Mapping[str, int], header: Callable[[str], dict[str, TensorInfo]]) -> Source:
-    """Fill in a source's tensors and sidecar files.
-
-    Args:
-        source: without them.
-        sizes: bytes of all its files, by name.
-        header: reads the tensors of a safetensors file.
-    """
-
-    def read(file: str) -> dict[str, Any]:
-        return read_json(source.path(file), file)
-
-    files = find_weight_files(source.id, sizes, source.config, read)
-    headers = {f: header(f) for f in files.names}
-    source.tensors = collect_tensors(headers, files.weight_map, files.extra, lambda n: _may_be_tied(source.config, n))
-    modules = _module_folders(source.path(MODULES)) if MODULES in sizes else set()
-    loaded_bytes = sum(t.nbytes for t in source.tensors.values())
-    others = sort_other_weights(sizes, files.names, loaded_bytes, modules)
-    copied = set(others.copied)
-    source.sidecar_files = tuple(
-        n for n in sizes if n in copied or (not n.endswith(WEIGHT_SUFFIXES) and not _is_hidden(n))
-    )
-    source.sidecar_bytes = sum(sizes[n] for n in copied)
-    source.warnings = others.warnings
-    return source
-
-
-def _module_folders(path: Path) -> set[str]:
-    try:
-        return module_folders(json.loads(path.read_text()))
-    except (ValueError, RecursionError):  # transformers does not read it, so it need not be valid
-        return set()
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__pycache__")) for part in Path(name).parts)
-
-
-def _may_be_tied(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a tensor that the index lists and no file holds is filled by the weight that it is tied to."""
-    return _TIED_NAMES.search(name) is not None and _ties_weights(config)
-
-
-def _ties_weights(config: Mapping[str, Any]) -> bool:
-    """Whether a config ties the head to the embeddings; if it does not say so, its class in transformers decides."""
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, dict) else {}):
-        if "tie_word_embeddings" in part:
-            return bool(part["tie_word_embeddings"])
-    from transformers import AutoConfig
-
-    try:
-        settings = AutoConfig.for_model(**config)
-        return bool(settings.get_text_config().tie_word_embeddings)
-    except Exception:  # an unknown type, or a config that its class does not accept
-        return False
-
-
-def refuse_quantized(source: Source) -> None:
-    """Raise UnsupportedError where weights are coded already."""
-    config = source.config.get("quantization_config") or source.config.get("compression_config")
-    if config:
-        method = str(config.get("quant_method", "unknown") if isinstance(config, dict) else config)
-        raise UnsupportedError(
-            f"{source.id} is quantized already ({method}).", "Give the unquantized checkpoint it was made from."
-        )
-    for info in source.tensors.values():
-        if info.dtype.startswith(("F8", "F4")) or info.name.endswith(
-            (".qweight", ".codes", ".qzeros", ".weight_packed")
-        ):
-            raise UnsupportedError(
-                f"{source.id} holds quantized weights ({info.name} is {info.dtype}).",
-                "Give the unquantized checkpoint it was made from.",
-            )

@@ -12,7 +12,7 @@ import torch
 from blake3 import blake3
 
 from hlwq_cli.checkpoint import KeptTensor, Recipe, load_recipe, quantize
-from hlwq_cli.checkpoint.format.shards import Shard, ShardWriter
+from hlwq_cli.checkpoint.format import Shard, ShardWriter
 from hlwq_cli.checkpoint.io import DTYPES, TensorInfo, read_header
 from hlwq_cli.checkpoint.run import Trace, open_shard, pipeline
 from hlwq_cli.checkpoint.run.open_shard import OpenShard, RunningHash

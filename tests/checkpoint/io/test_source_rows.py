@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hlwq_cli.checkpoint.io.source import open_source
+from hlwq_cli.checkpoint.io import open_source
 from hlwq_cli.checkpoint.io.source_rows import SourceRows
 from tests.support.builders import LLAMA, save_tensors
 
