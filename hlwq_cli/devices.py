@@ -24,7 +24,7 @@ def find_devices(wanted: str = "auto") -> tuple[torch.device, ...]:
 def _find(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or not (number.isdecimal() or name == kind) or (kind == "cpu" and number):
-        raise UsageError(f"Unknown device {name!r}.", "--device takes auto, cpu, cuda, or several: cuda:0,cuda:1.")
+        raise UsageError(f"Unknown device {name!r}.", "Use --device auto, cpu, cuda, or several: cuda:0,cuda:1.")
     if kind == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
