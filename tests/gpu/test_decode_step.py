@@ -11,7 +11,7 @@ from hlwq_cli.runtime.loading import load_model
 from hlwq_cli.samples import resolve_model
 from hlwq_kernels.common import Scratch
 from hlwq_kernels.decode_step import (
-    Cache,
+    DecodeCache,
     Norm,
     decode_attention,
     fused_add_rmsnorm_post_ffn,
@@ -94,7 +94,7 @@ def test_heads_are_turned_and_kept(dtype: torch.dtype, heads: int, key_heads: in
     angles = made(rows, size // 2, dtype=torch.float32).repeat(1, 2)
     found = []
     for run in (qk_norm_rope_append, lambda *a: by_torch(qk_norm_rope_append, *a)):
-        cache = Cache(
+        cache = DecodeCache(
             *(torch.ones(rows, key_heads, slots, size, dtype=dtype, device=CUDA) for _ in range(2)),
             torch.tensor([41], device=CUDA),
         )
@@ -119,11 +119,11 @@ def test_attention_over_a_dense_cache(dtype: torch.dtype, heads: int, key_heads:
     mask = torch.zeros(rows, length, dtype=dtype, device=CUDA)
     mask[0, : length // 3] = torch.finfo(dtype).min
     mask[1, length // 2 + 1 :] = torch.finfo(dtype).min
-    cache = Cache(keys, values, torch.tensor([0], device=CUDA))
+    cache = DecodeCache(keys, values, torch.tensor([0], device=CUDA))
     exact = by_torch(
         decode_attention,
         query.double(),
-        Cache(keys.double(), values.double(), cache.slot),
+        DecodeCache(keys.double(), values.double(), cache.slot),
         mask.double(),
         size**-0.5,
         scratch,

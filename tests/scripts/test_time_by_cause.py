@@ -51,8 +51,8 @@ def test_models_whose_layers_run_otherwise_are_told_apart_by_name_alone() -> Non
 
 
 def test_every_kernel_of_a_step_has_a_cause() -> None:
-    ours = [*matvec._KERNELS, matmul._GEMM, matmul._ROTATE, slots._PLAN, slots._PLAN_AHEAD, slots._FETCH]
-    ours += [slots._FETCH_AHEAD, norms._PRE_FFN, norms._POST_FFN, attention._QK_NORM_ROPE, router._ROUTE]
+    ours = [*matvec._KERNELS, matmul._GEMM, matmul._ROTATE, slots._ASSIGN, slots._ASSIGN_PREFETCH, slots._FETCH]
+    ours += [slots._PREFETCH, norms._PRE_FFN, norms._POST_FFN, attention._QK_NORM_ROPE, router._ROUTE]
     ours += [attention._ATTEND, attention._COMBINE]
     assert {kernel.name for kernel in ours} == set(_CAUSES)
 

@@ -15,11 +15,11 @@ from .kv_states import QuantizedKV
 from .kv_tables import padded_dim, rotation_block
 
 SOURCE = "attention/attention.cu"
-MERGE_SOURCE = "attention/combine.cu"
-MERGE_WARPS = 4
+COMBINE_SOURCE = "attention/combine.cu"
+COMBINE_WARPS = 4
 
 _ATTEND = CudaKernel(SOURCE, name="attend")
-_MERGE = CudaKernel(MERGE_SOURCE, name="combine_splits")
+_COMBINE = CudaKernel(COMBINE_SOURCE, name="combine_splits")
 _MAX_DIM = 512
 _WARPS = 8
 _LARGE_SMEM_BYTES = 160 * 1024
@@ -104,7 +104,7 @@ class AttentionKernelConfig:
 
     @cached_property
     def macros(self) -> Macros:
-        """Of attention/attention.cu and the files before it."""
+        """The macros of attention/attention.cu and its headers."""
         (k_bits, v_bits), (k_stored, v_stored) = self.bits, self.stored
         row_bytes = k_stored * k_bits // 8 | v_stored * v_bits // 8
         kind, wide = DTYPE_IDS[self.dtype], self.rows > 8 or max(self.bits) == 8
@@ -118,13 +118,13 @@ class AttentionKernelConfig:
         )  # fmt: skip
 
     @cached_property
-    def merge_macros(self) -> Macros:
-        """Of attention/combine.cu and the files before it."""
+    def combine_macros(self) -> Macros:
+        """The macros of attention/combine.cu and its headers."""
         kind = DTYPE_IDS[self.dtype]
         return (
             ("INPUT", kind), ("OUTPUT", kind),
             ("N", rotation_block(self.dims[1])), ("GATE", 0), ("V_DIM", self.dims[1]), ("V_STORED", self.stored[1]),
-            ("WARPS", MERGE_WARPS),
+            ("WARPS", COMBINE_WARPS),
         )  # fmt: skip
 
 
@@ -151,61 +151,62 @@ def attend_cuda(
     """
     device, (batch, query_heads, _), heads = query.device, query.shape, keys.codes.shape[1]
     config = _config_of(query, keys, values, mask is not None, softcap != 0.0)
-    chunks, exact = ceil_div(config.group, config.rows), ceil_div(keys.exact.shape[2], config.exact)
+    chunks, exact_splits = ceil_div(config.group, config.rows), ceil_div(keys.exact.shape[2], config.exact)
     resident = _ATTEND.resident(device, config.macros, 32 * config.warps, config.shared_bytes)
-    ctas, steps = batch * heads * chunks, ceil_div(keys.coded, config.tokens_per_pass)
-    splits = _splits(resident // ctas, num_sms(device) // ctas, exact, steps)
-    parts, rows, stored = exact + splits, batch * query_heads, config.stored[1]
-    sums = query.new_empty(rows, parts, stored, dtype=torch.float32)
-    highests, weights = query.new_empty(2, rows, parts, dtype=torch.float32)
+    ctas, passes = batch * heads * chunks, ceil_div(keys.coded, config.tokens_per_pass)
+    coded_splits = _coded_splits(resident // ctas, num_sms(device) // ctas, exact_splits, passes)
+    splits, rows, stored = exact_splits + coded_splits, batch * query_heads, config.stored[1]
+    sums = query.new_empty(rows, splits, stored, dtype=torch.float32)
+    row_max, row_sum = query.new_empty(2, rows, splits, dtype=torch.float32)
     out = query.new_empty(batch, query_heads, values.dim)
-    arguments = attend_arguments(query, keys, values, mask, scaling, softcap, exact)
+    arguments = attend_arguments(query, keys, values, mask, scaling, softcap, exact_splits)
     _ATTEND.launch(
         device,
         config.macros,
-        (parts, batch * heads, chunks),
+        (splits, batch * heads, chunks),
         32 * config.warps,
         *arguments,
         sums,
-        highests,
-        weights,
+        row_max,
+        row_sum,
         shared=config.shared_bytes,
         overlap=True,
     )
-    _MERGE.launch(
+    _COMBINE.launch(
         device,
-        config.merge_macros,
+        config.combine_macros,
         (rows,),
-        32 * MERGE_WARPS,
+        32 * COMBINE_WARPS,
         sums,
-        highests,
-        weights,
-        exact,
-        parts,
+        row_max,
+        row_sum,
+        exact_splits,
+        splits,
         out,
-        shared=merge_shared_bytes(config, parts),
+        shared=combine_shared_bytes(config, splits),
         overlap=True,
     )
     return out
 
 
-def _splits(at_once: int, few: int, exact: int, steps: int) -> int:
-    """Into how many stretches to cut the coded tokens of a head.
+def _coded_splits(resident_ctas: int, sms: int, exact_splits: int, passes: int) -> int:
+    """Return into how many splits to divide the quantized tokens of a head.
 
     Args:
-        at_once: CTAs a head that the device runs at once.
-        few: those, with one on each multiprocessor.
-        exact: those that exact tokens take: short ones, so room for them is left only where there is plenty.
-        steps: how often a CTA would go through its loop if it took all. With `few` or more CTAs, each takes two: the
-            start of a CTA costs more than one.
+        resident_ctas: CTAs per head that the device runs at once.
+        sms: multiprocessors per head. That many CTAs have a multiprocessor each.
+        exact_splits: CTAs for exact tokens. They are short, so their places are reserved only if the device runs more
+            than four times as many CTAs.
+        passes: how often a CTA would go through its loop if it took all tokens. Above `sms` passes each CTA takes at
+            least two, because starting a CTA costs more than a pass.
     """
-    room = max(1, at_once - exact if at_once > 4 * exact else at_once)
-    return min(room, steps if steps <= few else max(few, ceil_div(steps, 2)))
+    places = max(1, resident_ctas - exact_splits if resident_ctas > 4 * exact_splits else resident_ctas)
+    return min(places, passes if passes <= sms else max(sms, ceil_div(passes, 2)))
 
 
-def merge_shared_bytes(config: AttentionKernelConfig, parts: int) -> int:
-    """Bytes of shared memory that the merge takes."""
-    return 4 * (2 * MERGE_WARPS * config.stored[1] + parts)
+def combine_shared_bytes(config: AttentionKernelConfig, splits: int) -> int:
+    """Return the bytes of shared memory that `combine_splits` takes."""
+    return 4 * (2 * COMBINE_WARPS * config.stored[1] + splits)
 
 
 def attend_arguments(
@@ -215,9 +216,9 @@ def attend_arguments(
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float,
-    exact_parts: int,
+    exact_splits: int,
 ) -> tuple[Any, ...]:
-    """What `attend` in attention/attention.cu takes, less where its results go."""
+    """Return the arguments of `attend` in attention/attention.cu, except its three results."""
     k_exact, v_exact = _by_head(keys.exact), _by_head(values.exact)
     exact, ring = k_exact.shape[2], 0 if keys.lengths is None else k_exact.shape[2]
     mask_stride = 0 if mask is None or mask.shape[0] == 1 else mask.stride(0)
@@ -225,7 +226,7 @@ def attend_arguments(
         query.contiguous(), keys.codes.contiguous(), keys.scales.contiguous(), values.codes.contiguous(),
         values.scales.contiguous(), keys.tables.centroids, values.tables.centroids, keys.tables.scales, k_exact,
         v_exact, mask, keys.lengths, keys.coded, exact, ring, keys.scales.shape[-1], keys.codes.shape[1],
-        k_exact.stride(1), v_exact.stride(1), mask_stride, exact_parts, ctypes.c_float(scaling),
+        k_exact.stride(1), v_exact.stride(1), mask_stride, exact_splits, ctypes.c_float(scaling),
         ctypes.c_float(softcap),
     )  # fmt: skip
 

@@ -20,10 +20,10 @@ from .quantized_weight import (
     SHARED_BYTES,
     QuantizedWeight,
     kernel_macros,
-    readable,
-    stored,
     table_bytes,
     table_copies,
+    to_kernel_layout,
+    weight_arguments,
 )
 from .scales import block_scales
 from .tables import (
@@ -71,11 +71,11 @@ __all__ = [
     "padded_columns",
     "part_name",
     "plane_widths",
-    "readable",
     "scale_steps_on",
-    "stored",
     "table_bytes",
     "table_copies",
+    "to_kernel_layout",
     "tree_sum",
     "unpack_codes",
+    "weight_arguments",
 ]

@@ -60,12 +60,12 @@ def table_bytes(bits: int, copies: int) -> int:
     return 4 * copies << (2 * bits if bits <= 6 else bits)
 
 
-def stored(weight: QuantizedWeight, y: torch.Tensor) -> tuple[Any, ...]:
+def weight_arguments(weight: QuantizedWeight, y: torch.Tensor) -> tuple[Any, ...]:
     """Return the arguments that kernels take of a weight, for a result on the device of `y`."""
     return *weight[:3], weight.centroids.to(y.device), scale_steps_on(y.device)
 
 
-def readable(weight: QuantizedWeight, experts: bool) -> QuantizedWeight:
+def to_kernel_layout(weight: QuantizedWeight, experts: bool) -> QuantizedWeight:
     """Return the weight as kernels read it.
 
     Each part is contiguous, or with `experts` contiguous per expert. Codes start at a multiple of 16 bytes.

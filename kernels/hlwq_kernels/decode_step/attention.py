@@ -21,7 +21,7 @@ _MAX_SPLITS = 64
 """Splits of a head at most: `combine_decode_splits` has room for so many."""
 
 
-class Cache(NamedTuple):
+class DecodeCache(NamedTuple):
     """Keys and values (rows, key heads, slots, size), and the slot int64 (1,) of the new token."""
 
     keys: torch.Tensor
@@ -37,7 +37,7 @@ def qk_norm_rope_append(
     of_keys: Norm,
     cosines: torch.Tensor,
     sines: torch.Tensor,
-    cache: Cache,
+    cache: DecodeCache,
 ) -> torch.Tensor:
     """Norm heads, turn queries and keys by their position, and put keys and values into the cache.
 
@@ -97,7 +97,7 @@ def apply_rope(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> t
 
 
 def decode_attention(
-    query: torch.Tensor, cache: Cache, mask: torch.Tensor, scaling: float, scratch: Scratch
+    query: torch.Tensor, cache: DecodeCache, mask: torch.Tensor, scaling: float, scratch: Scratch
 ) -> torch.Tensor:
     """Attention of one new token over the first slots of a cache.
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..codes import QuantizedWeight, ceil_div, kernel_macros, readable, stored, table_bytes, table_copies
+from ..codes import (
+    QuantizedWeight,
+    ceil_div,
+    kernel_macros,
+    table_bytes,
+    table_copies,
+    to_kernel_layout,
+    weight_arguments,
+)
 from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms, shared_per_multiprocessor, supports_nvrtc
 from .gemv import gemv, supports_gemv
 
@@ -43,7 +51,7 @@ def multiply_codes(
 
 
 def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
-    x, weight = x.contiguous(), readable(weight, False)
+    x, weight = x.contiguous(), to_kernel_layout(weight, False)
     tokens, n = len(x), weight.block_size
     blocks = weight.padded // n
     values, units = x.new_empty(tokens, weight.padded, dtype=torch.float16), x.new_empty(tokens, dtype=torch.float32)
@@ -51,9 +59,9 @@ def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
     threads = 32 * min(32, max(1, ceil_div(blocks, 2)))
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups, tiles = ceil_div(y.shape[1], _ROWS), ceil_div(tokens, 8)
-    beside = 1024 + 4096 * tiles
-    copies = table_copies(weight.bits, beside)
-    fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + beside)
+    other_bytes = 1024 + 4096 * tiles
+    copies = table_copies(weight.bits, other_bytes)
+    fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + other_bytes)
     resident = num_sms(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
     split = _split(groups, weight.padded, resident)
     macros: Macros = (
@@ -68,7 +76,7 @@ def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
         values,
         units,
         tokens,
-        *stored(weight, y),
+        *weight_arguments(weight, y),
         bias,
         y.shape[1],
         weight.padded,

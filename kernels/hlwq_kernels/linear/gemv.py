@@ -12,10 +12,10 @@ from ..codes import (
     QuantizedWeight,
     ceil_div,
     kernel_macros,
-    readable,
-    stored,
     table_bytes,
     table_copies,
+    to_kernel_layout,
+    weight_arguments,
 )
 from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms
 
@@ -25,7 +25,7 @@ _GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
 _SLICE = 32
 _BATCH = 4
 """Rows of a thread to a barrier: BATCH in linear/gemv.cu."""
-_THREADS, _MOST_THREADS, _RESIDENT = 448, 1024, 896
+_THREADS, _MAX_THREADS, _RESIDENT = 448, 1024, 896
 
 GATES = frozenset(name for name in _GATES if name)
 """Gates that the kernels apply themselves."""
@@ -39,8 +39,8 @@ def supports_gemv(weight: QuantizedWeight) -> bool:
 def supports_moe_gemv_down(experts: QuantizedWeight, k: int) -> bool:
     """Whether `moe_gemv_down` takes k experts a token: a row of each, and its activations, fit a CTA."""
     slices = k * experts.padded // _SLICE
-    beside = _beside(experts, slices, Shape(1, ceil_div(slices, 32) * 32, 1, 1))
-    return slices <= _MOST_THREADS and beside + table_bytes(experts.bits, 1) <= SHARED_BYTES
+    other_bytes = _other_shared_bytes(experts, slices, Shape(1, ceil_div(slices, 32) * 32, 1, 1))
+    return slices <= _MAX_THREADS and other_bytes + table_bytes(experts.bits, 1) <= SHARED_BYTES
 
 
 def gemv(
@@ -123,13 +123,13 @@ def _launch(
     """Kinds are the kernel's EXPERTS, and have names of their own."""
     if not y.numel():
         return
-    x, weight = x.contiguous(), readable(weight, kind > 0)
+    x, weight = x.contiguous(), to_kernel_layout(weight, kind > 0)
     top_k = 1 if topk_ids is None else topk_ids.shape[1]
     tokens = 1 if topk_ids is None else len(topk_ids)
     slices = weight.padded // _SLICE * (top_k if kind == 2 else 1)
     at_once = tokens * (top_k if kind == 1 else 1)
     shape = lay_out(y.shape[1], slices, at_once, num_sms(y.device))
-    copies = table_copies(weight.bits, _beside(weight, slices, shape))
+    copies = table_copies(weight.bits, _other_shared_bytes(weight, slices, shape))
     macros: Macros = (
         *kernel_macros(weight, y, shape.threads, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", _GATES[gate]),
         ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("TOP_K", top_k),
@@ -143,7 +143,7 @@ def _launch(
         shape.threads,
         x,
         x.shape[1] // (2 if gate else 1),
-        *stored(weight, y),
+        *weight_arguments(weight, y),
         bias,
         y.shape[1],
         topk_ids,
@@ -155,8 +155,8 @@ def _launch(
     )
 
 
-def _beside(weight: QuantizedWeight, slices: int, shape: Shape) -> int:
-    """Bytes of shared memory beside the table, most of them activations that make room for sums."""
+def _other_shared_bytes(weight: QuantizedWeight, slices: int, shape: Shape) -> int:
+    """Bytes of shared memory besides the table, most of them activations that make room for sums."""
     x_blocks = slices * _SLICE // weight.block_size
     rest = max(2 * _SLICE * slices, 8 * _BATCH * shape.threads)
     return 4 * (256 + x_blocks) + 16 * _BATCH * shape.teams + rest

@@ -26,10 +26,10 @@ _THREADS = 256
 _FETCH_CTAS = 4
 """CTAs per multiprocessor that copy, so that many reads from the host are under way."""
 _WARP = 32
-_PLAN = CudaKernel("offload/slots.cu", name="assign_slots")
-_PLAN_AHEAD = CudaKernel("offload/slots.cu", name="assign_prefetch")
+_ASSIGN = CudaKernel("offload/slots.cu", name="assign_slots")
+_ASSIGN_PREFETCH = CudaKernel("offload/slots.cu", name="assign_prefetch")
 _FETCH = CudaKernel("offload/slots.cu", name="fetch")
-_FETCH_AHEAD = CudaKernel("offload/slots.cu", name="fetch_ahead")
+_PREFETCH = CudaKernel("offload/slots.cu", name="fetch_ahead")
 
 
 class LayerTable(NamedTuple):
@@ -118,7 +118,7 @@ def assign_slots_cuda(
     """Assign slots on a CUDA device without asking the host; returns the slots of `assign_slots_reference`."""
     slots = torch.empty_like(topk_ids)
     experts, own = len(table.slot_of), len(table.expert_in)
-    _PLAN.launch(
+    _ASSIGN.launch(
         topk_ids.device,
         slot_macros(experts, own),
         (1,),
@@ -149,7 +149,7 @@ def assign_prefetch_cuda(predicted: torch.Tensor, table: LayerTable, copy_list: 
         copy_list: filled.
     """
     experts, own = len(table.slot_of), len(table.expert_in)
-    _PLAN_AHEAD.launch(
+    _ASSIGN_PREFETCH.launch(
         predicted.device,
         slot_macros(experts, own),
         (1,),
@@ -185,7 +185,7 @@ def prefetch_cuda(records: torch.Tensor, into: torch.Tensor, copy_list: CopyList
     kernels take nearly all registers, and divide rows among as many CTAs as fit. A larger copy CTA would leave some of
     them for a second round.
     """
-    _copy(_FETCH_AHEAD, _WARP, 1, records, into, copy_list, fetched)
+    _copy(_PREFETCH, _WARP, 1, records, into, copy_list, fetched)
 
 
 def _copy(

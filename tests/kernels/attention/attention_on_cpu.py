@@ -9,12 +9,12 @@ import torch
 
 from hlwq_kernels.attention import AttentionParams
 from hlwq_kernels.attention.cuda_gpu import (
-    MERGE_SOURCE,
-    MERGE_WARPS,
+    COMBINE_SOURCE,
+    COMBINE_WARPS,
     SOURCE,
     AttentionKernelConfig,
     attend_arguments,
-    merge_shared_bytes,
+    combine_shared_bytes,
 )
 from tests.kernels.attention.kv_cases import Case
 from tests.support.cuda_on_cpu import library
@@ -33,7 +33,7 @@ extern "C" void launch(unsigned x, unsigned y, unsigned z, unsigned threads, con
     });
 }
 """
-_MERGE = """
+_COMBINE = """
 static i64 a[6];
 extern "C" void launch(unsigned x, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
@@ -50,7 +50,9 @@ def _addresses(arguments: tuple[Any, ...]) -> Any:
     return (ctypes.c_longlong * len(plain))(*plain)
 
 
-def attend_emulated(case: Case, params: AttentionParams, splits: int = 2, large_smem: bool = True) -> torch.Tensor:
+def attend_emulated(
+    case: Case, params: AttentionParams, coded_splits: int = 2, large_smem: bool = True
+) -> torch.Tensor:
     """`attend` of one token a sequence by the CUDA kernels' source."""
     query, keys, values = case.query[:, :, 0], case.keys, case.values
     (batch, query_heads, _), heads = query.shape, keys.codes.shape[1]
@@ -65,19 +67,19 @@ def attend_emulated(case: Case, params: AttentionParams, splits: int = 2, large_
         large_smem,
     )
     assert config.shared_bytes <= _ARENA
-    exact = -(-keys.exact.shape[2] // config.exact)
-    parts, rows = exact + splits, batch * query_heads
-    sums = torch.full((rows, parts, config.stored[1]), torch.nan)
-    highests, weights = torch.full((2, rows, parts), torch.nan)
+    exact_splits = -(-keys.exact.shape[2] // config.exact)
+    splits, rows = exact_splits + coded_splits, batch * query_heads
+    sums = torch.full((rows, splits, config.stored[1]), torch.nan)
+    row_max, row_sum = torch.full((2, rows, splits), torch.nan)
     out = torch.full((batch, query_heads, values.dim), torch.nan).to(query.dtype)
     mask = None if params.mask is None else params.mask[:, 0, 0]
-    arguments = attend_arguments(query, keys, values, mask, params.scaling, params.softcap, exact)
+    arguments = attend_arguments(query, keys, values, mask, params.scaling, params.softcap, exact_splits)
     assert [type(x) for x in arguments[-2:]] == [ctypes.c_float] * 2
     floats = (ctypes.c_float * 2)(*arguments[-2:])
-    addresses = _addresses((*arguments[:-2], sums, highests, weights))
-    grid = (parts, batch * heads, -(-config.group // config.rows))
+    addresses = _addresses((*arguments[:-2], sums, row_max, row_sum))
+    grid = (splits, batch * heads, -(-config.group // config.rows))
     library(SOURCE, config.macros, _ATTEND).launch(*grid, 32 * config.warps, addresses, floats)
-    assert merge_shared_bytes(config, parts) <= _ARENA
-    merged = _addresses((sums, highests, weights, exact, parts, out))
-    library(MERGE_SOURCE, config.merge_macros, _MERGE).launch(rows, 32 * MERGE_WARPS, merged)
+    assert combine_shared_bytes(config, splits) <= _ARENA
+    arguments_of_combine = _addresses((sums, row_max, row_sum, exact_splits, splits, out))
+    library(COMBINE_SOURCE, config.combine_macros, _COMBINE).launch(rows, 32 * COMBINE_WARPS, arguments_of_combine)
     return out[:, :, None]

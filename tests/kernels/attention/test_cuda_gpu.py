@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hlwq_kernels.attention import AttentionParams, QuantizedKV
-from hlwq_kernels.attention.cuda_gpu import MERGE_SOURCE, SOURCE, AttentionKernelConfig
+from hlwq_kernels.attention.cuda_gpu import COMBINE_SOURCE, SOURCE, AttentionKernelConfig
 from hlwq_kernels.common import compile_kernel
 from tests.kernels.attention.attention_on_cpu import attend_emulated
 from tests.kernels.attention.kv_cases import Case, Layout, expected, make_case
@@ -132,7 +132,7 @@ def test_it_compiles_for_every_generation(layout: tuple[int, int], arch: str) ->
     )
     assert config.shared_bytes <= (64 if arch == "sm_75" else 160) * 1024
     assert compile_kernel(SOURCE, "attend", config.macros, arch).code
-    assert compile_kernel(MERGE_SOURCE, "combine_splits", config.merge_macros, arch).code
+    assert compile_kernel(COMBINE_SOURCE, "combine_splits", config.combine_macros, arch).code
 
 
 @pytest.mark.parametrize(

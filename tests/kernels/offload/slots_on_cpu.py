@@ -10,7 +10,7 @@ import pytest
 from hlwq_kernels.offload import slots
 from tests.support.cuda_on_cpu import addresses, library
 
-PLAN = """
+ASSIGN = """
 static i64 a[11];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
@@ -20,7 +20,7 @@ extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     });
 }
 """
-PLAN_AHEAD = """
+ASSIGN_PREFETCH = """
 static i64 a[9];
 extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     memcpy(a, arguments, sizeof(a));
@@ -39,7 +39,7 @@ extern "C" void launch(unsigned grid, unsigned threads, const i64* arguments) {
     });
 }
 """
-FETCH_AHEAD = FETCH.replace("fetch(", "fetch_ahead(")
+PREFETCH = FETCH.replace("fetch(", "fetch_ahead(")
 SHARED = (("__shared__", "static"),)  # CTAs come one after the other
 
 
@@ -54,7 +54,7 @@ def launched(source: str) -> Callable[..., None]:
 
 def run_slot_kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Launch the kernels that assign slots and fetch on the CPU, as a device with one multiprocessor."""
-    sources = {"_PLAN": PLAN, "_PLAN_AHEAD": PLAN_AHEAD, "_FETCH": FETCH, "_FETCH_AHEAD": FETCH_AHEAD}
+    sources = {"_ASSIGN": ASSIGN, "_ASSIGN_PREFETCH": ASSIGN_PREFETCH, "_FETCH": FETCH, "_PREFETCH": PREFETCH}
     for kernel, source in sources.items():
         monkeypatch.setattr(getattr(slots, kernel), "launch", launched(source))
     monkeypatch.setattr(slots, "num_sms", lambda device: 1)

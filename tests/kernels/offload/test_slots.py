@@ -9,7 +9,7 @@ from hlwq_kernels.common import compile_kernel
 from hlwq_kernels.offload.expert_layout import ALIGNMENT, RecordLayout, view
 from hlwq_kernels.offload.slots import LayerTable, assign_slots_reference, slot_macros
 from tests.kernels.offload.slot_rules import SlotRules
-from tests.kernels.offload.slots_on_cpu import FETCH, FETCH_AHEAD, PLAN, PLAN_AHEAD, SHARED
+from tests.kernels.offload.slots_on_cpu import ASSIGN, ASSIGN_PREFETCH, FETCH, PREFETCH, SHARED
 from tests.support.cuda_on_cpu import addresses, library
 
 LAYER, LAYERS = 2, 4
@@ -35,7 +35,7 @@ def choices(steps: int, tokens: int, k: int, experts: int) -> torch.Tensor:
     ("experts", "slots", "tokens", "k"), [(8, 1, 1, 2), (8, 3, 2, 2), (9, 9, 40, 2), (300, 37, 1, 8), (60, 20, 3, 8)]
 )
 def test_the_device_decides_as_the_host_does(experts: int, slots: int, tokens: int, k: int) -> None:
-    kernel = library("offload/slots.cu", (*slot_macros(experts, slots), *SHARED), PLAN)
+    kernel = library("offload/slots.cu", (*slot_macros(experts, slots), *SHARED), ASSIGN)
     expected, own = empty_table(experts, slots), empty_table(experts, slots)
     counted, counted_own = counters(), counters()
     places = torch.empty(tokens, k, dtype=torch.int64)
@@ -53,7 +53,7 @@ def test_the_device_decides_as_the_host_does(experts: int, slots: int, tokens: i
     assert counted[1] > 0
 
 
-@pytest.mark.parametrize(("threads", "source"), [(256, FETCH), (32, FETCH_AHEAD)])
+@pytest.mark.parametrize(("threads", "source"), [(256, FETCH), (32, PREFETCH)])
 def test_records_arrive_whole_where_they_were_wanted(threads: int, source: str) -> None:
     words = 2 * 1024 + 100
     records = torch.randint(0, 256, (5, 16 * words), dtype=torch.uint8)
@@ -77,7 +77,7 @@ def test_both_kernels_compile(arch: str) -> None:
 @pytest.mark.parametrize(("slots", "most"), [(1, 1), (2, 3), (7, 1), (7, 2), (20, 1)])
 def test_guesses_get_slots_by_the_rule_and_none_that_a_guess_is_in(slots: int, most: int) -> None:
     """More guesses than slots, repeated ones and numbers that are no expert's included; then a step plans as ever."""
-    ahead = library("offload/slots.cu", (*slot_macros(20, slots), *SHARED), PLAN_AHEAD)
+    ahead = library("offload/slots.cu", (*slot_macros(20, slots), *SHARED), ASSIGN_PREFETCH)
     table, rules = empty_table(20, slots), SlotRules(20, slots)
     copies, count = torch.empty(most, 2, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     brought = 0

@@ -16,7 +16,7 @@ from torch import nn
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.common import Scratch
 from hlwq_kernels.decode_step import (
-    Cache,
+    DecodeCache,
     Norm,
     decode_attention,
     fused_add_rmsnorm_post_ffn,
@@ -97,7 +97,7 @@ class StepLayer:
         size = a.head_dim
         q, *kv = self._products(x, self.heads, self.of_heads)
         keys, values = kv[0], kv[-1]
-        kv_cache = Cache(ring.keys, ring.values, ring.position.slots[ring.size])
+        kv_cache = DecodeCache(ring.keys, ring.values, ring.position.slots[ring.size])
         cosines, sines = (t.reshape(len(x), size) for t in embeddings)
         query = qk_norm_rope_append(q, keys, values, _norm(a.q_norm), _norm(a.k_norm), cosines, sines, kv_cache)
         out = decode_attention(query, kv_cache, mask.reshape(len(x), -1), a.scaling, self.scratch)
