@@ -5,6 +5,7 @@ So no float32 tensor (window, vocabulary) is ever allocated.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +16,9 @@ _VALUES_AT_ONCE = 2**25
 
 def window_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits (window, vocabulary) of one window (window,), in the model's dtype, on its device."""
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=ids[None].to(model.device), use_cache=False).logits[0]
+        logits: torch.Tensor = model(input_ids=ids[None].to(model.device), **options).logits[0]
     return logits
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,17 @@ import torch
 
 from ..errors import HlwqError, UsageError
 from ..progress import Progress, ProgressCallback, ignore_progress
-from ..runtime.loading import check_loadable, load_model, load_processor
+from ..runtime.loading import (
+    check_answers_text,
+    check_loadable,
+    context_for,
+    load_model,
+    load_processor,
+    model_class,
+    read_config,
+    text_config,
+)
+from ..samples import resolve_model
 from .divergence import compare
 from .perplexity import paired, perplexity, score
 from .report import BenchReport, Measured, Request
@@ -20,7 +30,7 @@ from .sizes import kv_cache_size, weights_size
 from .speed import measure_speed, release_memory
 from .tasks import open_tasks, run_tasks
 from .text import load_text
-from .windows import Windows, make_windows
+from .windows import Windows, make_windows, window_size
 
 
 def bench(
@@ -78,7 +88,8 @@ class _Bench:
 
     def run(self, paths: Sequence[str]) -> BenchReport:
         """Measure the reference, then each checkpoint; a failure after the first of them ends the run early."""
-        note, failed = self._read_text(self.ref or paths[0]), ""
+        configs = _configs([*([self.ref] if self.ref else []), *paths], self.request)
+        note, failed = self._read_text(self.ref or paths[0], configs), ""
         try:
             if self.ref is not None:
                 self._measure_reference(self.ref)
@@ -91,13 +102,14 @@ class _Bench:
         protocol = self.windows.protocol if self.windows else None
         return BenchReport(protocol, note, self.reference, tuple(self.measured), failed)
 
-    def _read_text(self, path: str) -> str:
+    def _read_text(self, path: str, configs: Mapping[str, Any]) -> str:
         """Cut the text into windows of tokens, if a measure reads it; return the remark on the text."""
         r = self.request
         if not (r.ppl or r.kld):
             return ""
+        context = _shortest_context(configs, r)
         text = load_text(r.data)
-        self.windows = make_windows(text, _tokenizer(path), r.protocol, r.window, r.windows)
+        self.windows = make_windows(text, _tokenizer(path), r.protocol, r.window, r.windows, context)
         return text.note
 
     def _measure_reference(self, ref: str) -> None:
@@ -163,7 +175,7 @@ class _Bench:
         r = self.request
         model = load_model(path, device=r.device, dtype=r.dtype, execution=r.execution, **options)
         if self.windows is not None:
-            self._check_vocabulary(path, model.config.get_text_config().vocab_size)
+            self._check_vocabulary(path, text_config(model.config).vocab_size)
         return model, time.perf_counter() - start
 
     def _check_vocabulary(self, path: str, size: int) -> None:
@@ -181,6 +193,44 @@ class _Bench:
     def _progress_of(self, path: str) -> ProgressCallback:
         """Return a callback that names the checkpoint in the stage of each event."""
         return lambda event: self.progress(replace(event, stage=f"{event.stage} of {path}"))
+
+
+def _configs(paths: Sequence[str], request: Request) -> dict[str, Any]:
+    """Return the configs of all checkpoints that will be loaded, by path.
+
+    Raises:
+        UsageError: a model has no perplexity, and this or a divergence is requested.
+        UnsupportedError: a model does not generate text.
+    """
+    if not request.needs_model:
+        return {}
+    configs = {}
+    for path in paths:
+        config = configs[path] = read_config(resolve_model(path))
+        check_answers_text(path, model_class(config))
+        if config.is_encoder_decoder and (request.ppl or request.kld):
+            raise UsageError(
+                f"{path} is an encoder-decoder, and perplexity needs a causal model.", "Use --speed or --cosine."
+            )
+    return configs
+
+
+def _shortest_context(configs: Mapping[str, Any], request: Request) -> int | None:
+    """Return the shortest context of the models, if a window is longer; else None.
+
+    Raises:
+        UsageError: the given window is longer than a model with a table of positions can read.
+    """
+    size = window_size(request.protocol, request.window)
+    found = {path: context_for(config, size) for path, config in configs.items()}
+    short = {path: context for path, context in found.items() if context is not None}
+    for path, context in short.items():
+        if request.window is not None and context.is_hard:
+            raise UsageError(
+                f"A window of {size:,} tokens is longer than the context of {path}, which is {context.tokens:,}.",
+                "Use a shorter --window, or omit it.",
+            )
+    return min((context.tokens for context in short.values()), default=None)
 
 
 def _tokenizer(path: str) -> Any:

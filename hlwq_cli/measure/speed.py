@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from ..errors import UsageError
 from ..runtime.decode import Decoding, Generation
+from ..runtime.loading import context_of, text_config
 from ..runtime.offload import Traffic, expert_cache_of
 from .expert_traffic import ExpertTraffic, expert_traffic
 
@@ -40,6 +42,8 @@ class Speed:
         not_captured: why a GPU did not replay a graph; empty if it did, or on a CPU.
         prefill: tokens per second of a prompt of 512 tokens, up to the first new token.
         decode: tokens per second of 128 tokens, generated greedily after a prompt of 8.
+        prompt_tokens: tokens of the long prompt; fewer than 512 where the context is shorter.
+        new_tokens: tokens that are decoded; fewer than 128 where the context is shorter.
         device_peak: peak bytes of device memory since loading began; 0 on the CPU.
         host_peak: peak bytes of host memory since loading began, mapped files included.
         experts: traffic of experts outside the GPU during decoding, if there are any.
@@ -53,21 +57,22 @@ class Speed:
     device_peak: int
     host_peak: int
     experts: ExpertTraffic | None = None
+    prompt_tokens: int = PREFILL
+    new_tokens: int = DECODE
 
 
 def measure_speed(model: Any, runs: int = 5) -> Speed:
     """Time a model on fixed random tokens; each kind of run is repeated `runs` times after one warm-up."""
     device: torch.device = model.device
     generation = Generation(model)
-    random = torch.Generator().manual_seed(0)
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.randint(10, vocabulary // 2, (1, PREFILL), generator=random).to(device)
+    length, new = _lengths(model)
+    ids = _random_prompt(model, length).to(device)
     with torch.inference_mode():
         prefill = _seconds(lambda: _answer(generation, ids, 1), runs, device)
         fetched = [_traffic(model)]
         first = _seconds(lambda: _answer(generation, ids[:, :PROMPT], 1), runs, device)
         fetched.append(_traffic(model))
-        whole = _seconds(lambda: _answer(generation, ids[:, :PROMPT], DECODE + 1), runs, device)
+        whole = _seconds(lambda: _answer(generation, ids[:, :PROMPT], new + 1), runs, device)
         fetched.append(_traffic(model))
     cache = expert_cache_of(model)
     mean_first = statistics.mean(first)
@@ -75,12 +80,28 @@ def measure_speed(model: Any, runs: int = 5) -> Speed:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         decoding=generation.decoding,
         not_captured=_why_not_captured(generation, device),
-        prefill=_summary([PREFILL / t for t in prefill]),
-        decode=_summary([DECODE / (t - mean_first) for t in whole]),
+        prefill=_summary([length / t for t in prefill]),
+        decode=_summary([new / (t - mean_first) for t in whole]),
         device_peak=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0,
         host_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        experts=None if cache is None else expert_traffic(cache, fetched, (runs + 1) * DECODE),
+        experts=None if cache is None else expert_traffic(cache, fetched, (runs + 1) * new),
+        prompt_tokens=length,
+        new_tokens=new,
     )
+
+
+def _lengths(model: Any) -> tuple[int, int]:
+    """Return the tokens of the long prompt and of the answer, as far as the model has positions for them."""
+    context = context_of(model)
+    room = context.tokens if context is not None and context.is_hard else PREFILL + 1
+    if room < 2 * PROMPT:
+        raise UsageError(f"The context of this model is {room}, too short for --speed.", "Omit --speed.")
+    return min(PREFILL, room - 1), min(DECODE, room - PROMPT - 1)
+
+
+def _random_prompt(model: Any, length: int) -> torch.Tensor:
+    vocabulary = text_config(model.config).vocab_size
+    return torch.randint(10, vocabulary // 2, (1, length), generator=torch.Generator().manual_seed(0))
 
 
 def _traffic(model: Any) -> Traffic:
@@ -110,6 +131,7 @@ def _answer(generation: Generation, ids: torch.Tensor, tokens: int) -> None:
         eos_token_id=None,
         pad_token_id=0,
         do_sample=False,
+        num_beams=1,
         temperature=None,
         top_p=None,
         top_k=None,

@@ -15,6 +15,7 @@ from .text import Text
 
 ProtocolName = Literal["paper", "llama.cpp"]
 _DEFAULT_WINDOW = {"paper": 2048, "llama.cpp": 512}
+_SHORTEST = 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Protocol:
         bos: whether each window begins with BOS, which is so if the tokenizer adds it.
         text: name of the text.
         text_sha256: sha256 of the text.
+        context: the shortest context of the models, if the windows were cut to it or are longer than it; else None.
     """
 
     name: ProtocolName
@@ -39,6 +41,7 @@ class Protocol:
     bos: bool
     text: str
     text_sha256: str
+    context: int | None = None
 
     @property
     def line(self) -> str:
@@ -46,8 +49,15 @@ class Protocol:
         bos = "BOS once a window" if self.bos else "no BOS"
         return (
             f"protocol {self.name}: {self.text} (sha256 {self.text_sha256[:12]}), {self.windows} windows of "
-            f"{self.window}, {self.scored} scored in each, no overlap, {bos}, token-weighted"
+            f"{self.window}{self._of_context}, {self.scored} scored in each, no overlap, {bos}, token-weighted"
         )
+
+    @property
+    def _of_context(self) -> str:
+        if self.context is None:
+            return ""
+        how = "cut to" if self.window <= self.context else "past"
+        return f" ({how} the context of {self.context:,})"
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,27 @@ class Windows:
     protocol: Protocol
 
 
+def window_size(name: ProtocolName, window: int | None = None) -> int:
+    """Return the tokens in a window: as given, or the protocol's default.
+
+    Raises:
+        UsageError: the protocol is unknown, or the window is too short.
+    """
+    if name not in _DEFAULT_WINDOW:
+        raise UsageError(f"--protocol must be {' or '.join(_DEFAULT_WINDOW)}, not {name!r}.")
+    size = _DEFAULT_WINDOW[name] if window is None else window
+    if size < _SHORTEST:
+        raise UsageError(f"A window of {size} tokens is too short.", f"Use at least {_SHORTEST}.")
+    return size
+
+
 def make_windows(
-    text: Text, tokenizer: Any, name: ProtocolName = "paper", window: int | None = None, limit: int | None = None
+    text: Text,
+    tokenizer: Any,
+    name: ProtocolName = "paper",
+    window: int | None = None,
+    limit: int | None = None,
+    context: int | None = None,
 ) -> Windows:
     """Cut a text into windows.
 
@@ -76,15 +105,13 @@ def make_windows(
         name: name of the protocol.
         window: tokens per window; None means the protocol's default.
         limit: maximum number of windows.
+        context: a context that is shorter than such a window. The protocol's default is cut to it; a given window is
+            not.
 
     Raises:
         UsageError: the protocol is unknown, the window is too short, or the text is shorter than one window.
     """
-    if name not in _DEFAULT_WINDOW:
-        raise UsageError(f"--protocol must be {' or '.join(_DEFAULT_WINDOW)}, not {name!r}.")
-    size = _DEFAULT_WINDOW[name] if window is None else window
-    if size < 4:
-        raise UsageError(f"A window of {size} tokens is too short.", "Use at least 4.")
+    size = window_size(name, context if window is None and context is not None else window)
     bos = bos_token(tokenizer)
     tokens = torch.tensor(tokenizer(text.text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
     if name == "paper" and bos is not None:
@@ -98,7 +125,7 @@ def make_windows(
             ids[:, 0] = bos
     ids = ids[:limit]
     first = 1 if name == "paper" else size // 2 + 1
-    protocol = Protocol(name, size, len(ids), size - first, bos is not None, text.name, text.sha256)
+    protocol = Protocol(name, size, len(ids), size - first, bos is not None, text.name, text.sha256, context)
     return Windows(ids, first, protocol)
 
 

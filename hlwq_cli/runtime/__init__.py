@@ -9,7 +9,8 @@ from .lazy import lazy_names
 if TYPE_CHECKING:
     from .chat.conversation import Turn
     from .chat.text_stream import TextStream
-    from .loading.load import check_loadable, load_model, load_processor
+    from .loading.load import check_loadable, load_model
+    from .loading.processor import load_processor
     from .model import HLWQModel, PolarQuantModel
 
 __all__ = [
@@ -31,8 +32,8 @@ __getattr__ = lazy_names(
         "loading.load": (
             "check_loadable",
             "load_model",
-            "load_processor",
         ),
+        "loading.processor": ("load_processor",),
         "chat.conversation": ("Turn",),
         "chat.text_stream": ("TextStream",),
     },

@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import UsageError
-from .chat.conversation import Turn, messages
+from .chat.conversation import Turn
+from .chat.encoder import PromptEncoder
+from .chat.template import as_chat, template_owner
 from .chat.text_stream import TextStream, cut
 from .decode.generation import Generation
 from .decode.sampling import generate_options
 from .kv.bits import KVBits
-from .loading.load import load_model, load_processor, supports_images
+from .loading.config import supports_images
+from .loading.context import context_of
+from .loading.load import load_model
+from .loading.processor import open_processor
 from .modules.format import Execution
 from .offload.budget import ExpertBudget
 
@@ -29,20 +34,29 @@ class HLWQModel:
         processor: its processor, or its tokenizer if it does not support images.
         tokenizer: the tokenizer, in either case.
         generation: how answers are decoded.
+        max_context: the longest conversation in tokens; None if the config does not say.
 
     Example:
         >>> model = HLWQModel.from_pretrained("out")  # doctest: +SKIP
         >>> model.generate("What is a Hadamard matrix?", max_new_tokens=50)  # doctest: +SKIP
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, without_images: str = "") -> None:
+        """Wrap a transformers model.
+
+        Args:
+            model: the model.
+            processor: its processor or tokenizer.
+            without_images: why the processor takes no images although the model does; see `LoadedProcessor`.
+        """
         self.model = model
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.generation = Generation(model)
-        self.tokenizer.padding_side = "left"
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        context = context_of(model)
+        self.max_context = None if context is None else context.tokens
+        self._encoder = PromptEncoder(model, processor)
+        self._without_images = without_images
 
     @classmethod
     def from_pretrained(
@@ -83,23 +97,18 @@ class HLWQModel:
             kv_bits=bits,
             expert_budget=budget,
         )
-        return cls(model, load_processor(str(path), revision))
+        found = open_processor(str(path), revision)
+        return cls(model, found.processor, found.without_images)
 
     @property
     def supports_images(self) -> bool:
-        """Whether the model takes images."""
-        return supports_images(self.model.config)
+        """Whether the model takes images, and its processor can read them."""
+        return supports_images(self.model.config) and not self._without_images
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the processor has a chat template, which conversations need."""
-        return getattr(self.processor, "chat_template", None) is not None
-
-    @property
-    def max_context(self) -> int | None:
-        """The longest conversation in tokens; None if the config does not say."""
-        max_positions: int | None = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return max_positions
+        """Whether the processor has a default chat template, which conversations need."""
+        return template_owner(self.processor) is not None
 
     def generate(
         self,
@@ -133,20 +142,23 @@ class HLWQModel:
             The answer, or a list of answers for several prompts.
 
         Raises:
-            UsageError: images for a model that does not support them; a prompt that fills the model's context; a
-                history without a chat template; sampling settings out of range.
+            UsageError: images for a model that does not support them; an empty prompt, or one that fills the model's
+                context; a history without a chat template, or one that the template refuses; sampling settings out of
+                range.
+            UnsupportedError: the chat template fails, or transformers cannot generate with these settings.
         """
         single = isinstance(text, str)
         prompts = [text] if isinstance(text, str) else list(text)
+        if not prompts:
+            return []
         grouped = _images_per_prompt(prompts, images, single)
         inputs = self.prepare(prompts, grouped, system=system, chat=chat, history=history)
         length = self._max_new_tokens(inputs, max_new_tokens)
         with torch.inference_mode():
-            out = self.generation.generate(
-                **inputs, **generate_options(self.tokenizer, length, temperature, top_p, seed, stop)
-            )
-        new = out[:, inputs["input_ids"].shape[1] :]
-        answers = [cut(a, stop) for a in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+            out = self.generation.generate(**inputs, **self._options(length, temperature, top_p, seed, stop))
+        first = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        rows = [self._until_end(row) for row in out[:, first:].tolist()]
+        answers = [cut(a, stop) for a in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
         return answers[0] if single else answers
 
     def stream(self, text: str, images: Sequence[Image] | None = None, **options: Any) -> TextStream:
@@ -163,7 +175,7 @@ class HLWQModel:
             raise UsageError(f"Unknown option of stream: {', '.join(sorted(options))}.")
 
         def generate(**hooks: Any) -> None:
-            self.generation.generate(**inputs, **generate_options(self.tokenizer, length, *sampling, stop), **hooks)
+            self.generation.generate(**inputs, **self._options(length, *sampling, stop), **hooks)
 
         return TextStream(self.tokenizer, inputs["input_ids"].shape[1], generate, stop)
 
@@ -179,42 +191,59 @@ class HLWQModel:
         """Return the model's inputs for prompts: token ids, masks and pixels, padded on the left, on its device."""
         before = [i for turn in history for i in turn.images]
         if (before or images is not None) and not self.supports_images:
-            raise UsageError(
-                "This model does not support images.", "Remove them, or load a model that supports images."
-            )
+            raise self._no_images()
         wrapped = self.has_chat_template if chat is None else chat
         if history and not wrapped:
             raise UsageError("A history needs a chat template, and this model has none.", "Write it into the prompt.")
         texts, shown = list(prompts), [list(i) for i in images or [()] * len(prompts)]
         if wrapped:
             asked = [Turn("user", t, i) for t, i in zip(texts, shown, strict=True)]
-            texts = [self._as_chat([*history, turn], system) for turn in asked]
-        shown = [[*before, *i] for i in shown]
-        extra = {"images": shown} if any(shown) else {}
-        inputs = self.processor(text=texts, return_tensors="pt", padding=True, add_special_tokens=not wrapped, **extra)
-        inputs = inputs.to(self.model.device)
-        for key, value in inputs.items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                inputs[key] = value.to(self.model.dtype)
-        return inputs
+            in_parts = supports_images(self.model.config)
+            texts = [as_chat(self.processor, [*history, turn], system, in_parts) for turn in asked]
+        return self._encoder.encode(texts, [[*before, *i] for i in shown], add_special_tokens=not wrapped)
 
-    def _as_chat(self, turns: Sequence[Turn], system: str | None) -> str:
-        wrapped: str = self.processor.apply_chat_template(
-            messages(turns, system, self.supports_images), tokenize=False, add_generation_prompt=True
-        )
-        return wrapped
+    def _no_images(self) -> UsageError:
+        if self._without_images:
+            return UsageError(
+                f"The images of this model cannot be read: {self._without_images}.",
+                "Remove them, or add what is missing.",
+            )
+        return UsageError("This model does not support images.", "Remove them, or load a model that supports images.")
 
     def _max_new_tokens(self, inputs: Any, max_new_tokens: int) -> int:
         """Return how many tokens an answer may have: at most what was asked for, and what the context has left."""
         if max_new_tokens < 1:
             raise UsageError(f"max_new_tokens={max_new_tokens} is not valid.", "Use at least 1.")
+        if self.max_context is None:
+            return max_new_tokens
         tokens = inputs["input_ids"].shape[1]
-        if self.max_context is not None and tokens >= self.max_context:
+        if self.model.config.is_encoder_decoder:  # the answer has a context of its own, which the start token begins
+            room = self.max_context - 1
+            fits = tokens <= self.max_context
+        else:
+            room = self.max_context - tokens
+            fits = room > 0
+        if not fits:
             raise UsageError(
                 f"The prompt has {tokens:,} tokens, and the context of this model is {self.max_context:,}.",
                 "Shorten it, or start a new conversation.",
             )
-        return max_new_tokens if self.max_context is None else min(max_new_tokens, self.max_context - tokens)
+        return min(max_new_tokens, room)
+
+    def _options(
+        self, max_new_tokens: int, temperature: float, top_p: float, seed: int | None, stop: Sequence[str]
+    ) -> dict[str, Any]:
+        """Return the options of `generate`; the strings that the generation config stops at still end an answer."""
+        usual = self.model.generation_config.stop_strings or []
+        stops = [*stop, *([usual] if isinstance(usual, str) else usual)] if stop else []
+        options = generate_options(self.tokenizer, max_new_tokens, temperature, top_p, seed, stops)
+        return {**options, "pad_token_id": self._encoder.pad}
+
+    def _until_end(self, row: list[int]) -> list[int]:
+        """Return the ids of an answer without the padding after its end token."""
+        ends = self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
+        return row[: next((i + 1 for i, token in enumerate(row) if token in ends), len(row))]
 
 
 PolarQuantModel = HLWQModel

@@ -44,7 +44,8 @@ def _human(console: Console, report: BenchReport) -> None:
     for m in models:
         if s := m.speed:
             runs = f"{s.decode.runs} runs after a warm-up"
-            console.print(f"{m.path}: on {s.device}; {runs}; decoded {_decoding(s)}.")
+            cut = "" if s.prompt_tokens == 512 and s.new_tokens == 128 else _cut(s)
+            console.print(f"{m.path}: on {s.device}; {runs}; decoded {_decoding(s)}{cut}.")
 
 
 def _table(console: Console, models: list[Measured]) -> None:
@@ -90,6 +91,10 @@ def _decoding(speed: Speed) -> str:
         "transformers": "by the loop of transformers",
     }[speed.decoding]
     return f"{words} ({speed.not_captured.rstrip('.')})" if speed.not_captured else words
+
+
+def _cut(speed: Speed) -> str:
+    return f"; cut to the context: a prompt of {speed.prompt_tokens} tokens, and {speed.new_tokens} decoded"
 
 
 def _experts(e: ExpertTraffic) -> str:

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import torch
 
+from ...errors import UnsupportedError
 from ..kv.position import StaticDecodeUnsupported
+from .config_overrides import config_overrides
 from .decoder import Decoder
 from .request import DecodeRequest
 
@@ -18,6 +20,8 @@ Decoding = Literal["graph", "eager", "transformers"]
 
 logger = logging.getLogger("hlwq")
 
+_REFUSALS = (TypeError, ValueError, NotImplementedError, AttributeError, ImportError)
+"""What transformers raises for inputs and settings that a model does not take."""
 LOOKAHEAD_STEPS = 2
 """Steps that a GPU is given before the host reads the first one's tokens."""
 
@@ -34,6 +38,7 @@ class Generation:
         self.model = model
         self.decoder: Decoder | None = None
         self.fallback_reason = ""
+        self._warned: set[str] = set()
         if model.device.type == "cuda":
             try:
                 self.decoder = Decoder(model)
@@ -50,9 +55,13 @@ class Generation:
     def generate(self, *, streamer: Any = None, stopping_criteria: Any = None, **options: Any) -> torch.Tensor:
         """Return ids (batch, prompt and answer), as `model.generate` does with the same inputs and settings.
 
-        transformers decodes beams, penalties for earlier tokens, and with a cache that the caller brings. A call waits
-        until an earlier one has ended.
+        An encoder-decoder returns the start token and the answer. transformers decodes beams, penalties for earlier
+        tokens, and with a cache that the caller brings. A call waits until an earlier one has ended.
+
+        Raises:
+            UnsupportedError: transformers cannot generate with these inputs and settings.
         """
+        options = {**self._overrides(options, streams=streamer is not None), **options}
         decoder = self.decoder
         request = None if decoder is None else DecodeRequest.of(self.model, stopping_criteria, dict(options))
         if decoder is not None and request is not None:
@@ -61,8 +70,28 @@ class Generation:
                     return _decode(decoder, request, streamer)
             except StaticDecodeUnsupported as error:
                 self._fall_back(error)
-        out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
+        try:
+            out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
+        except _REFUSALS as error:
+            what = " ".join(str(error).split()).rstrip(".")
+            raise UnsupportedError(
+                f"{type(self.model).__name__} cannot answer this: {what}.",
+                "Check the prompt and generation_config.json.",
+            ) from error
         return out
+
+    def _overrides(self, options: dict[str, Any], *, streams: bool) -> dict[str, Any]:
+        """Return what must replace settings of the model's generation config; warn once of each that is ignored."""
+        found, reasons = config_overrides(
+            self.model.generation_config,
+            streams=streams,
+            has_tokenizer=options.get("tokenizer") is not None,
+        )
+        for name, reason in reasons.items():
+            if name not in self._warned and name not in options:
+                self._warned.add(name)
+                logger.warning("generation_config.json has %s, which is ignored: %s.", name, reason)
+        return found
 
     def _fall_back(self, reason: StaticDecodeUnsupported) -> None:
         self.decoder, self.fallback_reason = None, str(reason)

@@ -32,5 +32,5 @@ def generate_options(
     else:
         options |= {"temperature": None, "top_p": None, "top_k": None}
     if stop:
-        options |= {"stop_strings": list(stop), "tokenizer": tokenizer}
-    return {**options, "pad_token_id": tokenizer.pad_token_id}
+        options["stop_strings"] = list(stop)
+    return {**options, "tokenizer": tokenizer}

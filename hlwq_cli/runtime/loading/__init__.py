@@ -7,33 +7,55 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .load import check_loadable, load_model, load_processor, model_class, supports_images
+    from .classes import check_answers_text, model_class
+    from .config import read_config, supports_images, text_config
+    from .context import Context, context_for, context_of
+    from .load import check_loadable, load_model
+    from .processor import load_processor
     from .quantizer import HLWQConfig, HLWQQuantizer, execution, offloaded_experts
     from .replace import module_names, replace_modules
 
 __all__ = [
+    "Context",
     "HLWQConfig",
     "HLWQQuantizer",
+    "check_answers_text",
     "check_loadable",
+    "context_for",
+    "context_of",
     "execution",
     "load_model",
     "load_processor",
     "model_class",
     "module_names",
     "offloaded_experts",
+    "read_config",
     "replace_modules",
     "supports_images",
+    "text_config",
 ]
 __getattr__ = lazy_names(
     __name__,
     {
+        "classes": (
+            "check_answers_text",
+            "model_class",
+        ),
+        "config": (
+            "read_config",
+            "supports_images",
+            "text_config",
+        ),
+        "context": (
+            "Context",
+            "context_for",
+            "context_of",
+        ),
         "load": (
             "check_loadable",
             "load_model",
-            "load_processor",
-            "model_class",
-            "supports_images",
         ),
+        "processor": ("load_processor",),
         "quantizer": (
             "HLWQConfig",
             "HLWQQuantizer",

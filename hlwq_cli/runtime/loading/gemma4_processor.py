@@ -30,7 +30,7 @@ class ImageTextProcessor(ProcessorMixin):
     @classmethod
     def open(cls, path: str, revision: str | None = None) -> ImageTextProcessor:
         """Load the processor of a Gemma 4 folder or repository."""
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         image_processor = Gemma4ImageProcessorPil.from_pretrained(path, revision=revision or "main")
         return cls(image_processor, tokenizer, tokenizer.chat_template)
 
