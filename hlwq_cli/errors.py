@@ -5,7 +5,7 @@
     |-- NotFoundError          3  no such folder, repository, revision or file
     |-- NotAllowedError        4  gated, private, or not writable
     |-- ConflictError          5  the output exists and was made with different settings
-    |-- GateMissedError        6  a limit that the caller set was missed
+    |-- GateMissedError        6  a limit that the caller set was missed, or nothing would be coded
     |-- CorruptError           1  files that are invalid or inconsistent
     |-- UnsupportedError       1  a checkpoint that hlwq cannot code or read
     |-- NonFiniteError         1  a weight that is infinite or NaN
@@ -58,7 +58,7 @@ class ConflictError(HlwqError):
 
 
 class GateMissedError(HlwqError):
-    """A limit that the caller set was missed."""
+    """A limit that the caller set was missed, or nothing would be coded."""
 
     exit_code = 6
 

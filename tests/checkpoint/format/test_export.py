@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hlwq_cli.checkpoint import export, open_coded
-from tests.support.builders import FAMILIES
+from tests.cli.run_command import hlwq
+from tests.support.builders import FAMILIES, LLAMA, dense, save_tensors
 from tests.support.files import opens_with_safetensors, read_json, read_tensors, relative_error
 
 Family = Callable[[str], Path]
@@ -92,3 +93,20 @@ def test_transformers_loads_the_export_without_missing_or_unexpected_tensors(
     model, info = model_class.from_pretrained(folder, output_loading_info=True, dtype="auto")
     assert {k: v for k, v in info.items() if v} == {}
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["new folder", "empty folder"])
+def test_export_that_overflows_names_the_tensor_and_leaves_nothing(tmp_path: Path, is_there: bool) -> None:
+    large = {f"model.layers.{i}.self_attn.q_proj.weight": torch.full((128, 128), 9e4) for i in (1, 2)}
+    source = save_tensors(tmp_path / "m", dense(3, dtype=torch.float32) | large, LLAMA)
+    assert hlwq("quantize", source, tmp_path / "coded", "--max-shard-size", "10KB").code == 0
+    plain = tmp_path / "plain"
+    if is_there:
+        plain.mkdir()
+    ran = hlwq("export", tmp_path / "coded", plain, "--to", "f16")
+    assert ran.code == 1
+    assert ran.out == ""
+    says = f"Error: {min(large)} has weights beyond 65504, the largest F16 (2 tensors in all); nothing was written."
+    assert ran.err.splitlines()[-2:] == [says, "Use --to bf16 or --to f32."]
+    assert (plain.exists(), [*plain.glob("*")]) == (is_there, [])
+    assert hlwq("export", tmp_path / "coded", plain, "--to", "bf16").code == 0
