@@ -42,7 +42,7 @@ def test_single_file_wins_over_an_index(tmp_path: Path) -> None:
     assert {t.file for t in source.tensors.values()} == {"model.safetensors"}
     assert torch.equal(first_values(folder), dense(seed=7)[Q])
     assert source.warnings == (
-        "Left out, as transformers does not load them: model-00001-of-00002.safetensors and 1 like it (20.65 kB).",
+        "Left out, as transformers does not load them: model-00001-of-00002.safetensors and 1 like it (20.73 kB).",
     )
 
 

@@ -15,7 +15,7 @@ from tests.support.hub_server import HubServer
 
 COPIED = ("2_Dense/model.safetensors", "vision-lora/adapter_model.safetensors", "adapter_model.safetensors")
 WARNING = (
-    "Left out, as transformers does not load them: consolidated.safetensors (104 B), original/ (2 files, 17 B), "
+    "Left out, as transformers does not load them: consolidated.safetensors (112 B), original/ (2 files, 17 B), "
     "pytorch_model.bin (8 B)."
 )
 
@@ -80,7 +80,7 @@ def test_changed_byte_of_a_copied_module_is_found(model: Path, tmp_path: Path) -
     path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     ran = hlwq("inspect", tmp_path / "out", "--verify")
     assert ran.code == 6
-    assert f"{COPIED[0]} is not what the manifest states" in ran.out
+    assert f"{COPIED[0]} does not match the manifest: its sha256 differs" in ran.out
 
 
 def test_missing_copied_module_is_found(model: Path, tmp_path: Path) -> None:
