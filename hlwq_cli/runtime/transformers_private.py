@@ -13,9 +13,10 @@ import importlib
 import importlib.abc
 import importlib.util
 import inspect
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.machinery import ModuleSpec
@@ -134,6 +135,50 @@ def rename_stored(model: Any, names: Sequence[str]) -> dict[str, str]:
     return {name: rename_source_key(name, renamings, [])[0] for name in names}
 
 
+def names_when_unexpected(model: Any, names: Iterable[str]) -> set[str]:
+    """Return what transformers calls stored tensors when it reports that the model does not take them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = set()
+    for name in names:
+        new, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, shapes)
+        found.add(new)
+        if pattern is not None:
+            targets = next(c for c in converters if pattern in c.source_patterns).target_patterns
+            found |= {new.replace(targets[0], target) for target in targets}
+    return found
+
+
+def keep_names(entries: Iterable[Any], names: Collection[str]) -> None:
+    """Make entries of a conversion mapping leave some names as they are, when loading and when saving.
+
+    Each entry gets a class of its own, derived from the one it had; the entries belong to one model. It ends when
+    transformers does not rename what has the model's own name already: a few renamings are no identity on those.
+    """
+    for entry in entries:
+        entry.__class__ = _keeping(type(entry), names)
+
+
+def _keeping(usual: Any, names: Collection[str]) -> type:
+    class Keeping(usual):  # type: ignore[misc]
+        __slots__ = ()
+
+        def rename_source_key(self, source_key: str) -> Any:
+            return (source_key, None) if source_key in names else super().rename_source_key(source_key)
+
+        def reverse_transform(self) -> Any:
+            entry = super().reverse_transform()
+            entry.__class__ = _keeping(type(entry), names)
+            return entry
+
+    return Keeping
+
+
 def watch_loading(model: Any, check: Callable[[Any], None]) -> None:
     """Call `check` with the lists of missing and unexpected keys, once they are final and before they are logged.
 
@@ -166,13 +211,28 @@ def tied_weights(model: Any) -> dict[str, str]:
     return dict(model.all_tied_weights_keys)
 
 
-def untie(model: Any, tied: str) -> None:
-    """Take a parameter out of what transformers ties, now and at each later `tie_weights`; this stays for good."""
-    model.all_tied_weights_keys.pop(tied)
-    for prefix, module in model.named_modules():
-        declared, name = getattr(module, "_tied_weights_keys", None), tied.removeprefix(f"{prefix}." if prefix else "")
-        if isinstance(declared, dict) and name in declared:
-            module._tied_weights_keys = {k: v for k, v in declared.items() if k != name}
+def untie(model: Any, tied: Collection[str]) -> None:
+    """Take parameters out of what transformers ties, now and at each later `tie_weights`; this stays for good.
+
+    Call it before modules are replaced. Models may declare what they tie by patterns; these become exact names.
+    """
+    for prefix, module in model.named_modules() if tied else ():
+        declared = getattr(module, "_tied_weights_keys", None)
+        if not isinstance(declared, dict) or not hasattr(module, "get_expanded_tied_weights_keys"):
+            continue
+        start = f"{prefix}." if prefix else ""
+        expanded = module.get_expanded_tied_weights_keys(all_submodels=False)
+        names = {t: s for t, s in expanded.items() if start + t not in tied}
+        if names != expanded:
+            is_exact = set(declared) == set(expanded)
+            module._tied_weights_keys = names if is_exact else {_pattern(t): _pattern(s) for t, s in names.items()}
+    for name in tied:
+        model.all_tied_weights_keys.pop(name, None)
+
+
+def _pattern(name: str) -> str:
+    """Return the pattern that matches a name and no other."""
+    return f"{re.escape(name)}$"
 
 
 # --- Modules ---
@@ -199,6 +259,23 @@ def has_default_gate(experts: nn.Module) -> bool:
 def is_experts_module(module: nn.Module) -> bool:
     """Return whether a module is stacked experts with a choice of implementations."""
     return hasattr(module, "is_transposed") and hasattr(module, "_apply_gate")
+
+
+def has_usual_layout(experts: nn.Module) -> bool:
+    """Return whether a module is gated experts as (experts, out, in), gate before up, with transformers' usual call."""
+    if not is_experts_module(experts):
+        return False
+    yes = all(getattr(experts, name, True) for name in ("has_gate", "is_concatenated"))
+    no = any(getattr(experts, name, False) for name in ("is_transposed", "has_bias", "has_post_expert_norm"))
+    arguments = list(inspect.signature(type(experts).forward).parameters)[1:]
+    return yes and not no and len(arguments) == len(("hidden_states", "top_k_index", "top_k_weights"))
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether a module is transformers' Conv1D, a linear layer whose weight is (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    return type(module) is Conv1D
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from ...errors import CorruptError
 from ..modules.names import codes_name
+from .replace import with_prefix
 
 
 @dataclass(frozen=True)
@@ -43,15 +42,38 @@ class LoadReport:
                 "Download or quantize the checkpoint again.",
             )
 
-    def damage(self, model: nn.Module) -> bool:
+    def is_damage(self, model: Any) -> bool:
         """Return whether running the model would give wrong results, rather than lack a part.
 
-        A new head, or a part of the checkpoint that this class of model leaves out, is no damage: transformers warns of
-        those itself. A mismatched shape is damage, and so is a coded layer with a part missing or unexpected.
+        The class that the checkpoint's config names must match in every name. Another class may have a new head, or
+        leave out a part of the checkpoint, of which transformers warns; but no part within a layer, and no codes that
+        belong into one of its modules. A mismatched shape is always damage.
         """
+        if self.mismatched or type(model).__name__ in (model.config.architectures or ()):
+            return bool(self.mismatched or self.missing or self.unexpected)
         modules = {name for name, _ in model.named_modules()}
-        coded = (n for n in (*self.missing, *self.unexpected) if codes_name(n) and n.rpartition(".")[0] in modules)
-        return bool(self.mismatched) or any(coded)
+        codes = [name for name in self.unexpected if codes_name(name)]
+        return any(_is_in_layer(model, name) for name in self.missing) or any(
+            _is_inside(model, modules, name) for name in codes
+        )
+
+
+def _is_in_layer(model: Any, name: str) -> bool:
+    """Return whether a tensor belongs to a numbered layer of the base model, or is a part of a coded parameter."""
+    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    return bool(codes_name(name)) or (name.startswith(prefix) and bool(re.search(r"\.\d+\.", name)))
+
+
+def _is_inside(model: Any, modules: Collection[str], name: str) -> bool:
+    """Return whether the deepest module that a name leads to is a part of the base model, not the whole of it."""
+    whole = {"", model.base_model_prefix}
+    for candidate in with_prefix(model, name):
+        path = candidate.rpartition(".")[0]
+        while path and path not in modules:
+            path = path.rpartition(".")[0]
+        if path not in whole:
+            return True
+    return False
 
 
 class CodedParts:
@@ -73,10 +95,10 @@ class CodedParts:
 
     def _as_stored(self, parameter: str) -> list[str]:
         path, _, last = parameter.rpartition(".")
-        tail = "" if last == "weight" else f"_{last}"
-        if path in self.kept or _pattern(f"{path}.codes{tail}") not in self.alike:
-            return [parameter]
-        return [f"{path}.{kind}{tail}" for kind in self.kinds]
+        for tail in ("", f"_{last}") if last == "weight" else (f"_{last}",):
+            if path not in self.kept and _pattern(f"{path}.codes{tail}") in self.alike:
+                return [f"{path}.{kind}{tail}" for kind in self.kinds]
+        return [parameter]
 
 
 def _pattern(name: str) -> str:

@@ -13,22 +13,24 @@ import torch
 from ...checkpoint.format import FORMAT_VERSION
 from ...errors import UnsupportedError
 from ..modules.embedding import HLWQEmbedding
-from ..modules.experts import HLWQExperts
-from ..modules.format import Execution, QuantFormat
-from ..modules.matrix import CodedMatrix
-from ..modules.tying import refuse_resizing, tie_coded
+from ..modules.format import CodedModule, Execution, QuantFormat
+from ..modules.names import codes_name, parameter_of
+from ..modules.parameters import HLWQModule
+from ..modules.tying import refuse_resizing, tie_coded, untie_coded
 from ..offload.expert_files import OffloadedExperts, stored_parts
 from ..transformers_private import (
     HfQuantizer,
     QuantizationConfigMixin,
     casts_parameters,
     float32_modules,
+    keep_names,
+    names_when_unexpected,
     register_quantizer,
     tied_weights,
     watch_loading,
 )
 from .load_checks import CodedParts, LoadReport
-from .replace import codes_shapes, module_names, replace_modules, stored_shapes
+from .replace import codes_shapes, module_names, own_names, replace_modules, stored_shapes
 
 logger = logging.getLogger("hlwq")
 _warned: set[str] = set()
@@ -110,15 +112,26 @@ class HLWQQuantizer(HfQuantizer):
         self.dtypes = {name: p.dtype for name, p in model.named_parameters()}
         config: Any = self.quantization_config
         offload = _offload_experts.get()
-        replace_modules(model, codes, config.quant_format, offload)
-        self.offloaded = OffloadedExperts.find(model, module_names(model, stored_parts(files)) if offload else {})
+        self.own_names = own_names(model, [name for name in shapes if codes_name(name)])
+        self.unused = names_when_unexpected(model, config.settings.get("unused") or ())
         ends = tuple(".".join(name.split(".")[-2:]) for name in tied_weights(model))
-        tie_coded(model, module_names(model, {n: shape for n, shape in shapes.items() if n.endswith(ends)}))
+        stored = module_names(model, {n: shape for n, shape in shapes.items() if n.endswith(ends)})
+        readers = untie_coded(model, set(map(_parameter, codes)), stored)
+        transposed = module_names(model, dict.fromkeys(config.settings.get("transposed") or ()))
+        replace_modules(model, codes, config.quant_format, offload, transposed)
+        self.offloaded = OffloadedExperts.find(model, module_names(model, stored_parts(files)) if offload else {})
+        tie_coded(model, readers)
         self.shapes = {name: t.shape for name, t in model.state_dict().items()}
         self.report = LoadReport()
         kept = config.settings.get("modules_to_not_convert") or ()
         self.parts = CodedParts(codes, config.quant_format.parts(), kept)
         watch_loading(model, lambda info: self._check_loaded(model, info))
+
+    def update_weight_conversions(self, weight_conversions: Any, *args: Any) -> Any:
+        """Return the model's conversion mapping, which leaves parts alone that have the model's own names."""
+        entries = super().update_weight_conversions(weight_conversions, *args)  # type: ignore[no-untyped-call]
+        keep_names(entries, self.own_names)
+        return entries
 
     def _check_loaded(self, model: Any, info: Any) -> None:
         """Keep damage for the end of loading, and off transformers' own lists, so that one error names everything.
@@ -128,10 +141,11 @@ class HLWQQuantizer(HfQuantizer):
         info.missing_keys = self.parts.as_stored(info.missing_keys) | set(self.offloaded.missing)
         unexpected = module_names(model, {name: name for name in info.unexpected_keys})
         info.unexpected_keys -= {stored for name, stored in unexpected.items() if self.offloaded.takes(name)}
+        info.unexpected_keys -= self.unused
         mismatched = {n for n, t in model.state_dict().items() if t.shape != self.shapes.get(n, t.shape)}
         mismatched |= set(self.offloaded.mismatched)
         report = LoadReport.of(info.missing_keys, info.unexpected_keys, {*info.mismatched_keys, *mismatched})
-        if report.damage(model):
+        if report.is_damage(model):
             self.report = report
             for names in (info.missing_keys, info.unexpected_keys, info.mismatched_keys):
                 names.clear()
@@ -140,7 +154,7 @@ class HLWQQuantizer(HfQuantizer):
         if not casts_parameters():
             _restore_dtypes(model, self.dtypes)
         self.report.check(model.name_or_path)
-        coded = [m for m in model.modules() if isinstance(m, CodedMatrix | HLWQExperts)]
+        coded = [m for m in model.modules() if isinstance(m, CodedModule)]
         for module in coded:
             module.materialize()
         if any(isinstance(m, HLWQEmbedding) for m in coded):
@@ -173,8 +187,15 @@ def _restore_dtypes(model: Any, dtypes: dict[str, torch.dtype]) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _is_dense(module: CodedMatrix | HLWQExperts) -> bool:
-    return module.dense if isinstance(module, HLWQExperts) else module.dense_weight is not None
+def _parameter(codes: str) -> str:
+    """Return the name of the parameter that a `codes` tensor stores."""
+    path, _, last = codes.rpartition(".")
+    return f"{path}.{parameter_of(last)}"
+
+
+def _is_dense(module: CodedModule) -> bool:
+    dense = module.dense if isinstance(module, HLWQModule) else module.dense_weight is not None
+    return bool(dense)
 
 
 def _warn_once(text: str) -> None:

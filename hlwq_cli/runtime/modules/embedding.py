@@ -1,4 +1,4 @@
-"""Embeddings that hold codes, and a tied head that reads them."""
+"""Embeddings that hold codes, and linear layers tied to coded modules."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ class HLWQEmbedding(CodedMatrix, nn.Embedding):
 
 
 class HLWQTiedLinear(HLWQLinear):
-    """A head without a weight of its own, which multiplies by the weight of coded embeddings.
+    """A linear layer without a weight of its own, which multiplies by that of coded embeddings or of another layer.
 
     It holds no buffers: two modules that share a buffer would each get a copy when the model is moved.
 
     Args:
         like: the layer it replaces; it takes over its bias.
-        embedding: the embeddings it is tied to.
+        matrix: the embeddings or the linear layer it is tied to.
     """
 
-    def __init__(self, like: nn.Linear, embedding: HLWQEmbedding) -> None:
+    def __init__(self, like: nn.Linear, matrix: CodedMatrix) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = like.in_features, like.out_features
         skip_initialization(self)
-        self.tied_to = (embedding,)  # in a tuple it is no submodule
-        self.shape, self.bits, self.quant_format = embedding.shape, embedding.bits, embedding.quant_format
+        self.tied_to = (matrix,)  # in a tuple it is no submodule
+        self.shape, self.bits, self.quant_format = matrix.shape, matrix.bits, matrix.quant_format
         self.compute_dtype = like.weight.dtype
         self.bias = like.bias
 
     @property
     def codes(self) -> torch.Tensor:  # type: ignore[override]
-        """The embeddings' codes."""
+        """The other module's codes."""
         return self.tied_to[0].codes
 
     @property
     def scales(self) -> torch.Tensor:  # type: ignore[override]
-        """The embeddings' scales."""
+        """The other module's scales."""
         return self.tied_to[0].scales
 
     @property
@@ -79,15 +79,18 @@ class HLWQTiedLinear(HLWQLinear):
 
     @property
     def dense_weight(self) -> torch.Tensor | None:  # type: ignore[override]
-        """The embeddings' decoded weight, if execution is dense."""
+        """The other module's decoded weight, if execution is dense."""
         return self.tied_to[0].dense_weight
 
     def materialize(self) -> None:
-        """Do nothing: the embeddings materialize their weight themselves."""
+        """Do nothing: the other module decodes its weight itself."""
+
+    def forget(self) -> None:
+        """Do nothing: the other module drops its weight itself."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Multiply (..., in) to (..., out), also if a device map put the embeddings on another device."""
-        return super().forward(input.to(self.codes.device)).to(input.device)
+        """Multiply (..., in) to (..., out), also if a device map put the other module on another device."""
+        return super().forward(input.to(self.device)).to(input.device)
 
 
 _classes: dict[type[nn.Embedding], type[nn.Embedding]] = {nn.Embedding: HLWQEmbedding}

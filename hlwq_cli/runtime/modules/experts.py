@@ -2,67 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.moe import coded_experts
 from hlwq_kernels.offload import OffloadedLayer, RecordLayout
 
-from ..transformers_private import change_class, has_default_gate, skip_initialization
-from .format import CodedModule, QuantFormat
+from ..transformers_private import has_default_gate, has_usual_layout
+from .format import QuantFormat
+from .names import PARAMETERS
+from .parameters import HLWQModule, ParameterCodes, code_parameters
 
-PARAMETERS = ("gate_up_proj", "down_proj")
 
-
-class HLWQExperts(CodedModule):
+class HLWQExperts(HLWQModule):
     """The coded part of an experts module; `code_experts` mixes it into the original class.
 
-    Buffers such as `codes_gate_up_proj` are named as on disk. If execution is dense, the decoded parameters get their
-    own names back, and the original class runs, with its choice of experts implementation. Offloaded experts have a
+    If execution is dense, the original class runs, with its choice of experts implementation. Offloaded experts have a
     layout instead of buffers; `offload_experts` supplies the rest.
     """
 
     if TYPE_CHECKING:
-        quant_format: QuantFormat
-        bits: dict[str, int]
-        columns: dict[str, int]
-        dense: bool
         gate_name: str | None
         expert_count: int
         layout: RecordLayout | None
         offloaded: OffloadedLayer | None
         _apply_gate: Callable[[torch.Tensor], torch.Tensor]
 
-    def decoded(self, parameter: str) -> torch.Tensor:
-        """Return a decoded parameter (experts, out, in) in the module's dtype."""
-        codes, scales, base = self._parts(parameter)
-        weight = self.quant_format.decode(codes, scales, base, self.bits[parameter], self.columns[parameter])
-        return weight.to(self.compute_dtype)
-
     def materialize(self) -> None:
         """Decode the parameters now, if the module's execution is dense on its device."""
-        if self.layout is not None:
-            return
-        device = self._parts(PARAMETERS[0])[0].device
-        if not self.dense and self.quant_format.dense(device):
-            for parameter in PARAMETERS:
-                self.register_buffer(parameter, self.decoded(parameter), persistent=False)
-            self.dense = True
-
-    def _parts(self, parameter: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        codes, scales = self._buffers[f"codes_{parameter}"], self._buffers[f"scales_{parameter}"]
-        assert codes is not None
-        assert scales is not None
-        return codes, scales, self._buffers.get(f"base_{parameter}")
-
-    def _coded(self, parameter: str) -> QuantizedWeight:
-        codes, scales, base = self._parts(parameter)
-        centroids = self.quant_format.centroids(self.bits[parameter], codes.device)
-        return QuantizedWeight(codes, scales, base, centroids, self.quant_format.block_size)
+        if self.layout is None:
+            super().materialize()
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -88,34 +60,24 @@ def gate_name_of(activation: object) -> str | None:
 
 
 _GATES = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu_pytorch_tanh"}
-_classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _coded_class(original: type[nn.Module]) -> type[nn.Module]:
-    if original not in _classes:
-        bases = (HLWQExperts, original)
-        _classes[original] = type(f"HLWQ{original.__name__}", bases, {"__doc__": HLWQExperts.__doc__})
-    return _classes[original]
+def runs_codes(module: nn.Module, coded: Mapping[str, ParameterCodes]) -> bool:
+    """Return whether kernels can multiply by a module's codes: gated experts in transformers' usual layout."""
+    return set(coded) == set(PARAMETERS) == set(module._parameters) and has_usual_layout(module)
 
 
-def code_experts(module: nn.Module, bits: dict[str, int], quant_format: QuantFormat, offloaded: bool = False) -> None:
-    """Make an experts module on the meta device hold codes instead of its two stacked parameters, in place.
+def code_experts(
+    module: nn.Module, coded: Mapping[str, ParameterCodes], quant_format: QuantFormat, offloaded: bool = False
+) -> None:
+    """Make an experts module on the meta device, for which `runs_codes`, hold codes in place.
 
     If they are offloaded, they get a layout of their records and no buffers.
     """
-    shapes = {name: tuple(getattr(module, name).shape) for name in PARAMETERS}
-    dtype = getattr(module, PARAMETERS[0]).dtype
-    parts = {name: quant_format.empty_parts(shapes[name], bits[name]) for name in PARAMETERS}
-    for name in PARAMETERS:
-        delattr(module, name)
-        for part, tensor in () if offloaded else parts[name].items():
-            module.register_buffer(f"{part}_{name}", tensor)
-    change_class(module, _coded_class(type(module)))
+    in_order = {name: coded[name] for name in PARAMETERS}
+    parts = code_parameters(module, in_order, quant_format, HLWQExperts, has_buffers=not offloaded)
     assert isinstance(module, HLWQExperts)
-    module.quant_format, module.bits, module.compute_dtype, module.dense = quant_format, dict(bits), dtype, False
-    skip_initialization(module)
     module.gate_name = _gate_name(module)
-    module.columns = {name: shape[-1] for name, shape in shapes.items()}
     gate_up, down = ([(t.shape[1:], t.dtype) for t in parts[name].values()] for name in PARAMETERS)
     module.layout, module.offloaded = RecordLayout.of(gate_up, down) if offloaded else None, None
-    module.expert_count = shapes[PARAMETERS[0]][0]
+    module.expert_count = parts[PARAMETERS[0]]["codes"].shape[0]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from hlwq_kernels import decode_rows
 from hlwq_kernels.codes import SCALE_FORMATS, ScaleKind, layout, padded_columns
 
-from .names import PARTS
+from .mapped import release_pages
 
 Execution = Literal["auto", "coded", "dense"]
 
@@ -45,10 +45,9 @@ class QuantFormat:
         return {name: torch.empty(part, dtype=dtype) for name, (part, dtype) in parts.items()}
 
     def bits_of(self, codes_shape: tuple[int, ...], columns: int) -> int:
-        """Return the width of a `codes` tensor of this shape; any width if it is missing, as loading will fail."""
-        if not codes_shape:
-            return min(self.codebooks)
-        return codes_shape[-1] * 8 // padded_columns(columns, self.block_size)
+        """Return the width of a `codes` tensor of this shape; any width if none fits, as loading will fail."""
+        bits = codes_shape[-1] * 8 // padded_columns(columns, self.block_size) if codes_shape else 0
+        return bits if bits in self.codebooks else min(self.codebooks)
 
     def centroids(self, bits: int, device: torch.device) -> torch.Tensor:
         """Return float32 (2^bits,), cached by device; torch.compile warns about caches, and makes a constant of it."""
@@ -81,18 +80,51 @@ _on_device = lru_cache(maxsize=64)(torch.tensor)
 class CodedModule(nn.Module):
     """A module that holds the stored tensors of coded parameters as buffers.
 
+    Where weights are decoded once, on a CPU, the stored tensors are plain attributes of the same names instead. They
+    are still saved with the model, but stay where they are when it is moved: on pages of the checkpoint's file.
+
     Attributes:
         compute_dtype: dtype of decoded weights.
+        part_names: names of the stored tensors.
+        released: names of those that are no buffers.
     """
 
     compute_dtype: torch.dtype
+    part_names: tuple[str, ...] = ()
+    released: tuple[str, ...] = ()
+
+    def hold_parts(self, parts: Mapping[str, torch.Tensor], tail: str = "") -> None:
+        """Register the stored tensors of one parameter, whose names end in `tail`, as buffers."""
+        for name, tensor in parts.items():
+            self.register_buffer(f"{name}{tail}", tensor)
+        self.part_names = (*self.part_names, *(f"{name}{tail}" for name in parts))
+
+    def materialize(self) -> None:
+        """Decode the weights now, if the module's execution is dense on its device."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Drop the decoded weights."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Turn stored tensors in host memory from buffers into attributes, and give their pages back."""
+        stored = {n: t for n, t in self._stored().items() if t.device.type == "cpu"}
+        for name, tensor in stored.items():
+            del self._buffers[name]
+            self.__dict__[name] = tensor
+        self.released = (*self.released, *stored)
+        release_pages(stored.values())
+
+    def _stored(self) -> dict[str, torch.Tensor]:
+        return {n: t for n in self.part_names if (t := self._buffers.get(n)) is not None}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move the module or change its dtype; stored tensors keep their dtype, because kernels read their bits.
 
         Decoded weights get the new dtype.
         """
-        stored = {n: t for n, t in self._buffers.items() if t is not None and n.split("_")[0] in PARTS}
+        stored = self._stored()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in stored.items():
             after = self._buffers[name]
@@ -100,3 +132,18 @@ class CodedModule(nn.Module):
                 self._buffers[name] = before.to(after.device)
         self.compute_dtype = fn(torch.empty(0, dtype=self.compute_dtype)).dtype
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination |= {prefix + name: self.__dict__[name] for name in self.released}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load stored tensors, and decode them again if the ones before were decoded."""
+        new = [n for n in (*self.released, *self._stored()) if prefix + n in state_dict]
+        for name in set(new).intersection(self.released):
+            self._buffers[name] = self.__dict__.pop(name).clone()  # a copy, as those on pages of a file stay unwritten
+        self.released = tuple(name for name in self.released if name not in new)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if new:
+            self.forget()
+            self.materialize()

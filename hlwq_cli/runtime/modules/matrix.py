@@ -28,13 +28,17 @@ class CodedMatrix(CodedModule):
     def hold(self, shape: tuple[int, int], bits: int, quant_format: QuantFormat, dtype: torch.dtype) -> None:
         """Register empty buffers on the current default device."""
         self.shape, self.bits, self.quant_format, self.compute_dtype = shape, bits, quant_format, dtype
-        for name, tensor in quant_format.empty_parts(shape, bits).items():
-            self.register_buffer(name, tensor)
+        self.hold_parts(quant_format.empty_parts(shape, bits))
         self.register_buffer("dense_weight", None, persistent=False)
 
     @property
     def _base(self) -> torch.Tensor | None:
-        return self._buffers.get("base")
+        return getattr(self, "base", None)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that multiplies by the weight."""
+        return self.codes.device if self.dense_weight is None else self.dense_weight.device
 
     def decoded(self) -> torch.Tensor:
         """Return the decoded weight (out, in) in the module's dtype."""
@@ -54,6 +58,11 @@ class CodedMatrix(CodedModule):
         """Decode the weight now, if the module's execution is dense on its device."""
         if self.dense_weight is None and self.quant_format.dense(self.codes.device):
             self.dense_weight = self.decoded()
+            self.release()
+
+    def forget(self) -> None:
+        """Drop the decoded weight."""
+        self.dense_weight = None
 
 
 class DecodedWeight(torch.Tensor):

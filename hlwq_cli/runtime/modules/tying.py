@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,34 +14,60 @@ from .embedding import HLWQEmbedding, HLWQTiedLinear
 from .matrix import CodedMatrix
 
 
-def tie_coded(model: Any, stored: Collection[str]) -> None:
-    """Let heads read the coded embeddings that they are tied to, and stop transformers from tying them.
+def untie_coded(model: Any, coded: Collection[str], stored: Collection[str]) -> dict[str, str]:
+    """Stop transformers from tying coded parameters; call it before modules are replaced.
 
-    If the file stores both, they differ, whatever the config says: then each keeps its own tensors.
+    If the file stores both of a pair, they differ, whatever the config says: then each keeps its own tensors.
+
+    Args:
+        model: of transformers, with its original modules.
+        coded: names of its coded parameters.
+        stored: names of the tensors that the checkpoint stores, as in the model.
+
+    Returns:
+        The paths of modules whose weight is not stored, each with the path of the coded module whose weight they share.
+    """
+    groups: dict[str, list[str]] = {}
+    for tied, source in tied_weights(model).items():
+        groups.setdefault(source, [source]).append(tied)
+    readers: dict[str, str] = {}
+    untied: set[str] = set()
+    for source, names in groups.items():
+        held = [name for name in names if name in coded]
+        if not held:
+            continue
+        if source in stored and source not in coded:
+            untied.update(held)
+            continue
+        untied.update(names)
+        readers |= {_path(name): _path(held[0]) for name in names if name not in coded and name not in stored}
+    untie(model, untied.intersection(tied_weights(model)))
+    return readers
+
+
+def _path(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def tie_coded(model: Any, readers: Mapping[str, str]) -> None:
+    """Let linear layers read the weights of coded modules.
 
     Args:
         model: of transformers, with its coded modules in place.
-        stored: names of the checkpoint's tensors, as in the model.
+        readers: paths of layers, each with the path of the module that it reads, as `untie_coded` returns them.
 
     Raises:
-        UnsupportedError: a module other than a linear layer is tied to coded embeddings.
+        UnsupportedError: a module is tied to a coded one, and either of them is not a matrix of a linear layer.
     """
-    for tied, source in tied_weights(model).items():
-        modules = [model.get_submodule(name.rpartition(".")[0]) for name in (tied, source)]
-        if not any(isinstance(module, CodedMatrix) for module in modules):
-            continue
-        untie(model, tied)
-        if isinstance(modules[1], HLWQEmbedding) and not isinstance(modules[0], CodedMatrix) and tied not in stored:
-            _tie(model, tied.rpartition(".")[0], *modules)
-
-
-def _tie(model: Any, path: str, module: nn.Module, embedding: HLWQEmbedding) -> None:
-    if not isinstance(module, nn.Linear):
-        raise UnsupportedError(
-            f"{path} of {type(model).__name__} is tied to coded embeddings, but is not a linear layer.",
-            "Quantize the model with its embeddings kept.",
-        )
-    model.set_submodule(path, HLWQTiedLinear(module, embedding))
+    for path, coded_path in readers.items():
+        module, coded = model.get_submodule(path), model.get_submodule(coded_path)
+        if not isinstance(module, nn.Linear) or not isinstance(coded, CodedMatrix):
+            what = "embeddings" if isinstance(coded, HLWQEmbedding) else coded_path
+            raise UnsupportedError(
+                f"{path} of {type(model).__name__} is tied to coded {what}, but is not a linear layer.",
+                "Quantize the model with its embeddings kept." if what == "embeddings" else f"Keep {coded_path}.",
+            )
+        model.set_submodule(path, HLWQTiedLinear(module, coded))
 
 
 def refuse_resizing(model: Any) -> None:

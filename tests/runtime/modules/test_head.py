@@ -261,10 +261,11 @@ def test_a_tied_embedding_that_is_no_head_is_refused(tmp_path: Path) -> None:
     from hlwq_cli.codec import lloyd_max
     from hlwq_cli.runtime.loading import replace_modules
     from hlwq_cli.runtime.modules import QuantFormat
-    from hlwq_cli.runtime.modules.tying import tie_coded
+    from hlwq_cli.runtime.modules.tying import tie_coded, untie_coded
 
     with torch.device("meta"):
         model = t.T5ForConditionalGeneration(t.T5Config(vocab_size=64, d_model=64, d_ff=64, num_layers=1, d_kv=16))
+    readers = untie_coded(model, {"shared.weight"}, ())
     replace_modules(model, {"shared.codes": (64, 40)}, QuantFormat(64, "log8", {5: tuple(lloyd_max(5))}))
     with pytest.raises(UnsupportedError, match="tied to coded embeddings, but is not a linear layer"):
-        tie_coded(model, ())
+        tie_coded(model, readers)
