@@ -90,7 +90,7 @@ def test_models_list_modules_in_float32_and_tied_weights() -> None:
     model = t.LlamaForCausalLM(t.LlamaConfig(**TEXT, **HEADS, tie_word_embeddings=True))
     assert private.float32_modules(model) == set()
     assert private.tied_weights(model) == {"lm_head.weight": "model.embed_tokens.weight"}
-    private.untie(model, "lm_head.weight")
+    private.untie(model, {"lm_head.weight"})
     assert private.tied_weights(model) == {}
     assert model._tied_weights_keys == {}
     assert t.LlamaForCausalLM._tied_weights_keys, "only this model is changed, not its class"

@@ -114,7 +114,7 @@ class HLWQQuantizer(HfQuantizer):
         offload = _offload_experts.get()
         self.own_names = own_names(model, [name for name in shapes if codes_name(name)])
         self.unused = names_when_unexpected(model, config.settings.get("unused") or ())
-        ends = tuple(".".join(name.split(".")[-2:]) for name in tied_weights(model))
+        ends = tuple(".".join(name.split(".")[-2:]) for pair in tied_weights(model).items() for name in pair)
         stored = module_names(model, {n: shape for n, shape in shapes.items() if n.endswith(ends)})
         readers = untie_coded(model, set(map(_parameter, codes)), stored)
         transposed = module_names(model, dict.fromkeys(config.settings.get("transposed") or ()))
