@@ -19,14 +19,18 @@ def release_pages(tensors: Iterable[torch.Tensor]) -> None:
     safetensors maps a shard's tensors privately. Their pages are read from the file again when they are next used. A
     page that a tensor shares with its neighbours stays.
     """
-    if not MAPS.exists():
-        return
-    mapped = _file_mappings()
-    for tensor in tensors:
-        begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < last and any(start <= first and last <= stop for start, stop in mapped):
-            _madvise(first, last - first)
+    pages = [range_ for tensor in tensors if (range_ := _whole_pages(tensor))]
+    mapped = _file_mappings() if pages and MAPS.exists() else []
+    for begin, end in pages:
+        if any(start <= begin and end <= stop for start, stop in mapped):
+            _madvise(begin, end - begin)
+
+
+def _whole_pages(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """Return the addresses of the pages that hold nothing but a tensor."""
+    begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    return (begin, end) if begin < end else None
 
 
 def _file_mappings() -> list[tuple[int, int]]:
