@@ -271,13 +271,6 @@ def has_usual_layout(experts: nn.Module) -> bool:
     return yes and not no and len(arguments) == len(("hidden_states", "top_k_index", "top_k_weights"))
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Return whether a module is transformers' Conv1D, a linear layer whose weight is (in, out)."""
-    from transformers.pytorch_utils import Conv1D
-
-    return type(module) is Conv1D
-
-
 @contextmanager
 def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Run modules with other forward functions inside this context; what was there is put back after it."""

@@ -1,5 +1,6 @@
 """The plan: for each tensor of a source, how it is coded, or why it is kept."""
 
+from .codable import is_conv1d, is_plain_linear
 from .coverage import check_coded, plan_warnings
 from .estimate import Estimate, estimate
 from .plan import Plan, make_plan
@@ -16,6 +17,8 @@ __all__ = [
     "StoredTensor",
     "check_coded",
     "estimate",
+    "is_conv1d",
+    "is_plain_linear",
     "load_recipe",
     "make_plan",
     "plan_warnings",

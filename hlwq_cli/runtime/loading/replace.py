@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ...checkpoint.io import read_header
+from ...checkpoint.plan import is_conv1d, is_plain_linear
 from ...errors import CorruptError
 from ..modules.conv1d import HLWQConv1D
 from ..modules.embedding import code_embedding
@@ -19,7 +20,7 @@ from ..modules.format import QuantFormat
 from ..modules.linear import HLWQLinear
 from ..modules.names import codes_name, parameter_of, tail_of
 from ..modules.parameters import HLWQModule, ParameterCodes, code_parameters, coded_shape
-from ..transformers_private import is_conv1d, rename_stored
+from ..transformers_private import rename_stored
 
 T = TypeVar("T")
 Shape = tuple[int, ...]
@@ -119,11 +120,7 @@ def can_hold(module: nn.Module, codes: str) -> bool:
     value = module._parameters.get(parameter)
     if value is None or value.ndim < 2 or codes != f"codes{tail_of(parameter, value.ndim)}":
         return False
-    return not isinstance(module, nn.Linear) or _is_plain_linear(module)
-
-
-def _is_plain_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return not isinstance(module, nn.Linear) or is_plain_linear(module)
 
 
 def _replace(
