@@ -1,4 +1,4 @@
-"""Coded checkpoints on disk: shards and manifest, read, verified, inspected and exported."""
+"""Coded checkpoints on disk: write and read shards and manifests; verify, inspect and export checkpoints."""
 
 from .export import ExportResult, export
 from .files import copy_file, disk_errors, write_file, write_json

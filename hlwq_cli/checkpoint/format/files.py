@@ -17,7 +17,11 @@ _COPY_BYTES = 2**20
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into errors that say what to do."""
+    """Turn errors of a full or read-only disk into errors that say what to do.
+
+    Args:
+        path: the file that is written; messages name its folder.
+    """
     try:
         yield
     except OSError as error:
@@ -31,7 +35,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames within a folder last through a power cut."""
+    """Sync a folder, so that renames in it survive a power failure."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -40,7 +44,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +57,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def copy_file(source: Path, path: Path) -> None:
-    """Copy a file of any size whole or not at all."""
+    """Copy a file of any size completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with source.open("rb") as origin, disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,5 +70,5 @@ def copy_file(source: Path, path: Path) -> None:
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write a JSON file whole or not at all."""
+    """Write a JSON file completely or not at all."""
     write_file(path, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())

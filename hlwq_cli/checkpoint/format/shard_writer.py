@@ -18,14 +18,26 @@ from .shards import Shard, shard_header
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in host memory, which they share where it is contiguous."""
+    """Return the bytes of a tensor in host memory, without a copy if it is contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 class ShardWriter:
-    """Fills one shard by position; several threads may write at once.
+    """Writes one shard in any order; several threads may write at once. The file has a temporary name until `finish`.
 
-    The file has a temporary name until `finish`.
+    Args:
+        folder: the output folder.
+        shard: the layout of the file.
+
+    Attributes:
+        path: final path of the file.
+        partial: its path until `finish`.
+        byte_ranges: (first byte, length) of each stored tensor in the file, by name.
+        size: size of the file in bytes.
+
+    Raises:
+        OutOfSpaceError: the disk is full.
+        NotAllowedError: the folder is not writable.
     """
 
     def __init__(self, folder: Path, shard: Shard) -> None:
@@ -48,7 +60,7 @@ class ShardWriter:
                 raise
 
     def write(self, name: str, start: int, data: bytes | bytearray | memoryview) -> None:
-        """Write part of a tensor's data, `start` bytes into it."""
+        """Write part of a tensor's data, from its byte `start`."""
         with disk_errors(self.path):
             self._write(data, self.byte_ranges[name][0] + start)
 
@@ -59,7 +71,7 @@ class ShardWriter:
             view, offset = view[n:], offset + n
 
     def finish(self) -> None:
-        """Sync, close and rename the file, which nobody may be writing or hashing any more."""
+        """Sync, close and rename the file. No thread may still write or hash it."""
         with disk_errors(self.path):
             os.fsync(self._fd)
             self._close()
@@ -67,10 +79,10 @@ class ShardWriter:
             sync_folder(self.path.parent)
 
     def hash_range(self, digest: blake3, start: int, length: int) -> None:
-        """Add a range of the file, which has been written, to a hash.
+        """Add a range of the file, which must be written, to a hash.
 
-        It is mapped and hashed by one call, in which other threads have Python's lock: reading and hashing piece by
-        piece, each of many threads would ask for it all the time.
+        The range is mapped and hashed by one call, which releases Python's global lock. If many threads read and hashed
+        piece by piece, they would contend for that lock.
         """
         if not length:
             return
@@ -78,10 +90,10 @@ class ShardWriter:
             digest.update(view)
 
     def begin_writeback(self, start: int, length: int) -> None:
-        """Let the system begin to bring a range to the disk, where it can; with much memory it would wait for `finish`.
+        """Start to write a range back to the disk, if the system supports it. Otherwise that may wait for `finish`.
 
-        To be called when the range has been hashed, as the system may keep it no longer. Says nothing of errors, which
-        `finish` meets.
+        Call it after the range has been hashed, since the system may drop it from memory. Errors are ignored: `finish`
+        meets them again.
         """
         if length and hasattr(os, "posix_fadvise"):  # a length of 0 is all that follows
             with suppress(OSError):
@@ -89,8 +101,8 @@ class ShardWriter:
 
     @contextmanager
     def _mapped(self, start: int, length: int) -> Iterator[memoryview]:
-        """A range of the file, and what lies before it in its page."""
-        assert self._fd >= 0, "closed: a map of no file is zeros"
+        """Yield a mapping of a range of the file. It begins at the page of the first byte."""
+        assert self._fd >= 0, "closed: a mapping of no file would be zeros"
         first = start - start % mmap.ALLOCATIONGRANULARITY
         try:
             pages = mmap.mmap(self._fd, start + length - first, mmap.MAP_PRIVATE, mmap.PROT_READ, offset=first)

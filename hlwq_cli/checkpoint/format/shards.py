@@ -13,7 +13,7 @@ from .files import write_json
 
 FORMAT_VERSION = 1
 LAYOUT = 2
-"""How tensors lie within a shard; no reader needs it, but a run is not continued by one that lays them otherwise."""
+"""Version of the tensors' order within a shard. Readers do not need it, but a run is only resumed with the same one."""
 DEFAULT_SHARD_BYTES = 2_000_000_000
 _METADATA = {"format": "pt", "format_version": str(FORMAT_VERSION)}
 SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -22,16 +22,16 @@ _WIDEST = 8
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file and what goes into it."""
+    """One output file and the planned tensors in it."""
 
     file: str
     planned: tuple[PlannedTensor, ...]
 
     @property
     def stored_tensors(self) -> list[StoredTensor]:
-        """The stored tensors in the order of the file, which is that of the planned tensors.
+        """The stored tensors in the order of the file, which is the order of the planned tensors.
 
-        Tensors that could leave the next one unaligned come last, those of wider types first.
+        Tensors that could leave the next one unaligned come last, wider types first.
         """
         last = [t for planned in self.planned if not lies_in_order(planned) for t in planned.stored_tensors]
         in_order = [t for planned in self.planned if lies_in_order(planned) for t in planned.stored_tensors]
@@ -39,22 +39,22 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """Size of its tensors."""
         return sum(planned.nbytes for planned in self.planned)
 
 
 def lies_in_order(planned: PlannedTensor) -> bool:
-    """Return whether all stored tensors of a planned one are multiples of the widest type, which keeps all aligned."""
+    """Return whether the sizes of all stored tensors are multiples of the widest type, so that all stay aligned."""
     return all(stored_bytes(t) % _WIDEST == 0 for t in planned.stored_tensors)
 
 
 def shard_header(tensors: list[StoredTensor]) -> bytes:
-    """The first bytes of a shard that holds these tensors one after the other; there is but one way to write them."""
+    """Return the first bytes of a shard that holds these tensors in this order; they determine the bytes."""
     return build_header(tensors, _METADATA)
 
 
 def divide(planned_tensors: Iterable[PlannedTensor], max_bytes: int) -> tuple[Shard, ...]:
-    """Spread planned tensors, in order, over files of at most `max_bytes`; a larger one has a file of its own."""
+    """Divide planned tensors, in order, into shards of at most `max_bytes`; a larger tensor gets its own shard."""
     groups: list[list[PlannedTensor]] = [[]]
     size = 0
     for planned in planned_tensors:
@@ -72,7 +72,7 @@ def divide(planned_tensors: Iterable[PlannedTensor], max_bytes: int) -> tuple[Sh
 
 
 def write_index(folder: Path, shards: Sequence[Shard]) -> None:
-    """Write the index that says which shard holds which tensor; a single shard needs none."""
+    """Write the index of which shard holds which tensor, unless there is only one shard."""
     if len(shards) == 1:
         return
     weight_map = {name: shard.file for shard in shards for name, _, _ in shard.stored_tensors}

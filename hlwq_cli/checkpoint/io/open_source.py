@@ -21,7 +21,7 @@ _TIED_NAMES = re.compile(
     r"(^|\.)(lm_head|lm_head\.decoder|predictions\.decoder|decoder|embed_out|output_projection|proj_out"
     r"|embed_tokens|shared|wte|word_embeddings)\.(weight|bias)$"
 )
-"""Heads and embeddings, which are what transformers ties by `tie_word_embeddings`."""
+"""Heads and embeddings: the tensors that transformers ties by `tie_word_embeddings`."""
 
 
 def open_source(model: str, revision: str | None = None) -> Source:
@@ -32,9 +32,9 @@ def open_source(model: str, revision: str | None = None) -> Source:
         revision: branch, tag or commit of a Hub repository.
 
     Raises:
-        NotFoundError: neither exists.
-        CorruptError: its files contradict each other.
-        UnsupportedError: it is quantized already, or has no safetensors weights.
+        NotFoundError: there is no such folder or repository.
+        CorruptError: the files contradict each other.
+        UnsupportedError: the checkpoint is quantized already, or has no safetensors weights.
     """
     model = resolve_model(model)
     path = Path(model).expanduser()
@@ -71,11 +71,11 @@ def _open_repo(model: str, revision: str | None) -> Source:
 
 
 def _assemble(source: Source, sizes: Mapping[str, int], header: Callable[[str], dict[str, TensorInfo]]) -> Source:
-    """Fill in a source's tensors and sidecar files.
+    """Fill in a source's tensors and sidecar files, and return it.
 
     Args:
-        source: without them.
-        sizes: bytes of all its files, by name.
+        source: a source without tensors and sidecar files.
+        sizes: sizes of all its files in bytes, by name.
         header: reads the tensors of a safetensors file.
     """
 
@@ -109,12 +109,12 @@ def _is_hidden(name: str) -> bool:
 
 
 def _may_be_tied(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a tensor that the index lists and no file holds is filled by the weight that it is tied to."""
+    """Return whether a tensor that the index lists but no file holds may be tied to a weight that a file holds."""
     return _TIED_NAMES.search(name) is not None and _ties_weights(config)
 
 
 def _ties_weights(config: Mapping[str, Any]) -> bool:
-    """Whether a config ties the head to the embeddings; if it does not say so, its class in transformers decides."""
+    """Return whether a config ties the head to the embeddings. If it does not say, its transformers class decides."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         if "tie_word_embeddings" in part:
@@ -129,7 +129,7 @@ def _ties_weights(config: Mapping[str, Any]) -> bool:
 
 
 def refuse_quantized(source: Source) -> None:
-    """Raise UnsupportedError where weights are coded already."""
+    """Raise UnsupportedError if the source is quantized already."""
     config = source.config.get("quantization_config") or source.config.get("compression_config")
     if config:
         method = str(config.get("quant_method", "unknown") if isinstance(config, dict) else config)

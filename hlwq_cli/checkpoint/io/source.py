@@ -27,15 +27,15 @@ class Source:
     """An unquantized checkpoint.
 
     Attributes:
-        id: as the user named it.
+        id: the path or Hub id, as given by the user.
         revision: the commit, for a Hub repository.
-        config: its config.json.
-        tensors: every tensor, in the order of files and offsets.
-        sidecar_files: names of all files to copy, relative to the root: those that are no weights, and small modules
-            that transformers does not load with the model.
+        config: contents of config.json.
+        tensors: all tensors, in the order of files and offsets.
+        sidecar_files: names of all files to copy, relative to the root: files without weights, and small modules that
+            transformers does not load with the model.
         root: the folder that files are read from.
-        repo: the Hub repository that fills `root`, or None.
-        sidecar_bytes: bytes of the weights among the sidecar files.
+        repo: the Hub repository that files are fetched from on demand, or None.
+        sidecar_bytes: size of the weights among the sidecar files.
         warnings: sentences about files of weights that are neither read nor copied.
     """
 
@@ -62,20 +62,20 @@ class Source:
         return bool(self.config.get("tie_word_embeddings", default))
 
     def largest_files(self, count: int) -> int:
-        """Bytes of the largest so many files of weights."""
+        """Return the total size of the `count` largest files of weights."""
         sizes: Counter[str] = Counter()
         for info in self.tensors.values():
             sizes[info.file] = max(sizes[info.file], info.offset + info.nbytes)
         return sum(n for _, n in sizes.most_common(count))
 
     def path(self, file: str) -> Path:
-        """The local path of a sidecar file, fetched first where it must be."""
+        """Return the local path of a sidecar file. The file is fetched first if it is not there."""
         if self.repo is None:
             return self.root / file
         return self.repo.fetch(file, self._private_folder(file) if file.endswith(WEIGHT_SUFFIXES) else None)
 
     def read(self, info: TensorInfo, first_row: int = 0, rows: int | None = None) -> torch.Tensor:
-        """Rows of a tensor whose leading dimensions are taken as one: (rows, last dimension), in its dtype."""
+        """Return rows of a tensor, (rows, last dimension) in its dtype; its leading dimensions count as one."""
         columns = info.shape[-1] if info.shape else 1
         rows = info.rows - first_row if rows is None else rows
         row_bytes = columns * DTYPES[info.dtype].itemsize
@@ -83,7 +83,7 @@ class Source:
         return torch.frombuffer(data, dtype=DTYPES[info.dtype]).view(rows, columns)
 
     def read_bytes(self, info: TensorInfo, start: int, length: int) -> bytearray:
-        """`length` bytes of a tensor's data from `start`."""
+        """Return `length` bytes of a tensor's data from byte `start`."""
         data = bytearray(length)
         self.read_into(info, start, memoryview(data))
         return data
@@ -93,13 +93,12 @@ class Source:
         read_into(self._files.descriptor(info.file), buffer, info.offset + start, info.file)
 
     def prefetch(self, files: Sequence[str], private: Path | None = None) -> None:
-        """Get ready to read files one after the other, each to be let go at the end: those of a Hub repository are
-        fetched one ahead.
+        """Fetch files of a Hub repository ahead of their use. Each must be released in the end.
 
         Args:
-            files: in the order of their use.
-            private: a folder to fetch into instead of the cache, from which files are removed when they are let go.
-                Whatever else it holds is removed now.
+            files: file names in the order of their use.
+            private: a folder to fetch into instead of the cache. A file is removed from it when it is released. All
+                other content of the folder is removed now.
         """
         if self.repo is None:
             return
@@ -115,12 +114,12 @@ class Source:
         self._files.descriptor(file)
 
     def release(self, file: str) -> None:
-        """Say that a file which `prefetch` was given will not be read again."""
+        """Release a file that was given to `prefetch` and will not be read again."""
         if self.repo is not None:
             self._files.release(file)
 
     def stop(self) -> None:
-        """Fetch no more files; threads that wait for one are told so by CancelledError."""
+        """Fetch no more files. Threads that wait for one get a CancelledError."""
         self._files.stop()
 
     def _locate(self, file: str) -> Path:
@@ -134,7 +133,7 @@ class Source:
         return path
 
     def _private_folder(self, file: str) -> Path | None:
-        """The folder that a file is fetched into instead of the cache: one for each file."""
+        """Return the folder that a file is fetched into instead of the cache, or None. Each file has its own."""
         return None if self._private is None else self._private / file.replace("/", "--")
 
     def _drop(self, file: str) -> None:
@@ -146,7 +145,10 @@ class Source:
         self._files.close()
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the source: id and commit, or each file's size, header and both ends of its tensors."""
+        """Return what identifies the source: id and commit, or the size and a hash of each file.
+
+        The hash of a file of weights covers its header and both ends of each tensor.
+        """
         if self.repo is not None:
             return {"repo": self.id, "revision": self.revision}
         hashes = {f: hashlib.sha256(_header(self.root / f)) for f in sorted({t.file for t in self.tensors.values()})}

@@ -1,4 +1,4 @@
-"""Which file of a checkpoint holds which tensor: its index, held against the files' headers."""
+"""Read which file of a checkpoint holds which tensor, from its index, and check it against the files' headers."""
 
 from __future__ import annotations
 

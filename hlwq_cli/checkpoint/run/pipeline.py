@@ -1,104 +1,76 @@
-"""The pipeline: slices through workers into shards, shards through hashing into records; a bounded number of each.
+"""The pipeline of a run: workers encode slices into shards, and other threads hash and sync shards.
 
-Work goes through the source file by file, so that a file of the Hub is needed once and can be let go. Slices land in
-the order they were taken, whichever worker was quicker: costs add up in one order, and the first error is the first of
-that order. Hashes of tensors follow what has landed, beside the coding of what follows, and with a shard's last slice
-its file is synced. Shards may finish in any order. Where GPUs code, writing is what takes the time, and a file takes
-one writer at a time: so slices of several shards then take turns.
+Work goes through the source file by file, so that each file of the Hub is needed once and can be released. Slices are
+marked as written in the order in which they were submitted, whichever worker was faster. So costs are added in one
+order, and the first error reported is the first in that order. Tensors are hashed while later slices are encoded, and
+after a shard's last slice its file is synced. If GPUs encode, writing takes most of the time, and a file accepts one
+writer at a time, so slices of several shards take turns.
 """
 
 from __future__ import annotations
 
-import queue
 import sys
-from collections import Counter, defaultdict, deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import Counter, deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import torch
-
 from ...codec import SquaredError
-from ..format import FileRecord, Shard, ShardRecord, ShardWriter, coded_record, kept_record
+from ..format import Shard, ShardRecord
 from ..io import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS, Source
-from ..plan import CodedTensor
-from .devices import Device
-from .gpu_buffers import encoded_bytes
 from .open_shard import OpenShard
+from .open_shards import OpenShards
 from .schedule import interleave_shards
 from .slices import Slice, slices
-from .trace import Trace
-from .worker import Worker
+from .worker_pool import RunOptions, WorkerPool
 
 GPU_SHARDS_AT_ONCE = 12
 _SWITCH_SECONDS = 0.0005
-"""How long a thread may go on in Python while others wait; by default 5 ms, longer than a GPU takes a slice."""
+"""How long a thread may run Python code while others wait. The default of 5 ms is longer than a GPU takes per slice."""
 
 
 class Pipeline(AbstractContextManager["Pipeline"]):
-    """Codes shards; iterate over `run` inside a `with`.
+    """Encodes shards. Use it in a `with`, and iterate over `run`.
 
     Args:
-        source: of the weights.
-        out: the folder to write, which is there.
-        shards: to write.
-        devices: that code; workers are dealt out to them in turn.
-        workers: how many.
-        trace: where to record.
-        private: where to fetch files of the Hub to, each removed when it has been read; by default its cache.
+        source: the source of the weights.
+        out: the output folder, which must exist.
+        shards: the shards to write.
+        options: devices, number of workers, trace, and where files of the Hub are fetched to.
+
+    Attributes:
+        work: (shard, slice) pairs in the order in which they are encoded.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        out: Path,
-        shards: Sequence[Shard],
-        devices: Sequence[Device],
-        workers: int,
-        trace: Trace,
-        private: Path | None = None,
-    ) -> None:
-        self._private = private
-        self.source, self.out, self.trace = source, out, trace
-        self._on_gpu = any(d.is_gpu for d in devices)
+    def __init__(self, source: Source, out: Path, shards: Sequence[Shard], options: RunOptions) -> None:
+        self._source, self._private, self._on_gpu = source, options.private, options.on_gpu
         weights = GPU_SLICE_WEIGHTS if self._on_gpu else SLICE_WEIGHTS
-        at_once = min(GPU_SHARDS_AT_ONCE, workers) if self._on_gpu else 1
+        at_once = min(GPU_SHARDS_AT_ONCE, options.workers) if self._on_gpu else 1
         self.work = interleave_shards(
             source, [(shard, piece) for shard in shards for piece in slices(shard, weights)], at_once
         )
-        self._pending: dict[str, Counter[str]] = defaultdict(Counter)
-        for shard, piece in self.work:
-            self._pending[shard.file][piece.planned.name] += 1
-        self._in_file = Counter(piece.info.file for _, piece in self.work)
-        largest = max((p.source_bytes for _, p in self.work), default=0)
-        coded = max((encoded_bytes(p) for _, p in self.work), default=0)
-        self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        for n in range(workers):
-            self._workers.put(Worker(devices[n % len(devices)], source, largest, coded, trace))
-        self._coding = ThreadPoolExecutor(workers, "worker", initializer=torch.set_num_threads, initargs=(1,))
-        hashers = max(1, workers // 2) if self._on_gpu else workers
-        self._hashing = ThreadPoolExecutor(hashers, "hash")
-        self._bound = 2 * workers
+        self._unread = Counter(piece.info.file for _, piece in self.work)
+        self._workers = WorkerPool(source, [piece for _, piece in self.work], options)
+        hashers = max(1, options.workers // 2) if self._on_gpu else options.workers
+        self._shards = OpenShards(out, self.work, hashers, options.trace)
+        self._max_in_flight = 2 * options.workers
         self._in_flight: deque[tuple[OpenShard, Slice, Future[SquaredError]]] = deque()
-        self._open_shards: dict[str, OpenShard] = {}
-        self._closing: dict[Future[ShardRecord], OpenShard] = {}
+        self._switch_seconds = sys.getswitchinterval()
 
     def run(self) -> Generator[Slice | ShardRecord]:
-        """Do the work; gives every slice when it has landed, and every shard when it is whole under its name."""
-        self.source.prefetch(list(self._in_file), self._private)
+        """Do the work. Yields each slice when it is written, and the record of each shard when it is finished."""
+        self._source.prefetch(list(self._unread), self._private)
         for shard, piece in self.work:
-            open_shard = self._open_shards.get(shard.file) or self._open(shard)
-            self._in_flight.append((open_shard, piece, self._coding.submit(self._code, piece, open_shard.writer)))
-            if len(self._in_flight) > self._bound:
+            open_shard = self._shards.get(shard)
+            self._in_flight.append((open_shard, piece, self._workers.submit(piece, open_shard.writer)))
+            if len(self._in_flight) > self._max_in_flight:
                 yield self._finish_slice()
-            yield from self._finished_shards()
+            yield from self._shards.finished()
         while self._in_flight:
             yield self._finish_slice()
-            yield from self._finished_shards()
-        while self._closing:
-            wait(self._closing, return_when=FIRST_COMPLETED)
-            yield from self._finished_shards()
+            yield from self._shards.finished()
+        yield from self._shards.wait_for_all()
 
     def __enter__(self) -> Pipeline:
         self._switch_seconds = sys.getswitchinterval()
@@ -107,53 +79,19 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """End the threads; after an error, without finishing what is begun."""
+        """End the threads. After an error, work that has not begun is cancelled."""
         if kind is not None:
-            self.source.stop()
-        self._coding.shutdown(cancel_futures=True)
-        self._hashing.shutdown(cancel_futures=True)
-        for open_shard in self._open_shards.values():
-            open_shard.writer.abandon()
+            self._source.stop()
+        self._workers.shutdown()
+        self._shards.shutdown()
         sys.setswitchinterval(self._switch_seconds)
 
-    def _open(self, shard: Shard) -> OpenShard:
-        open_shard = OpenShard(shard, ShardWriter(self.out, shard), self._pending[shard.file], self.trace)
-        self._open_shards[shard.file] = open_shard
-        return open_shard
-
-    def _code(self, piece: Slice, writer: ShardWriter) -> SquaredError:
-        worker = self._workers.get_nowait()  # there are as many as threads
-        try:
-            return worker.code(piece, writer)
-        finally:
-            self._workers.put(worker)
-
     def _finish_slice(self) -> Slice:
+        """Wait for the oldest slice in flight, mark it as written and return it."""
         open_shard, piece, future = self._in_flight.popleft()
-        open_shard.mark_written(piece, future.result(), self._hashing)
-        self._in_file[piece.info.file] -= 1
-        if not self._in_file[piece.info.file]:
-            self.source.release(piece.info.file)
-        if not open_shard.pending:
-            self._closing[self._hashing.submit(self._close, open_shard)] = open_shard
+        cost = future.result()
+        self._unread[piece.info.file] -= 1
+        if not self._unread[piece.info.file]:
+            self._source.release(piece.info.file)
+        self._shards.mark_written(open_shard, piece, cost)
         return piece
-
-    def _close(self, open_shard: OpenShard) -> ShardRecord:
-        """Finish a shard. The hashes it waits for were handed to the same pool before it, so they are under way."""
-        hashes = {name: future.result() for name, future in open_shard.hashes.items()}
-        with self.trace.span("sync", open_shard.writer.size):
-            open_shard.writer.finish()
-        coded, kept = [], []
-        for planned in open_shard.shard.planned:
-            if isinstance(planned, CodedTensor):
-                coded.append(coded_record(planned, hashes[planned.name], open_shard.costs[planned.name].relative))
-            else:
-                kept.append(kept_record(planned, hashes[planned.name]))
-        file = FileRecord(open_shard.shard.file, open_shard.writer.size, None)
-        return ShardRecord(file, tuple(coded), tuple(kept))
-
-    def _finished_shards(self) -> Iterator[ShardRecord]:
-        for future in [f for f in self._closing if f.done()]:
-            record = future.result()
-            del self._open_shards[self._closing.pop(future).shard.file]
-            yield record

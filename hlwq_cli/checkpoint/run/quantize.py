@@ -1,6 +1,6 @@
-"""The run: open the source, plan, code shard after shard, complete the folder.
+"""The run of `quantize`: open the source, make the plan, encode shard after shard, finalize the folder.
 
-No model is ever in memory, and a killed run continues where its whole shards end.
+The model is never in memory as a whole. A killed run is resumed after its finished shards.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from .output_folder import check_output_folder, make_folder
 from .pipeline import Pipeline
 from .slices import Slice
 from .trace import Trace
+from .worker_pool import RunOptions
 
 _SPARE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What a run made.
+    """The result of a run.
 
     Attributes:
-        path: the folder.
-        manifest: what it holds.
-        unquantized_share: share of the source's bytes that stayed uncoded.
-        resumed_shards: shards that an earlier, killed run had finished.
-        already_complete: the folder held this very result, and nothing was done.
+        path: the output folder.
+        manifest: its manifest.
+        unquantized_share: fraction of the source's bytes that stayed uncoded.
+        resumed_shards: number of shards that an earlier, killed run had finished.
+        already_complete: whether the folder held this result already, so that nothing was done.
         warnings: sentences about files that were left out, and about matrices that stayed uncoded.
     """
 
@@ -66,28 +67,28 @@ def quantize(
     progress: ProgressCallback = ignore_progress,
     trace: Trace | None = None,
 ) -> QuantizeResult:
-    """Code a checkpoint.
+    """Quantize a checkpoint.
 
     Args:
         model: a folder or a Hub id.
         out: the folder to write.
-        recipe: what is coded how.
-        revision: of a Hub id.
+        recipe: which tensors are coded, and how.
+        revision: branch, tag or commit of a Hub id.
         max_shard_bytes: largest size of an output file.
-        max_unquantized: fail, before any work, when more than this share of the bytes would stay uncoded.
+        max_unquantized: fail, before any work, if more than this fraction of the bytes would stay uncoded.
         overwrite: replace an earlier result or unfinished run of hlwq in `out`.
         base_model: Hub id that the card names as the origin of a local folder.
-        device: that codes: `auto`, `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`. The bytes do not depend on it.
-        threads: that read, code and write at once; by default one a processor. The bytes do not depend on it.
-        delete_source: of a Hub id, fetch beside the output and remove what has been read: at no time more than two
-            of its files.
+        device: where to encode: `auto`, `cpu`, `cuda`, or several, such as `cuda:0,cuda:1`. It never changes the bytes.
+        threads: number of worker threads; by default one per processor. It never changes the bytes.
+        delete_source: fetch the files of a Hub id into the output folder, at most two at a time, and remove each when
+            it has been read.
         progress: called after each slice and shard.
         trace: records what each thread does.
 
     Raises:
         GateMissedError: nothing would be coded, or more than `max_unquantized` of the bytes would stay uncoded.
-        HlwqError: see hlwq_cli/errors.py. What was in `out` before is then still there, and finished shards of this
-            run are kept for the next.
+        HlwqError: see hlwq_cli/errors.py. The earlier content of `out` is then still there, and finished shards of
+            this run are kept for the next run.
     """
     trace = trace or Trace(recording=False)
     devices = tuple(Device(found) for found in find_devices(device))
@@ -101,8 +102,9 @@ def quantize(
             check_coded(plan)
             check_unquantized(plan, max_unquantized)
             run = QuantizeRun(plan, Path(out), max_shard_bytes, base_model, progress)
-        join(starting)  # workers that begin at once would take Python's lock from what starts their kernels
-        return run.run(overwrite, devices, worker_count(devices, threads), delete_source, trace)
+        join(starting)  # otherwise workers would take Python's global lock from the threads that start their kernels
+        private = Path(out) / PRIVATE_SOURCE if delete_source else None
+        return run.run(overwrite, RunOptions(devices, worker_count(devices, threads), trace, private))
     finally:
         if source is not None:
             source.close()
@@ -110,7 +112,7 @@ def quantize(
 
 
 def check_origin(source: Source, delete_source: bool, base_model: str | None) -> None:
-    """Raise UsageError for what cannot be meant of this source."""
+    """Raise UsageError if an option is not valid for this source."""
     if delete_source and source.repo is None:
         raise UsageError(f"--delete-source needs a Hub id, and {source.id} is a folder.", "Leave it out.")
     if base_model is not None and not is_repo_id(base_model):
@@ -118,7 +120,7 @@ def check_origin(source: Source, delete_source: bool, base_model: str | None) ->
 
 
 def check_unquantized(plan: Plan, limit: float | None) -> None:
-    """Raise GateMissedError where a plan leaves more than `limit` of the bytes uncoded."""
+    """Raise GateMissedError if a plan leaves more than the fraction `limit` of the bytes uncoded."""
     if limit is not None and plan.unquantized_share > limit:
         raise GateMissedError(
             f"{plan.unquantized_share:.1%} of the bytes would stay uncoded, more than the {limit:.1%} allowed.",
@@ -127,7 +129,21 @@ def check_unquantized(plan: Plan, limit: float | None) -> None:
 
 
 class QuantizeRun:
-    """A run into one output folder: its plan, shards, journal and fingerprint."""
+    """A run into one output folder.
+
+    Args:
+        plan: what to code and what to keep.
+        out: the output folder.
+        max_shard_bytes: largest size of a shard.
+        base_model: Hub id for the card, or None.
+        progress: called after each slice and shard.
+
+    Attributes:
+        shards: all shards of the result.
+        fingerprint: everything that decides the bytes.
+        journal: the shards that are finished.
+        done_bytes: bytes of the source that are done.
+    """
 
     def __init__(
         self,
@@ -143,22 +159,19 @@ class QuantizeRun:
         self.journal = Journal(out, self.fingerprint)
         self.done_bytes = 0
 
-    def run(
-        self, overwrite: bool, devices: tuple[Device, ...], workers: int, delete_source: bool, trace: Trace
-    ) -> QuantizeResult:
-        """Write what is missing in the folder, then finalize it; see `quantize` for the arguments and errors."""
+    def run(self, overwrite: bool, options: RunOptions) -> QuantizeResult:
+        """Write what is missing in the folder, then finalize it; see `quantize` for `overwrite` and the errors."""
         finished, replaced = check_output_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
             return self._result(finished, already_complete=True)
-        self._check_space(replaced, delete_source)
+        self._check_space(replaced, options.private is not None)
         make_folder(self.out, replaced)
         self.journal.open()
         resumed = len(self.journal.shards)
         self.done_bytes = sum(_source_bytes(s) for s in self.shards if s.file in self.journal.shards)
         missing = [s for s in self.shards if s.file not in self.journal.shards]
-        private = self.out / PRIVATE_SOURCE if delete_source else None
         with (
-            Pipeline(self.plan.source, self.out, missing, devices, workers, trace, private) as pipeline,
+            Pipeline(self.plan.source, self.out, missing, options) as pipeline,
             closing(pipeline.run()) as events,
         ):
             for event in events:
@@ -168,8 +181,8 @@ class QuantizeRun:
                 else:
                     self.journal.add(event)
                     self._report(event.file.name, file_done=True)
-        trace.notes["peak_device_bytes"] = peak_bytes(devices)
-        with trace.span("complete"):
+        options.trace.notes["peak_device_bytes"] = peak_bytes(options.devices)
+        with options.trace.span("complete"):
             records = [self.journal.shards[s.file] for s in self.shards]
             manifest = finalize(self.plan, self.out, self.shards, records, self.fingerprint)
         return self._result(manifest, resumed)

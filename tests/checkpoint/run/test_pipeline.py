@@ -18,6 +18,7 @@ from hlwq_cli.checkpoint.run import pipeline as pipeline_module
 from hlwq_cli.checkpoint.run.devices import Device, worker_count
 from hlwq_cli.checkpoint.run.schedule import Work
 from hlwq_cli.checkpoint.run.trace import Trace
+from hlwq_cli.checkpoint.run.worker_pool import RunOptions
 from hlwq_cli.devices import find_devices
 from hlwq_cli.errors import NonFiniteError, UsageError
 from tests.support.builders import LLAMA, dense, save_shards, save_tensors
@@ -71,7 +72,8 @@ def test_threads_take_turns_quicker_while_gpus_code_and_as_before_afterwards(fam
     before, during = sys.getswitchinterval(), []
     for place in ("cpu", "cuda"):
         device = Device(torch.device(place))
-        with pipeline_module.Pipeline(source, tmp_path, [], [device], 2, Trace(recording=False)):
+        options = RunOptions((device,), 2, Trace(recording=False))
+        with pipeline_module.Pipeline(source, tmp_path, [], options):
             during.append(sys.getswitchinterval())
         assert sys.getswitchinterval() == before
     source.close()
