@@ -4,7 +4,7 @@ It is the scalar case of HIGGS (arXiv 2411.17525), published for weights as Pola
 """
 
 from hlwq_kernels import EncodedRows
-from hlwq_kernels.codes import part_name
+from hlwq_kernels.codes import ceil_div, part_name, unpack_codes
 
 from .codebook import MAX_BITS, MIN_BITS, lloyd_max
 from .encode import SquaredError, coding_cost, decode, encode
@@ -19,6 +19,7 @@ __all__ = [
     "EncodedRows",
     "Scheme",
     "SquaredError",
+    "ceil_div",
     "coding_cost",
     "decode",
     "encode",
@@ -28,4 +29,5 @@ __all__ = [
     "lloyd_max",
     "part_name",
     "prepare_encode",
+    "unpack_codes",
 ]

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hlwq_kernels import unpack_codes
-
 from ..checkpoint import CodedCheckpoint, open_coded
 from ..checkpoint.format import MANIFEST, TensorRecord
 from ..codec import lloyd_max
@@ -144,9 +142,6 @@ def _histogram(axes: Any, measured: Measured, ink: str) -> None:
 
 def _code_fractions(checkpoint: CodedCheckpoint, record: TensorRecord) -> Any:
     """Return the fraction of weights at each code, float32 (2**bits,), over up to 2048 rows."""
-    info = checkpoint.stored(record)[0]
-    row_bytes = info.shape[-1]
-    rows = min(2048, info.nbytes // row_bytes)
-    packed = torch.frombuffer(checkpoint.read_bytes(info, 0, rows * row_bytes), dtype=torch.uint8).view(rows, row_bytes)
-    counts = torch.bincount(unpack_codes(packed, record.bits).flatten().int(), minlength=2**record.bits)
+    codes = checkpoint.read_codes(record, 0, min(2048, math.prod(record.shape[:-1])))
+    counts = torch.bincount(codes.flatten().int(), minlength=2**record.bits)
     return (counts / counts.sum()).numpy()

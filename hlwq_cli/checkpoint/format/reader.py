@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode, part_name
+from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode, part_name, unpack_codes
 from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from ..io import (
@@ -89,6 +89,11 @@ class CodedCheckpoint:
         base = parts[2].reshape(rows) if len(parts) == 3 else None
         coded = Coded(parts[0], parts[1], base, (rows, record.shape[-1]), self.scheme(record))
         return decode(coded, self.codebooks[record.bits])
+
+    def read_codes(self, record: TensorRecord, first_row: int, rows: int) -> torch.Tensor:
+        """Return unpacked codes, uint8 (rows, padded in); the leading dimensions of the tensor count as one."""
+        packed = self._rows(self.stored(record)[0], first_row, rows, math.prod(record.shape[:-1]))
+        return unpack_codes(packed, record.bits)
 
     def _rows(self, info: TensorInfo, first_row: int, rows: int, of: int) -> torch.Tensor:
         row_bytes = info.nbytes // of

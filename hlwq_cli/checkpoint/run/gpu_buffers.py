@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...codec import EncodedRows, Scheme, encoded_layout, prepare_encode
+from ...codec import EncodedRows, Scheme, ceil_div, encoded_layout, prepare_encode
 from ..plan import KeptTensor
 from .devices import Device
 from .slices import CodedSlice, Slice
@@ -97,4 +97,4 @@ def _rows_in(buffer: torch.Tensor, shape: Shape, scheme: Scheme) -> EncodedRows:
 
 
 def _aligned(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+    return ceil_div(nbytes, _ALIGNMENT) * _ALIGNMENT

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 
+from ...codec import ceil_div
 from ..format import Shard
 from ..io import Source
 from .slices import Slice
@@ -32,7 +33,7 @@ def interleave_shards(source: Source, work: Work, at_once: int) -> Work:
     ordered: Work = []
     for shards in by_file.values():
         queues = [_interleave_tensors(queue) if at_hand else queue for queue in shards.values()]
-        rounds = -(-len(queues) // at_once)
+        rounds = ceil_div(len(queues), at_once)
         for i in range(rounds):
             ordered += _interleave(queues[i * len(queues) // rounds : (i + 1) * len(queues) // rounds])
     return ordered

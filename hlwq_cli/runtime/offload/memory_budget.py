@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hlwq_kernels.codes import ceil_div
 from hlwq_kernels.offload import MAX_BATCH_EXPERTS
 
 from ...errors import UsageError
@@ -75,7 +76,7 @@ class MemoryEstimate:
             raise UsageError(
                 f"This model does not fit into {format_size(budget)} of GPU memory: one expert of each layer takes "
                 f"{format_size(self.slot)}, everything else {format_size(self.others)}.",
-                f"Give at least {-(-(self.others + self.slot) // 10**7) / 100:.2f}GB.",
+                f"Give at least {ceil_div(self.others + self.slot, 10**7) / 100:.2f}GB.",
             )
         return min(found, self.experts)
 
