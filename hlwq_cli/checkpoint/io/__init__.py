@@ -1,6 +1,7 @@
 """Read the bytes of checkpoints by range, from safetensors files in folders and Hub repositories."""
 
 from .hub_repo import HubRepo, ask_once, hub_errors, is_repo_id, is_transport_error
+from .model_config import model_config
 from .open_files import PREFETCH_FILES, PrefetchedFiles
 from .open_source import open_source
 from .safetensors_file import DTYPE_NAMES, DTYPES, TensorInfo, build_header, read_header, read_into
@@ -27,6 +28,7 @@ __all__ = [
     "hub_errors",
     "is_repo_id",
     "is_transport_error",
+    "model_config",
     "open_source",
     "read_header",
     "read_into",

@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from .hub_repo import HubRepo, is_repo_id
+from .model_config import model_config
 from .safetensors_file import TensorInfo, read_header
 from .source import Source
 from .weight_files import MODULES, WEIGHT_SUFFIXES, find_weight_files, module_folders, sort_other_weights
@@ -119,11 +120,8 @@ def _ties_weights(config: Mapping[str, Any]) -> bool:
     for part in (config, text if isinstance(text, dict) else {}):
         if "tie_word_embeddings" in part:
             return bool(part["tie_word_embeddings"])
-    from transformers import AutoConfig
-
     try:
-        settings = AutoConfig.for_model(**config)
-        return bool(settings.get_text_config().tie_word_embeddings)
+        return bool(model_config(config).get_text_config().tie_word_embeddings)
     except Exception:  # an unknown type, or a config that its class does not accept
         return False
 

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ..io import model_config
+
 
 class BuiltModel(NamedTuple):
     """A model on the meta device, or why there is none."""
@@ -32,7 +34,7 @@ def build_model(config: Mapping[str, Any]) -> BuiltModel:
     import torch
 
     try:
-        settings = transformers.AutoConfig.for_model(**config)
+        settings = model_config(config)
         with torch.device("meta"):
             return BuiltModel(model_class(settings))
     except Exception as error:  # whatever a class raises for a configuration that it does not accept
