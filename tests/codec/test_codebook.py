@@ -76,7 +76,7 @@ def test_codebook_is_symmetric_and_ascends(bits: int) -> None:
 
 
 @pytest.mark.parametrize(("bits", "distortion"), DISTORTION.items())
-def test_distortion_is_the_known_one(bits: int, distortion: float) -> None:
+def test_distortion_matches_the_published_values(bits: int, distortion: float) -> None:
     c = np.array(lloyd_max(bits))
     assert integral(*cells(c), 2, about=c).sum() == pytest.approx(distortion, rel=5e-5)
 
@@ -85,7 +85,7 @@ def test_one_bit_is_the_mean_of_the_half_normal() -> None:
     assert lloyd_max(1)[1] == pytest.approx(np.sqrt(2 / np.pi), abs=1e-12)
 
 
-def test_five_bits_are_the_converged_table_of_the_format() -> None:
+def test_five_bit_codebook_is_the_table_of_the_format_page() -> None:
     assert lloyd_max(5)[16:] == pytest.approx(FIVE_BITS_POSITIVE_HALF, abs=5.1e-7)
 
 
@@ -95,7 +95,7 @@ def test_float32_centroids_are_those_of_every_other_machine(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", ALL_BITS)
-def test_no_centroid_is_so_near_the_middle_of_two_floats_that_a_platform_could_move_it(bits: int) -> None:
+def test_no_centroid_is_so_near_a_rounding_boundary_that_a_platform_could_change_it(bits: int) -> None:
     c = np.array(lloyd_max(bits))
     assert (c.astype(np.float32) == (c * (1 + 1e-13)).astype(np.float32)).all()
     assert (c.astype(np.float32) == (c * (1 - 1e-13)).astype(np.float32)).all()

@@ -32,16 +32,16 @@ def relative_error(scheme: Scheme) -> float:
 
 
 @pytest.mark.parametrize(("bits", "bound"), BOUNDS.items())
-def test_default_scheme_errs_no_more_than_promised(bits: int, bound: float) -> None:
+def test_error_of_the_default_scheme_is_within_the_documented_limit(bits: int, bound: float) -> None:
     assert relative_error(Scheme(bits)) <= bound
 
 
-def test_classic_five_bits_err_no_more_than_promised() -> None:
+def test_error_of_classic_five_bits_is_within_the_documented_limit() -> None:
     assert relative_error(Scheme.classic(5)) <= 2.51e-3
 
 
 @pytest.mark.parametrize(("bits", "published"), CLASSIC_PUBLISHED.items())
-def test_classic_errs_as_the_published_method_does(bits: int, published: float) -> None:
+def test_classic_has_the_error_of_the_published_method(bits: int, published: float) -> None:
     assert relative_error(Scheme.classic(bits)) == pytest.approx(published, rel=0.03)
 
 
@@ -60,7 +60,7 @@ def test_heavy_tails_cost_no_more_than_gaussian_weights() -> None:
 
 @pytest.mark.parametrize("scale", ["log8", "fp16"])
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_error_told_is_the_error_of_the_decoded_weight(bits: int, scale: str) -> None:
+def test_reported_error_is_the_error_of_the_decoded_weight(bits: int, scale: str) -> None:
     weight = gaussian()[:64, :512] * torch.logspace(-3, 3, 64)[:, None]
     for search in (True, False):
         coded, cost = encode(weight, Scheme(bits, 64, scale, search))  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def test_error_told_is_the_error_of_the_decoded_weight(bits: int, scale: str) ->
         assert cost.energy == pytest.approx(weight.double().square().sum().item(), rel=1e-5)
 
 
-def test_error_told_of_a_padded_weight_counts_its_padding() -> None:
+def test_reported_error_of_a_padded_weight_counts_its_padding() -> None:
     weight = gaussian()[:64, :100]
     coded, cost = encode(weight, Scheme(5))
     measured = (decode(coded).double() - weight.double()).square().sum().item()

@@ -57,7 +57,7 @@ def test_any_leading_dimensions_have_one_code_path(lead: tuple[int, ...]) -> Non
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 64), (3, 1), (1, 1), (4, 65), (2, 31), (2, 257)])
-def test_odd_shapes_come_back_near_what_they_were(shape: tuple[int, int], scheme: Scheme) -> None:
+def test_odd_shapes_decode_near_the_original(shape: tuple[int, int], scheme: Scheme) -> None:
     weight = normal(*shape)
     coded, cost = encode(weight, scheme)
     back = decode(coded)
@@ -84,7 +84,7 @@ def test_a_parameter_is_coded_as_the_tensor_it_holds() -> None:
     assert same_bytes(encode(torch.nn.Parameter(weight), Scheme(5))[0], encode(weight, Scheme(5))[0])
 
 
-def test_the_weight_is_left_as_it_was() -> None:
+def test_encoding_does_not_change_the_weight() -> None:
     weight = normal(4, 100)
     before = weight.clone()
     encode(weight, Scheme(5))

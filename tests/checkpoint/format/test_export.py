@@ -69,7 +69,7 @@ def test_manifest_states_the_error_of_every_coded_tensor(family: Family, coded: 
     checkpoint.close()
 
 
-def test_config_comes_back_as_it_was(family: Family, coded: Family, exported: Family, family_name: str) -> None:
+def test_export_restores_the_config(family: Family, coded: Family, exported: Family, family_name: str) -> None:
     source = read_json(family(family_name) / "config.json")
     assert read_json(exported(family_name) / "config.json") == source
     assert {k: v for k, v in read_json(coded(family_name) / "config.json").items() if k in source} == source

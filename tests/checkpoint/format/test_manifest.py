@@ -84,7 +84,7 @@ def test_every_file_of_weights_repeats_the_format_version(coded: Family) -> None
         assert header["__metadata__"] == {"format": "pt", "format_version": "1"}
 
 
-def test_config_states_the_coding(coded: Family) -> None:
+def test_config_describes_the_scheme(coded: Family) -> None:
     found = settings(coded("gemma4"))
     assert {k: found[k] for k in ("quant_method", "format_version", "bits", "block_size", "scale")} == {
         "quant_method": "hlwq",

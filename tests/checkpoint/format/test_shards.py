@@ -45,7 +45,7 @@ def test_every_tensor_is_aligned_to_its_type(tmp_path: Path, recipe: Recipe) -> 
     assert opens_with_safetensors(tmp_path / "out")
 
 
-def test_planned_tensors_lie_in_order_and_what_could_unalign_them_at_the_end(tmp_path: Path) -> None:
+def test_tensors_that_could_break_alignment_come_last(tmp_path: Path) -> None:
     source = save_tensors(tmp_path / "m", dense(2, 192) | ODD, LLAMA)
     quantize(str(source), tmp_path / "out", load_recipe())
     found = sorted(read_header(tmp_path / "out" / "model.safetensors", "file")[0].values(), key=lambda t: t.offset)
@@ -69,7 +69,7 @@ def names_of_odd(found: list[TensorInfo]) -> set[str]:
 
 
 @pytest.mark.parametrize("step", [1, 20_000])
-def test_hashes_that_follow_are_those_of_the_whole(
+def test_running_hashes_equal_the_hashes_of_whole_tensors(
     coded: Callable[[str], Path],
     family: Callable[[str], Path],
     family_name: str,
@@ -117,7 +117,7 @@ def filled(tmp_path: Path) -> Filled:
     return Filled(tmp_path, ThreadPoolExecutor(1))
 
 
-def test_a_tensor_is_hashed_as_far_as_its_slices_have_landed_without_a_gap(
+def test_a_tensor_is_hashed_as_far_as_it_is_written_without_a_gap(
     filled: Filled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(open_shard, "STEP_BYTES", 1)
@@ -139,7 +139,7 @@ def test_hashes_of_slices_out_of_order_are_right(filled: Filled, monkeypatch: py
     assert found == {name: blake3(part).hexdigest() for name, part in zip("abc", parts, strict=True)}
 
 
-def test_every_byte_that_is_hashed_is_given_to_the_disk_once(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writeback_starts_once_for_every_hashed_byte(filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_shard, "STEP_BYTES", 500)
     given, advise = [], os.posix_fadvise
 
@@ -159,7 +159,7 @@ def test_every_byte_that_is_hashed_is_given_to_the_disk_once(filled: Filled, mon
 
 
 @pytest.mark.parametrize("system", ["without", "refusing"])
-def test_a_system_that_takes_no_advice_is_given_none(
+def test_writeback_is_skipped_if_the_system_does_not_support_it(
     filled: Filled, monkeypatch: pytest.MonkeyPatch, system: str
 ) -> None:
     def refused(*_: int) -> None:
@@ -185,7 +185,7 @@ def test_a_step_that_fails_fails_the_hash(filled: Filled, monkeypatch: pytest.Mo
             running.follow(filled.pool, writer.size + 1000) if ask == "follow" else running.finish(filled.pool).result()
 
 
-def test_a_run_begun_with_another_layout_is_not_continued(tmp_path: Path) -> None:
+def test_a_run_with_another_layout_is_not_resumed(tmp_path: Path) -> None:
     source = save_tensors(tmp_path / "m", dense(), LLAMA)
     quantize(str(source), tmp_path / "done", load_recipe())
     begun = read_json(tmp_path / "done" / "hlwq_manifest.json")["fingerprint"]

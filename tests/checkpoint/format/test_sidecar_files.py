@@ -12,7 +12,7 @@ Family = Callable[[str], Path]
 
 
 @pytest.mark.parametrize("name", [*SIDECAR_FILES, "generation_config.json"])
-def test_companion_comes_along_byte_for_byte(family: Family, coded: Family, tmp_path: Path, name: str) -> None:
+def test_sidecar_files_are_copied_byte_for_byte(family: Family, coded: Family, tmp_path: Path, name: str) -> None:
     export(coded("qwen3"), tmp_path / "plain")
     source = (family("qwen3") / name).read_bytes()
     assert (coded("qwen3") / name).read_bytes() == source
@@ -20,11 +20,11 @@ def test_companion_comes_along_byte_for_byte(family: Family, coded: Family, tmp_
 
 
 @pytest.mark.parametrize("name", NOT_BROUGHT)
-def test_pickles_and_hidden_files_stay_behind(coded: Family, name: str) -> None:
+def test_pickles_and_hidden_files_are_not_copied(coded: Family, name: str) -> None:
     assert not (coded("qwen3") / name).exists()
 
 
-def test_source_card_is_kept_beside_the_new_one_and_comes_back_on_export(coded: Family, tmp_path: Path) -> None:
+def test_source_card_is_kept_with_the_new_one_and_export_restores_it(coded: Family, tmp_path: Path) -> None:
     export(coded("qwen3"), tmp_path / "plain")
     assert (coded("qwen3") / "README.source.md").read_bytes() == CARD.encode()
     assert (tmp_path / "plain" / "README.md").read_bytes() == CARD.encode()
@@ -52,7 +52,7 @@ def test_export_leaves_no_trace_of_the_coding(coded: Family, tmp_path: Path) -> 
     assert "quantization_config" not in (tmp_path / "plain" / "config.json").read_text()
 
 
-def test_an_earlier_result_inside_the_source_folder_is_no_companion(tmp_path: Path) -> None:
+def test_an_earlier_result_inside_the_source_folder_is_not_copied(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "m")
     add_sidecar_files(model)
     quantize(str(model), model / "q5", load_recipe(bits=5))

@@ -89,7 +89,7 @@ def test_linear_weights_of_each_float_type_are_coded(tmp_path: Path, dtype: torc
     assert relative_error(checkpoint.decode_rows(record, 0, 128), true) < 3.2e-5
 
 
-def test_zero_matrix_comes_back_as_zero(tmp_path: Path) -> None:
+def test_zero_matrix_decodes_to_zero(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
     manifest = run(save_tensors(tmp_path / "m", dense() | {name: torch.zeros(128, 128)}, LLAMA), tmp_path / "out")
     export(tmp_path / "out", tmp_path / "plain", "f32")

@@ -36,7 +36,7 @@ def test_a_copy_of_the_source_under_the_same_name_gives_the_same_bytes(
     assert tree(tmp_path / "out") == tree(coded("gemma4"))
 
 
-def test_tensors_do_not_depend_on_the_size_of_files(family: Family, coded: Family, tmp_path: Path) -> None:
+def test_shard_size_does_not_change_the_tensors(family: Family, coded: Family, tmp_path: Path) -> None:
     from tests.support.files import read_tensors
 
     quantize(str(family("gemma4")), tmp_path / "out", load_recipe())
@@ -61,9 +61,7 @@ def test_a_run_stopped_after_any_shard_continues_to_the_same_bytes(
         assert tree(out) == tree(coded("gemma4"))
 
 
-def test_shards_whose_tensors_were_hashed_otherwise_are_made_again(
-    family: Family, coded: Family, tmp_path: Path
-) -> None:
+def test_shards_with_another_kind_of_hash_are_made_again(family: Family, coded: Family, tmp_path: Path) -> None:
     out, journal = tmp_path / "out", tmp_path / "out" / ".hlwq_run.jsonl"
 
     def interrupt(event: Progress) -> None:

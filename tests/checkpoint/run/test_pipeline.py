@@ -67,7 +67,7 @@ def test_shards_that_take_turns_have_the_same_bytes_and_turns(
     assert sum(a != b for a, b in pairwise(taken)) > len(set(taken))  # in turn, not one after the other
 
 
-def test_threads_take_turns_quicker_while_gpus_code_and_as_before_afterwards(family: Family, tmp_path: Path) -> None:
+def test_switch_interval_is_short_while_gpus_encode_and_restored_afterwards(family: Family, tmp_path: Path) -> None:
     source = open_source(str(family("llama")))
     before, during = sys.getswitchinterval(), []
     for place in ("cpu", "cuda"):
@@ -94,7 +94,7 @@ def test_experts_spread_over_all_files_are_coded_file_by_file(family: Family, co
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_first_bad_weight_of_the_source_is_named_whichever_worker_was_quicker(tmp_path: Path, threads: int) -> None:
+def test_first_bad_weight_of_the_source_is_named_whichever_worker_is_faster(tmp_path: Path, threads: int) -> None:
     tensors = dense(6, 256)
     for layer, row in ((2, 200), (4, 0)):
         tensors[f"model.layers.{layer}.self_attn.q_proj.weight"][row, 7] = float("nan")
@@ -116,7 +116,7 @@ def test_every_device_has_a_worker() -> None:
     assert worker_count(devices, 5) == 5
 
 
-def test_trace_holds_what_every_byte_went_through(family: Family, tmp_path: Path) -> None:
+def test_trace_counts_every_byte_read_hashed_and_written(family: Family, tmp_path: Path) -> None:
     trace = Trace()
     result = quantize(str(family("llama")), tmp_path / "out", load_recipe(), trace=trace)
     moved = {what: sum(n for w, n, *_ in trace.spans if w == what) for what in ("read", "write", "hash tensor")}
@@ -127,7 +127,9 @@ def test_trace_holds_what_every_byte_went_through(family: Family, tmp_path: Path
     assert all(e["dur"] >= 0 and e["ts"] > 0 for e in events if e["ph"] == "X")
 
 
-def test_workers_begin_when_kernels_are_ready(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_begin_after_the_kernels_are_ready(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else those threads would take Python's lock from the one that starts the kernels."""
     happened, go = [], threading.Event()
 

@@ -34,7 +34,7 @@ def test_shards_that_take_turns_are_divided_evenly(tmp_path: Path, at_once: int,
     assert min(together) == 10 // groups
 
 
-def test_shards_of_all_files_at_hand_take_turns(tmp_path: Path) -> None:
+def test_shards_of_all_local_files_take_turns(tmp_path: Path) -> None:
     """Else a last file's one shard would be left to all writers, and to one thread that hashes it."""
     tensors = dense(10)
     names = sorted(tensors)
@@ -46,7 +46,7 @@ def test_shards_of_all_files_at_hand_take_turns(tmp_path: Path) -> None:
     assert len({shard.file for shard, _ in ordered[:10]}) == 10
 
 
-def test_files_of_the_hub_are_needed_once_and_in_their_order(tmp_path: Path) -> None:
+def test_files_of_the_hub_are_read_once_and_in_order(tmp_path: Path) -> None:
     """They are fetched one ahead, and removed when they have been read."""
     tensors = dense(10)
     names = [*sorted(tensors)[::2], *sorted(tensors)[1::2]]
@@ -68,7 +68,7 @@ def test_shards_of_many_slices_and_of_few_end_together(tmp_path: Path) -> None:
     assert min(last.values()) >= 0.8 * len(ordered)
 
 
-def test_of_a_shard_the_largest_tensors_come_first_and_those_of_one_slice_lie_among_them(tmp_path: Path) -> None:
+def test_a_shard_begins_with_its_largest_tensors_and_interleaves_those_of_one_slice(tmp_path: Path) -> None:
     """Else one thread would hash the largest when nothing else is left, or threads would wait for the smallest."""
     source, work = opened(save_tensors(tmp_path / "m", dense(3), LLAMA), 10**9)
     assert interleave_shards(source, work, 1) == work
