@@ -1,4 +1,4 @@
-"""What a plan will cost: bytes by tensor and role, disk, memory."""
+"""Estimate what a plan needs: bytes by tensor and role, disk and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORKER_BYTES = SLICE_WEIGHTS * 24
 
 @dataclass(frozen=True)
 class PlanLine:
-    """What becomes of a tensor, in words."""
+    """The decision about one tensor, in words."""
 
     name: str
     role: str
@@ -56,7 +56,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, threads: int | None = None) -> Estimate:
-    """The cost of a plan run on `threads` threads, by default one a processor."""
+    """Estimate a plan that runs on `threads` threads, by default one per processor."""
     workers = threads or os.cpu_count() or 1
     roles: dict[str, dict[str, int]] = defaultdict(lambda: {"coded": 0, "kept": 0, "bytes": 0})
     for planned in plan.tensors:

@@ -1,4 +1,4 @@
-"""Which role gets which bits: read from configs/recipes or a file of the user's."""
+"""The recipe: which role gets how many bits. It is read from configs/recipes or from a file of the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Bits = int | None  # None keeps a tensor as it is
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is coded how.
+    """Which tensors are coded, and how.
 
     Attributes:
         name: of the recipe.
@@ -38,7 +38,7 @@ class Recipe:
     exclude: tuple[re.Pattern[str], ...] = ()
 
     def width(self, name: str, role: str) -> tuple[Bits, str]:
-        """The bits of a tensor, and why it is kept where it is."""
+        """Return the bits of a tensor, or None and the reason why it is kept."""
         if any(p.search(name) for p in self.exclude):
             return None, "excluded"
         if self.include and not any(p.search(name) for p in self.include):
@@ -49,7 +49,7 @@ class Recipe:
         return self.bits.get(role), f"{role} stays exact"
 
     def as_json(self) -> dict[str, Any]:
-        """Everything that decides a result, for fingerprints."""
+        """Return everything that decides a result, for fingerprints."""
         return {
             "recipe": self.name,
             "bits": self.scheme.bits,
@@ -72,7 +72,7 @@ def load_recipe(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
 ) -> Recipe:
-    """Read a recipe and settle it.
+    """Read a recipe and apply the user's options to it.
 
     Args:
         name: of a file in configs/recipes, or a path to one.
@@ -84,7 +84,7 @@ def load_recipe(
 
     Raises:
         NotFoundError: no such recipe.
-        UsageError: a width, an expression or the recipe itself cannot be meant.
+        UsageError: a width, an expression or the recipe itself is not valid.
     """
     if effort not in ("default", "fast"):
         raise UsageError(f"--effort is 'default' or 'fast', not {effort!r}.")

@@ -1,4 +1,4 @@
-"""The end of a run: all that is not weights, then the manifest, which makes a folder a finished checkpoint."""
+"""The end of a run: write all files other than weights, then the manifest, which marks the checkpoint as finished."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..plan import Plan
 from .output_folder import copy_sidecar_files, quantization_config
 
 PRIVATE_SOURCE = ".hlwq_source"
-"""Folder within the output where `--delete-source` keeps what it has fetched and not yet read."""
+"""Folder within the output where `--delete-source` keeps fetched files until they have been read."""
 
 
 def finalize(
@@ -77,5 +77,5 @@ def _manifest(
 
 
 def _public_id(model: str, is_repo: bool) -> str:
-    """A folder's name without the path to it, which is nobody's business."""
+    """Return the Hub id, or the name of a folder without its path, which is private."""
     return model if is_repo else Path(model).resolve().name

@@ -1,4 +1,4 @@
-"""The output folder: may we write there, and what besides weights goes into it."""
+"""The output folder: check that it can take the result, and write its files other than weights."""
 
 from __future__ import annotations
 

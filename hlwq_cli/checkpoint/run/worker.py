@@ -40,10 +40,10 @@ class Worker:
         self.read_bytes, self.coded_bytes = read_bytes, coded_bytes
 
     def code(self, piece: Slice, writer: ShardWriter) -> SquaredError:
-        """Read a slice, code it, write it; returns what coding cost.
+        """Read, encode and write a slice, and return the squared error.
 
         Raises:
-            HlwqError: it cannot be read, coded or written.
+            HlwqError: the slice cannot be read, encoded or written.
         """
         data, planned = self._read(piece), piece.planned
         if isinstance(planned, KeptTensor):
