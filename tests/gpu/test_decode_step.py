@@ -1,7 +1,4 @@
-"""What a step does between products of weights: kernels beside their references, a layer beside transformers'."""
-
-import sys
-from typing import Any
+"""What a decode step does between products: kernels against their references, a layer against that of transformers."""
 
 import pytest
 import torch
@@ -14,9 +11,13 @@ from hlwq_kernels.decode_step import (
     DecodeCache,
     Norm,
     decode_attention,
+    decode_attention_reference,
     fused_add_rmsnorm_post_ffn,
+    fused_add_rmsnorm_post_ffn_reference,
     fused_add_rmsnorm_pre_ffn,
+    fused_add_rmsnorm_pre_ffn_reference,
     qk_norm_rope_append,
+    qk_norm_rope_append_reference,
 )
 from hlwq_kernels.moe import combine_expert_outputs, combine_expert_outputs_reference, route_topk
 from tests.gpu.device import CUDA, needs_cuda
@@ -32,7 +33,7 @@ def made(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, roundings: int = 2) -> None:
-    """Within so many roundings of the values themselves, and of the largest value for what cancels."""
+    """Assert equality up to a number of roundings of each value, and of the largest value for sums that cancel."""
     assert found.dtype == expected.dtype
     eps = torch.finfo(expected.dtype).eps
     roundings *= 8 if expected.dtype == torch.float32 else 1  # sums have another order
@@ -41,25 +42,17 @@ def close(found: torch.Tensor, expected: torch.Tensor, roundings: int = 2) -> No
     assert bool((off <= limit + 1e-6).all()), float((off - limit).max())
 
 
-def by_torch(function: Any, *args: Any) -> Any:
-    """The reference, on the same device."""
-    module: Any = sys.modules[function.__module__]
-    run, module.supports_decode_step = module.supports_decode_step, lambda x: False
-    try:
-        return function(*args)
-    finally:
-        module.supports_decode_step = run
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 2816), (3, 192), (2, 8192), (16, 1000)])
 @pytest.mark.parametrize("routes", [True, False])
-def test_norms_between_and_after(dtype: torch.dtype, rows: int, columns: int, routes: bool) -> None:
+def test_norms_before_and_after_the_feed_forward_are_those_of_the_reference(
+    dtype: torch.dtype, rows: int, columns: int, routes: bool
+) -> None:
     x, residual, other = (made(rows, columns, dtype=dtype, seed=s) * 3 for s in (1, 2, 3))
     w = [Norm(made(columns, dtype=dtype, seed=s) + 1, 1e-6) for s in (4, 5, 6)]
     scale = made(columns, dtype=dtype, seed=7)
     between = (x, residual, w[0], w[1], w[2] if routes else None, scale if routes else None, columns**-0.5)
-    for a, b in zip(fused_add_rmsnorm_pre_ffn(*between), by_torch(fused_add_rmsnorm_pre_ffn, *between), strict=True):
+    for a, b in zip(fused_add_rmsnorm_pre_ffn(*between), fused_add_rmsnorm_pre_ffn_reference(*between), strict=True):
         assert (a is None) == (b is None)
         if a is not None:
             close(a, b)
@@ -76,7 +69,7 @@ def test_norms_between_and_after(dtype: torch.dtype, rows: int, columns: int, ro
         )
         found, expected = (
             fused_add_rmsnorm_post_ffn(*after, following),
-            by_torch(fused_add_rmsnorm_post_ffn, *after, following),
+            fused_add_rmsnorm_post_ffn_reference(*after, following),
         )
         close(found[0], expected[0], 3)
         assert (found[1] is None) == (following is None)
@@ -86,14 +79,16 @@ def test_norms_between_and_after(dtype: torch.dtype, rows: int, columns: int, ro
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "key_heads", "size"), [(16, 8, 256), (16, 2, 512), (3, 1, 64), (4, 4, 128)])
-def test_heads_are_turned_and_kept(dtype: torch.dtype, heads: int, key_heads: int, size: int) -> None:
+def test_heads_are_normed_rotated_and_appended_to_the_cache(
+    dtype: torch.dtype, heads: int, key_heads: int, size: int
+) -> None:
     rows, slots = 2, 70
     together = made(rows, (heads + 2 * key_heads) * size, dtype=dtype)
     q, k, v = together.split([heads * size, key_heads * size, key_heads * size], dim=-1)
     norms = Norm(made(size, dtype=dtype, seed=1), 1e-6), Norm(made(size, dtype=dtype, seed=2), 1e-6)
     angles = made(rows, size // 2, dtype=torch.float32).repeat(1, 2)
     found = []
-    for run in (qk_norm_rope_append, lambda *a: by_torch(qk_norm_rope_append, *a)):
+    for run in (qk_norm_rope_append, qk_norm_rope_append_reference):
         cache = DecodeCache(
             *(torch.ones(rows, key_heads, slots, size, dtype=dtype, device=CUDA) for _ in range(2)),
             torch.tensor([41], device=CUDA),
@@ -112,7 +107,9 @@ def test_heads_are_turned_and_kept(dtype: torch.dtype, heads: int, key_heads: in
     ("heads", "key_heads", "size"), [(16, 8, 256), (16, 2, 512), (32, 8, 128), (3, 1, 64), (14, 2, 64)]
 )
 @pytest.mark.parametrize("length", [1, 31, 256, 1000, 9000])
-def test_attention_over_a_dense_cache(dtype: torch.dtype, heads: int, key_heads: int, size: int, length: int) -> None:
+def test_attention_over_a_dense_cache_is_that_of_the_reference(
+    dtype: torch.dtype, heads: int, key_heads: int, size: int, length: int
+) -> None:
     rows, scratch = 2, Scratch()
     query = made(rows, heads, size, dtype=dtype)
     keys, values = (made(rows, key_heads, length + 5, size, dtype=dtype, seed=s) for s in (1, 2))
@@ -120,14 +117,8 @@ def test_attention_over_a_dense_cache(dtype: torch.dtype, heads: int, key_heads:
     mask[0, : length // 3] = torch.finfo(dtype).min
     mask[1, length // 2 + 1 :] = torch.finfo(dtype).min
     cache = DecodeCache(keys, values, torch.tensor([0], device=CUDA))
-    exact = by_torch(
-        decode_attention,
-        query.double(),
-        DecodeCache(keys.double(), values.double(), cache.slot),
-        mask.double(),
-        size**-0.5,
-        scratch,
-    )
+    exact_cache = DecodeCache(keys.double(), values.double(), cache.slot)
+    exact = decode_attention_reference(query.double(), exact_cache, mask.double(), size**-0.5)
     for _ in range(2):
         found = decode_attention(query, cache, mask, size**-0.5, scratch)
         error = (found.double() - exact).norm() / exact.norm()
@@ -137,27 +128,30 @@ def test_attention_over_a_dense_cache(dtype: torch.dtype, heads: int, key_heads:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("experts", "k", "columns"), [(128, 8, 2816), (8, 2, 192), (60, 4, 2048), (1024, 32, 512)])
-def test_the_choice_of_experts(dtype: torch.dtype, experts: int, k: int, columns: int) -> None:
+def test_routing_takes_the_experts_of_the_largest_probabilities(
+    dtype: torch.dtype, experts: int, k: int, columns: int
+) -> None:
     scratch = Scratch()
     x, weight = made(5, columns, dtype=dtype) * columns**-0.5, made(experts, columns, dtype=dtype)
     scale = made(experts, dtype=dtype, seed=3)
-    shares = torch.nn.functional.linear(x.double(), weight.double()).softmax(-1)
+    probs = torch.nn.functional.linear(x.double(), weight.double()).softmax(-1)
     for _ in range(2):
-        chosen, routed = route_topk(x, weight, scale, k, scratch)
-        assert all(len(set(row)) == k for row in chosen.tolist())
-        of_chosen = shares.gather(1, chosen)
-        wanted = shares.topk(k).values
-        assert bool(((of_chosen - wanted).abs() <= 4 * torch.finfo(dtype).eps * wanted).all())
-        expected = of_chosen / of_chosen.sum(-1, keepdim=True) * scale.double()[chosen]
-        assert bool(((routed - expected).abs() <= 8 * torch.finfo(dtype).eps * expected.abs()).all())
+        topk_ids, topk_weights = route_topk(x, weight, scale, k, scratch)
+        assert all(len(set(row)) == k for row in topk_ids.tolist())
+        topk_probs = probs.gather(1, topk_ids)
+        largest = probs.topk(k).values
+        assert bool(((topk_probs - largest).abs() <= 4 * torch.finfo(dtype).eps * largest).all())
+        expected = topk_probs / topk_probs.sum(-1, keepdim=True) * scale.double()[topk_ids]
+        assert bool(((topk_weights - expected).abs() <= 8 * torch.finfo(dtype).eps * expected.abs()).all())
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_rows_are_weighed(dtype: torch.dtype) -> None:
+def test_weighted_sums_of_rows_are_those_of_the_reference(dtype: torch.dtype) -> None:
     rows = made(999, 2816, dtype=dtype)
-    place = torch.randperm(1000, device=CUDA).view(125, 8) - 1
-    routed = torch.rand(125, 8, device=CUDA)
-    close(combine_expert_outputs(rows, place, routed), combine_expert_outputs_reference(rows, place, routed), 1)
+    row_index = torch.randperm(1000, device=CUDA).view(125, 8) - 1
+    topk_weights = torch.rand(125, 8, device=CUDA)
+    expected = combine_expert_outputs_reference(rows, row_index, topk_weights)
+    close(combine_expert_outputs(rows, row_index, topk_weights), expected, 1)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -1,32 +1,28 @@
-"""Attention of a decode step over a dense cache, and what comes before it: norms of heads, RoPE, the append."""
+"""Attention of a decode step over a dense cache, and the launch before it: norms of heads, RoPE, appending."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from ..codes import ceil_div
 from ..common import CudaKernel, Scratch, dtype_macros
-from .norms import Norm, supports_decode_step
+from .norms import supports_decode_step
+from .reference import decode_attention_reference, qk_norm_rope_append_reference
+from .types import DecodeCache, Norm
 
 _QK_NORM_ROPE = CudaKernel("decode_step/qk_norm_rope.cu", name="qk_norm_rope_append")
 _ATTEND = CudaKernel("decode_step/decode_attention.cu", name="decode_attention")
 _COMBINE = CudaKernel("decode_step/decode_attention.cu", name="combine_decode_splits")
 _THREADS = 128
-_SLOTS_A_ROUND = 32
+"""Threads of a CTA: four warps, each with slots of its own. Not measured against other numbers."""
+_MIN_SPLIT_SLOTS = 32
+"""A split takes at least so many slots of the cache, eight per warp. Not measured against other numbers."""
 _MAX_SPLITS = 64
-"""Splits of a head at most: `combine_decode_splits` has room for so many."""
-
-
-class DecodeCache(NamedTuple):
-    """Keys and values (rows, key heads, slots, size), and the slot int64 (1,) of the new token."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    slot: torch.Tensor
+"""Splits per head: `combine_decode_splits` holds the fractions of so many in shared memory."""
+_MAX_SPLIT_CTAS = 528
+"""CTAs of a launch: 4 on each of an H100's 132 multiprocessors. Not measured against other numbers."""
 
 
 def qk_norm_rope_append(
@@ -39,14 +35,14 @@ def qk_norm_rope_append(
     sines: torch.Tensor,
     cache: DecodeCache,
 ) -> torch.Tensor:
-    """Norm heads, turn queries and keys by their position, and put keys and values into the cache.
+    """Apply the norms of heads, rotate queries and keys by their position, and write keys and values to the cache.
 
     Args:
-        queries: (rows, heads * size); rows may lie apart.
+        queries: (rows, heads * size); the stride of rows is free.
         keys: (rows, key heads * size), likewise.
         values: likewise; their norm has no weight.
-        of_queries: the norm.
-        of_keys: likewise, of the same eps.
+        of_queries: the norm of queries.
+        of_keys: the norm of keys, with the same eps.
         cosines: (rows, size).
         sines: (rows, size).
         cache: to write to.
@@ -57,11 +53,7 @@ def qk_norm_rope_append(
     rows, key_heads, slots, size = cache.keys.shape
     heads = queries.shape[1] // size
     if not supports_decode_step(queries) or size % 64:
-        q, k = of_queries.torch(queries.unflatten(1, (heads, size))), of_keys.torch(keys.unflatten(1, (-1, size)))
-        v = Norm(None, of_keys.eps).torch(values.unflatten(1, (-1, size)))
-        cache.keys.index_copy_(2, cache.slot, apply_rope(k, cosines, sines)[:, :, None])
-        cache.values.index_copy_(2, cache.slot, v[:, :, None])
-        return apply_rope(q, cosines, sines)
+        return qk_norm_rope_append_reference(queries, keys, values, of_queries, of_keys, cosines, sines, cache)
     out = queries.new_empty(rows, heads, size)
     macros = (*dtype_macros(queries), ("THREADS", 32), ("SIZE", size), ("QUERIES", heads), ("KEYS", key_heads))
     _QK_NORM_ROPE.launch(
@@ -90,23 +82,17 @@ def qk_norm_rope_append(
     return out
 
 
-def apply_rope(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Return heads (rows, heads, size) rotated by their position; cosines and sines (rows, size)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosines[:, None] + torch.cat([-second, first], dim=-1) * sines[:, None]
-
-
 def decode_attention(
     query: torch.Tensor, cache: DecodeCache, mask: torch.Tensor, scaling: float, scratch: Scratch
 ) -> torch.Tensor:
-    """Attention of one new token over the first slots of a cache.
+    """Compute attention of one new token per sequence over the first slots of a cache.
 
     Args:
         query: (rows, heads, size).
-        cache: of as many rows.
-        mask: (rows, length), added to the scores of as many slots.
+        cache: with as many rows.
+        mask: (rows, length), added to the scores of the first `length` slots.
         scaling: of scores.
-        scratch: of this stream.
+        scratch: of the current stream.
 
     Returns:
         (rows, heads * size).
@@ -115,11 +101,9 @@ def decode_attention(
     key_heads, length = cache.keys.shape[1], mask.shape[1]
     group_size = heads // key_heads
     if query.dtype == torch.float32 or size % 64 or size > 512 or not supports_decode_step(query):
-        grouped = query.reshape(rows, key_heads, group_size, size)
-        k, v = cache.keys[:, :, :length], cache.values[:, :, :length]
-        return scaled_dot_product_attention(grouped, k, v, mask[:, None, None], scale=scaling).reshape(rows, -1)
+        return decode_attention_reference(query, cache, mask, scaling)
     group = max(g for g in (1, 2, 4) if group_size % g == 0)
-    splits = max(1, min(ceil_div(length, _SLOTS_A_ROUND), _MAX_SPLITS, 528 * group // (heads * rows)))
+    splits = max(1, min(ceil_div(length, _MIN_SPLIT_SLOTS), _MAX_SPLITS, _MAX_SPLIT_CTAS * group // (heads * rows)))
     y = torch.empty_like(query)
     room = scratch.floats(rows * heads * splits * (size + 2), query.device)
     sums, sizes = room, room[rows * heads * splits * size :]

@@ -1,37 +1,29 @@
-"""RMS norms of a decode step, fused with the additions around them: decode_step/norms.cu, each with its reference.
+"""RMS norms of a decode step, fused with the additions around them: launches of decode_step/norms.cu.
 
-At one token a launch costs more than what it computes: the 26B Gemma 4 takes 53 launches a layer as transformers writes
-it, of which 9 multiply by weights. Whatever torch would round in between is rounded here as there.
+For one token a launch costs more than what it computes. As transformers writes it, the 26B Gemma 4 takes 53 launches
+per layer, of which 9 multiply by weights. The kernels round every intermediate value that torch would store.
 """
 
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
 
 import torch
-from torch.nn.functional import rms_norm
 
 from ..codes import ceil_div
 from ..common import DTYPE_IDS, CudaKernel, Macros, dtype_macros, supports_nvrtc
+from .reference import fused_add_rmsnorm_post_ffn_reference, fused_add_rmsnorm_pre_ffn_reference
+from .types import Norm
 
 _PRE_FFN = CudaKernel("decode_step/norms.cu", name="fused_add_rmsnorm_pre_ffn")
 _POST_FFN = CudaKernel("decode_step/norms.cu", name="fused_add_rmsnorm_post_ffn")
 
 
-class Norm(NamedTuple):
-    """An RMS norm: weight (columns,) or None, and what is added to the mean square."""
-
-    weight: torch.Tensor | None
-    eps: float
-
-    def torch(self, x: torch.Tensor) -> torch.Tensor:
-        """As torch has it."""
-        return rms_norm(x, x.shape[-1:], self.weight, self.eps)
-
-
 def supports_decode_step(x: torch.Tensor) -> bool:
-    """Whether rows like `x` (rows, columns) are computed by these kernels, and not by their twins."""
+    """Return whether the kernels of a decode step support rows like `x` (rows, columns).
+
+    A CTA of `norms.cu` holds a row, eight columns per thread: at most 1,024 threads, so 8192 columns.
+    """
     return x.shape[-1] % 8 == 0 and x.shape[-1] <= 8192 and x.dtype in DTYPE_IDS and supports_nvrtc(x.device)
 
 
@@ -44,7 +36,7 @@ def fused_add_rmsnorm_pre_ffn(
     router_scale: torch.Tensor | None,
     router_root: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Between attention and what follows: sum = residual + norm(x), and norms of it.
+    """Compute sum = residual + norm(x) after attention, and the norms of the sum that the layer needs.
 
     Args:
         x: (rows, columns).
@@ -52,18 +44,15 @@ def fused_add_rmsnorm_pre_ffn(
         norm: of x.
         for_dense: of the sum.
         for_experts: of the sum, or None where there are no experts.
-        router_scale: (columns,), by which a norm of the sum without weight is multiplied, or None likewise.
-        router_root: a factor of that, too.
+        router_scale: (columns,), the factor of the router's norm of the sum, which has no weight; or None likewise.
+        router_root: another factor of the router's norm.
 
     Returns:
-        The sum, its norm for the dense layer, for the experts, for their router; (rows, columns) each.
+        The sum and its norms for the dense layer, the experts and their router; (rows, columns) each. The last two are
+        None where there are no experts.
     """
     if not supports_decode_step(x):
-        total = residual + norm.torch(x)
-        if for_experts is None or router_scale is None:
-            return total, for_dense.torch(total), None, None
-        router_input = Norm(None, norm.eps).torch(total) * router_scale * router_root
-        return total, for_dense.torch(total), for_experts.torch(total), router_input
+        return fused_add_rmsnorm_pre_ffn_reference(x, residual, norm, for_dense, for_experts, router_scale, router_root)
     routes = for_experts is not None
     total, dense = torch.empty_like(x), torch.empty_like(x)
     experts, router = (torch.empty_like(x), torch.empty_like(x)) if routes else (None, None)
@@ -99,27 +88,25 @@ def fused_add_rmsnorm_post_ffn(
     scalar: torch.Tensor,
     following: Norm | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Behind a layer: (residual + norm(norm(dense) + norm(experts))) * scalar, and the next layer's norm of that.
+    """Compute (residual + norm(norm(dense) + norm(experts))) * scalar after a layer, and the next layer's norm of it.
 
     Args:
         dense: (rows, columns).
-        experts: (rows, columns), or None where there are none; then the norm is of `dense` as it is.
+        experts: (rows, columns), or None where there are none; then `norm` is applied to `dense` directly.
         residual: (rows, columns).
         of_dense: of `dense`, where there are experts.
-        of_experts: of `experts`, where there are.
+        of_experts: of `experts`, where there are experts.
         norm: of the sum.
         scalar: (1,).
-        following: or None.
+        following: the first norm of the next layer, or None.
 
     Returns:
         (rows, columns) each, the second None without `following`.
     """
     if not supports_decode_step(dense):
-        y = dense
-        if experts is not None and of_dense is not None and of_experts is not None:
-            y = of_dense.torch(dense) + of_experts.torch(experts)
-        out = (residual + norm.torch(y)) * scalar
-        return out, None if following is None else following.torch(out)
+        return fused_add_rmsnorm_post_ffn_reference(
+            dense, experts, residual, of_dense, of_experts, norm, scalar, following
+        )
     out, follows = torch.empty_like(dense), None if following is None else torch.empty_like(dense)
     weights = [None if n is None else n.weight for n in (of_dense, of_experts, norm)]
     _POST_FFN.launch(
@@ -142,6 +129,7 @@ def fused_add_rmsnorm_post_ffn(
 
 
 def _threads(x: torch.Tensor) -> int:
+    """Return the threads of a CTA: one for eight columns, in whole warps."""
     return ceil_div(x.shape[-1], 256) * 32
 
 

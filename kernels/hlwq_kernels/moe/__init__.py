@@ -1,6 +1,6 @@
 """Mixtures of experts: products with the experts of each token, and their weighted sum."""
 
-from .combine import combine_expert_outputs, combine_expert_outputs_reference
+from .combine import combine_expert_outputs
 from .experts import (
     MAX_FUSED_PAIRS,
     ExpertBatch,
@@ -11,6 +11,7 @@ from .experts import (
     grouped_experts,
     loop_over_experts,
 )
+from .reference import combine_expert_outputs_reference, route_topk_reference
 from .router import route_topk
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "grouped_experts",
     "loop_over_experts",
     "route_topk",
+    "route_topk_reference",
 ]

@@ -1,22 +1,24 @@
-"""The weighed sum of the rows that each token's experts gave, without bringing them into order first."""
+"""The weighted sum of the results of each token's experts, read from wherever their rows are: moe/combine.cu."""
 
 from __future__ import annotations
 
 import torch
 
 from ..common import DTYPE_IDS, CudaKernel, Macros, supports_nvrtc
+from .reference import combine_expert_outputs_reference
 
 _COMBINE = CudaKernel("moe/combine.cu", name="combine_expert_outputs")
 _DTYPES = (torch.bfloat16, torch.float16)
 _THREADS = 352
+"""Threads of a CTA, each with eight columns: one round for the 2816 columns of the 26B Gemma 4. Not measured."""
 
 
 def combine_expert_outputs(rows: torch.Tensor, row_index: torch.Tensor, topk_weights: torch.Tensor) -> torch.Tensor:
-    """y[t] = sum over j of topk_weights[t, j] * rows[row_index[t, j]], in float32.
+    """Compute y[t] = sum over j of topk_weights[t, j] * rows[row_index[t, j]], in float32.
 
     Args:
         rows: (pairs, columns), floating.
-        row_index: int64 (tokens, k), the row of each pair; a negative one counts for nothing.
+        row_index: int64 (tokens, k), the row of each pair; a negative one adds nothing.
         topk_weights: float32 (tokens, k).
 
     Returns:
@@ -41,15 +43,3 @@ def combine_expert_outputs(rows: torch.Tensor, row_index: torch.Tensor, topk_wei
             y,
         )
     return y
-
-
-def combine_expert_outputs_reference(
-    rows: torch.Tensor, row_index: torch.Tensor, topk_weights: torch.Tensor
-) -> torch.Tensor:
-    """Compute `combine_expert_outputs` in plain torch: the reference."""
-    y = torch.zeros(len(row_index), rows.shape[1], dtype=torch.float32, device=rows.device)
-    if not len(rows):
-        return y.to(rows.dtype)
-    for at, weight in zip(row_index.unbind(1), topk_weights.unbind(1), strict=True):
-        y += torch.where(at[:, None] < 0, 0.0, weight[:, None] * rows[at.clamp(min=0)].float())
-    return y.to(rows.dtype)
