@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ...errors import GateMissedError
 from .plan import Plan
-from .planned import PlannedTensor
+from .planned import CodedTensor, KeptTensor, PlannedTensor
 
 _MAX_NAMED = 3
 _MIN_FRACTION = 0.5
@@ -32,18 +32,27 @@ def plan_warnings(plan: Plan) -> tuple[str, ...]:
     """Return what a user should know of a plan before it is run, one sentence each.
 
     These are files of weights that are left out, and the largest kept matrices if less than half of all weights in
-    matrices are coded.
+    matrices are coded. A head that is tied to the embeddings counts as a matrix of its own, as it is multiplied by.
     """
     return (*plan.source.warnings, *_coverage_warnings(plan))
 
 
 def _coverage_warnings(plan: Plan) -> list[str]:
-    coded, kept = sum(tensor.weights for tensor in plan.coded), _kept_matrices(plan)
+    kept, head = _kept_matrices(plan), _tied_embeddings(plan)
+    coded = sum(tensor.weights for tensor in (*plan.coded, *head) if isinstance(tensor, CodedTensor))
     total = coded + sum(_weights(tensor) for tensor in kept)
+    total += sum(math.prod(tensor.info.shape) for tensor in head if isinstance(tensor, KeptTensor))
     if not coded or coded >= _MIN_FRACTION * total:
         return []
     largest = [f"{t.name} ({reason})" for t, reason in kept[:_MAX_NAMED]]
     return [f"Only {coded / total:.1%} of the weights in matrices are coded. Largest kept: {', '.join(largest)}."]
+
+
+def _tied_embeddings(plan: Plan) -> list[PlannedTensor]:
+    """Return the embeddings of tokens if a tied head, which is not stored, is multiplied by them; else nothing."""
+    if not plan.source.tied or any(tensor.role == "head" for tensor in plan.tensors):
+        return []
+    return [t for t in plan.tensors if t.role == "embedding" and "per_layer" not in t.name][:1]
 
 
 def _kept_matrices(plan: Plan) -> list[tuple[PlannedTensor, str]]:

@@ -111,7 +111,7 @@ def test_changed_card_sends_the_card_and_the_manifest_that_names_its_hash(accoun
     push_json(folder, REPO)
     with (folder / "README.md").open("a") as f:
         f.write("A note of mine.\n")
-    assert_refused(hlwq("push", folder, REPO), 1, "README.md is not what", "hlwq card")
+    assert_refused(hlwq("push", folder, REPO), 1, "README.md does not match the manifest", "hlwq card")
     assert hlwq("card", folder, "--repo", REPO).code == 0
     account.requests.clear()
     assert set(push_json(folder, REPO)["sent"]) == CARDS  # type: ignore[arg-type]

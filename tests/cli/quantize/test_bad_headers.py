@@ -93,8 +93,9 @@ def test_absurd_header_length_is_refused(tmp_path: Path, length: int) -> None:
 
 @pytest.mark.parametrize("metadata", [{"format": "pt"}, {}, None, 5, ["a"]], ids=json.dumps)
 def test_metadata_of_the_source_is_never_trusted(tmp_path: Path, metadata: Any) -> None:
-    header = {"__metadata__": metadata, "t": A}
-    ran = hlwq("quantize", checkpoint(tmp_path / "m", header, DATA[:16]), tmp_path / "out")
+    matrix = {"dtype": "BF16", "shape": [64, 64], "data_offsets": [0, 8192]}
+    header = {"__metadata__": metadata, "model.layers.0.self_attn.q_proj.weight": matrix}
+    ran = hlwq("quantize", checkpoint(tmp_path / "m", header, bytes(8192)), tmp_path / "out")
     assert "Unexpected" not in ran.err
     assert ran.code in (0, 1)
 

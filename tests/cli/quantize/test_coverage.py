@@ -81,3 +81,15 @@ def test_half_of_the_weights_is_no_warning(tmp_path: Path) -> None:
     half = {"model.embed_tokens.weight": torch.randn(64, 128), "lm_head.weight": torch.randn(64, 128)}
     model = save_tensors(tmp_path / "m", dense(1) | half, LLAMA)
     assert quantize(str(model), tmp_path / "out", load_recipe()).warnings == ()
+
+
+@pytest.mark.parametrize(("rows", "warns"), [(64, False), (65, True)])
+def test_tied_head_counts_as_a_matrix_of_its_own(tmp_path: Path, rows: int, warns: bool) -> None:
+    tensors = dense(1) | {"model.embed_tokens.weight": torch.randn(rows, 128).bfloat16()}
+    del tensors["lm_head.weight"]
+    model = save_tensors(tmp_path / "m", tensors, LLAMA | {"tie_word_embeddings": True})
+    expected = f"Only {128 / (128 + 2 * rows):.1%} of the weights in matrices are coded. Largest kept: "
+    found = quantize(str(model), tmp_path / "out", load_recipe()).warnings
+    assert found == ((f"{expected}model.embed_tokens.weight (embedding stays exact).",) if warns else ())
+    both = quantize(str(model), tmp_path / "both", load_recipe("head"))
+    assert both.warnings == ()
