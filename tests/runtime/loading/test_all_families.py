@@ -19,17 +19,24 @@ MIXTURES = {
     "deepseek_v3": 0.8,
     "qwen3_next": 0.8,
     "jamba": 0.8,
+    "gpt_oss": 0.6,
+    "aria_text": 0.6,
+    "jetmoe": 0.6,
+    "llama4_text": 0.6,
+    "granitemoehybrid": 0.8,
 }
-"""Experts stored one matrix each, or stacked, with and without shared ones. The least share that must be coded."""
+"""Experts stored one matrix each, stacked, transposed, with biases, shared. The least share that must be coded."""
 DENSE = {
     "llama": 0.75,
     "gemma3_text": 0.6,
     "phi3": 0.7,
     "hrm_text": 0.8,
+    "gpt2": 0.6,
     "mamba2": 0.4,
+    "zamba": 0.7,
     "zamba2": 0.7,
 }
-"""Weights that are whole, merged or split in the file, and shared by layers."""
+"""Weights that are whole, merged or split in the file, transposed, and shared by layers."""
 OTHERS = {
     "image-text": {"gemma4": 0.35, "qwen2_5_vl": 0.4, "qwen3_vl_moe": 0.5},
     "seq2seq": {"t5": 0.9, "marian": 0.6},
