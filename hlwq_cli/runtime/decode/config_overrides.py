@@ -31,7 +31,7 @@ def config_overrides(config: Any, *, streams: bool, has_tokenizer: bool) -> tupl
         options[name], reasons[name] = value, reason
 
     for name in _FROM_HUB:
-        if getattr(config, name, None):
+        if getattr(config, name, None) is not None:
             drop(name, None, "it needs code from the Hub, which hlwq never runs")
     if (getattr(config, "num_beam_groups", None) or 1) > 1:
         drop("num_beam_groups", None, "it needs code from the Hub, which hlwq never runs")
@@ -42,11 +42,15 @@ def config_overrides(config: Any, *, streams: bool, has_tokenizer: bool) -> tupl
         drop("num_beams", 1, "a stream cannot wait for beams")
     if config.token_healing:
         drop("token_healing", False, "prompts stay as they are given")
+    if getattr(config, "is_assistant", None):
+        drop("is_assistant", False, "the model answers by itself")
+    if config.exponential_decay_length_penalty is not None and config.eos_token_id is None:
+        drop("exponential_decay_length_penalty", None, "there is no end token")
     if config.stop_strings and not has_tokenizer:
         drop("stop_strings", None, "there is no tokenizer to look for them")
     if config.cache_implementation not in _NO_CACHE:
         drop("cache_implementation", None, "hlwq chooses the cache")
     for name, value in _ASSISTED.items():
-        if getattr(config, name, None):
+        if getattr(config, name, None) not in (None, False):
             drop(name, value, "hlwq decodes one token at a time, with the same answers")
     return options, reasons

@@ -20,7 +20,7 @@ Decoding = Literal["graph", "eager", "transformers"]
 
 logger = logging.getLogger("hlwq")
 
-_REFUSALS = (TypeError, ValueError, NotImplementedError, AttributeError, ImportError)
+_REFUSALS = (TypeError, ValueError, NotImplementedError, AttributeError, ImportError, LookupError, ArithmeticError)
 """What transformers raises for inputs and settings that a model does not take."""
 LOOKAHEAD_STEPS = 2
 """Steps that a GPU is given before the host reads the first one's tokens."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...devices import find_devices
-from ...errors import UsageError
+from ...errors import UnsupportedError, UsageError
 from ...samples import resolve_model
 from ..kv.attention import code_kv_cache
 from ..kv.bits import KVBits
@@ -16,7 +16,7 @@ from ..modules.format import Execution
 from ..offload.budget import ExpertBudget
 from ..offload.placement import offload_experts
 from .classes import check_answers_text, model_class
-from .config import check_exists, read_config, reading
+from .config import check_exists, first_sentence, read_config, reading
 from .load_checks import LoadReport
 from .quantizer import execution as executed
 from .quantizer import offloaded_experts
@@ -58,15 +58,20 @@ def load_model(
     loaded_class = model_class(read_config(path, revision))
     check_answers_text(path, loaded_class)
     with reading(path), executed(execution), offloading:
-        model, info = loaded_class.from_pretrained(
-            path,
-            revision=revision,
-            trust_remote_code=False,
-            dtype=_dtype(dtype),
-            device_map=_device(device),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that all are named at once, below
-        )
+        try:
+            model, info = loaded_class.from_pretrained(
+                path,
+                revision=revision,
+                trust_remote_code=False,
+                dtype=_dtype(dtype),
+                device_map=_device(device),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that all are named at once, below
+            )
+        except (ValueError, TypeError) as error:
+            raise UnsupportedError(
+                f"transformers cannot load {path}: {first_sentence(error)}.", "Check its config and generation config."
+            ) from error
     LoadReport.of(*(info.get(kind, ()) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))).check(path)
     if expert_budget is not None:
         with reading(path):

@@ -1,0 +1,106 @@
+"""Tiny models of every kind, with a tokenizer of bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.support.builders import HIDDEN, TEXT
+
+ENCODER: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": HIDDEN, "intermediate_size": 192, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0,
+}  # fmt: skip
+BART: dict[str, Any] = {
+    "vocab_size": 320, "d_model": HIDDEN, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 192, "decoder_ffn_dim": 192, "max_position_embeddings": 64,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0, "forced_eos_token_id": None,
+}  # fmt: skip
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def save(model: Any, folder: Path, **special: str | None) -> Path:
+    """Write a model with random weights, and a tokenizer with these special tokens changed."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape) * 0.3 + (parameter.ndim == 1 and "norm" in name))
+    model.save_pretrained(folder)
+    save_tokenizer(folder, **special)
+    return folder
+
+
+def save_tokenizer(folder: Path, **special: Any) -> None:
+    """Write a tokenizer of bytes; ids 0 to 3 are special, the byte tokens follow."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = [*SPECIAL.values(), *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    settings = {name: value for name, value in {**SPECIAL, **special}.items() if value is not None}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(folder)
+
+
+def llama(folder: Path, **special: Any) -> Path:
+    """A causal model with rotary positions and a context of 128."""
+    import transformers as t
+
+    return save(t.LlamaForCausalLM(t.LlamaConfig(**TEXT, tie_word_embeddings=False)), folder, **special)
+
+
+def gpt2(folder: Path) -> Path:
+    """A causal model with a table of 64 positions."""
+    import transformers as t
+
+    return save(
+        t.GPT2LMHeadModel(t.GPT2Config(n_embd=128, n_layer=1, n_head=4, vocab_size=320, n_positions=64)), folder
+    )
+
+
+def roberta_decoder(folder: Path) -> Path:
+    """A causal model whose table of 66 positions begins after the padding token, 0."""
+    import transformers as t
+
+    settings = ENCODER | {"max_position_embeddings": 66, "is_decoder": True}
+    return save(t.RobertaForCausalLM(t.RobertaConfig(**settings)), folder)
+
+
+def t5(folder: Path) -> Path:
+    """An encoder-decoder without a context."""
+    import transformers as t
+
+    config = t.T5Config(
+        vocab_size=320, d_model=HIDDEN, d_kv=32, d_ff=192, num_layers=1, num_heads=4, decoder_start_token_id=0
+    )
+    return save(t.T5ForConditionalGeneration(config), folder)
+
+
+def bart(folder: Path) -> Path:
+    """An encoder-decoder with tables of 64 positions."""
+    import transformers as t
+
+    return save(t.BartForConditionalGeneration(t.BartConfig(**BART)), folder)
+
+
+def marian(folder: Path) -> Path:
+    """An encoder-decoder whose class has a name of its own."""
+    import transformers as t
+
+    return save(t.MarianMTModel(t.MarianConfig(**BART)), folder)
+
+
+def vision(folder: Path) -> Path:
+    """A model that takes images, without a processor for them."""
+    import transformers as t
+
+    tower = {
+        "hidden_size": 128, "intermediate_size": 192, "depth": 1, "num_heads": 4, "out_hidden_size": 128,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    text = TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
+    config = t.Qwen2_5_VLConfig(text_config=text, vision_config=tower, image_token_id=319, video_token_id=318)
+    return save(t.Qwen2_5_VLForConditionalGeneration(config), folder)
