@@ -60,6 +60,11 @@ class Speed:
     prompt_tokens: int = PREFILL
     new_tokens: int = DECODE
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the context of the model was too short for the usual numbers of tokens."""
+        return (self.prompt_tokens, self.new_tokens) != (PREFILL, DECODE)
+
 
 def measure_speed(model: Any, runs: int = 5) -> Speed:
     """Time a model on fixed random tokens; each kind of run is repeated `runs` times after one warm-up."""

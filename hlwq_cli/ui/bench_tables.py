@@ -44,7 +44,7 @@ def _human(console: Console, report: BenchReport) -> None:
     for m in models:
         if s := m.speed:
             runs = f"{s.decode.runs} runs after a warm-up"
-            cut = "" if s.prompt_tokens == 512 and s.new_tokens == 128 else _cut(s)
+            cut = _cut(s) if s.is_cut else ""
             console.print(f"{m.path}: on {s.device}; {runs}; decoded {_decoding(s)}{cut}.")
 
 
