@@ -1,29 +1,45 @@
-// Attention of one token a sequence over its coded cache: codes are read once, at their true width, and never decoded
-// to memory. See attention/reference.py for what comes out.
+// Attention of one token per sequence over a quantized cache. Codes are read once and never decoded to memory.
+// attention/reference.py defines the result.
 //
-// A CTA takes a stretch of the tokens of a key/value head, and up to 16 of the query heads that share it. It rotates
-// the queries itself, so that keys need not be. A team of warps takes 16 tokens a warp at a time: keys are the first
-// operand of an MMA whose second are the queries, then values, two tokens at once, are the first of one whose second
-// are the softmax's weights. Each warp of a team sums another split of the values' dimensions. The sums stay rotated; a
-// second kernel (attention/combine.cu) adds those of all stretches and rotates them back. The first CTAs take the exact
-// tokens.
+// Layout: a CTA takes one split of the tokens of a key/value head, and up to 16 of the query heads that share it. The
+// first splits hold exact tokens, the others coded tokens. The CTA rotates the queries, so keys stay rotated. Teams of
+// warps take 16 coded tokens per warp at a time:
 //
-// The softmax runs along: weights are 2^(logit + log2 of the value's scale - reference), and the reference of a query
-// is raised only when a token passes it by 2^HEADROOM, so that sums are seldom faded. float16 holds such weights.
+//     scores:  MMA(keys of 16 tokens, queries)
+//     sums:    MMA(values of two tokens at once, probabilities); each warp of a team has its own dimensions
 //
-// Macros, beside those of common/dequant.cuh (BITS and COPIES are those of keys) and common/hadamard.cuh (N is the
-// keys'): V_BITS; V_COPIES; ONE_TABLE, whether keys and values have the same; K_DIM and V_DIM, values of a head;
-// K_STORED and V_STORED, as stored; GROUP, query heads a key/value head; MASKED; CAPPED; CTAS a multiprocessor; SHARED,
-// its bytes.
+// Sums of coded tokens stay rotated. combine.cu adds all splits and rotates the sums back.
+//
+// The softmax is computed online: a probability is 2^(logit + log2(scale of the value) - reference). The reference of a
+// query rises only if a token exceeds it by HEADROOM, so sums are rarely rescaled, and fp16 holds the probabilities.
+//
+// Macros, in addition to those of common/dequant.cuh (BITS and COPIES are those of keys) and common/hadamard.cuh (N is
+// that of keys):
+//   V_BITS, V_COPIES    of values
+//   ONE_TABLE           1: keys and values have the same table
+//   K_DIM, V_DIM        values of a head, at most 512
+//   K_STORED, V_STORED  the same, padded as stored; they bound registers and shared memory
+//   GROUP               query heads per key/value head
+//   MASKED, CAPPED      whether there is a mask, and a softcap of logits
+//   CTAS                CTAs per multiprocessor; bounds the registers of a thread
+//   SHARED              bytes of shared memory; attention/shape.cuh checks them
 
 #include "attention/codes.cuh"
 #include "attention/exact.cuh"
 
-// query (sequences, heads * GROUP, K_DIM); codes (sequences * heads, capacity, bytes), scales likewise; centroids
-// float32; steps float32 (256,); exact tokens: heads `k_stride` and `v_stride` values apart, token e in place e, or
-// with a ring in place (coded + e) % ring; mask u8 (sequences, mask_stride) or null; lengths null, or the numbers of
-// coded and exact tokens, which then count and not the arguments. sums float32 (query heads, splits, V_STORED), row_max
-// and row_sum (query heads, splits): of each split, a CTA's tokens; of one without tokens no sums.
+// query:               (sequences, heads * GROUP, K_DIM), INPUT
+// k_codes, v_codes:    u8 (sequences * heads, capacity, bytes of a head)
+// k_scales, v_scales:  u8 (sequences * heads, capacity)
+// k_centroids:         float32 (2^BITS,); v_centroids: float32 (2^V_BITS,)
+// steps:               float32 (256,), the scale of each scale byte
+// k_exact, v_exact:    (sequences * heads, tokens, dim), INPUT, heads k_stride and v_stride values apart; exact token e
+//                      is at e, or with a ring at (coded + e) % ring
+// mask:                u8 (sequences, mask_stride), 0 where hidden; or null
+// lengths:             (2,), coded and exact tokens, in place of the arguments `coded` and `exact`; or null
+// exact_splits:        splits of exact tokens, which come first
+// sums:                float32 (query heads, splits, V_STORED); not written for a split without tokens
+// row_max, row_sum:    float32 (query heads, splits), the reference and the sum of probabilities of each split
+// grid:                (splits, sequences * heads, chunks of query heads)
 extern "C" __global__ __launch_bounds__(THREADS, CTAS) void attend(
     const void* query, const u8* k_codes, const u8* k_scales, const u8* v_codes, const u8* v_scales,
     const float* k_centroids, const float* v_centroids, const float* steps, const void* k_exact, const void* v_exact,
@@ -45,7 +61,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void attend(
         ((float*)(shared + STEPS_AT))[threadIdx.x % 256] = step;
         for (int k = THREADS + threadIdx.x; k < 256; k += THREADS) ((float*)(shared + STEPS_AT))[k] = steps[k];
     }
-    griddepcontrol_wait();  // queries and the cache may come from the kernel before; tables do not
+    griddepcontrol_wait();  // the previous kernel may write queries and the cache; it does not write tables
     if (lengths) coded = lengths[0], exact = lengths[1];
     const Cache c = {(const u8*)query + row * K_DIM * ITEM,
                      (const u8*)k_exact + head * k_stride * ITEM,

@@ -1,9 +1,9 @@
-// A stretch of coded tokens, and what the warps of a CTA found of it: see attention/attention.cu.
+// The coded tokens of a split, and the sum over the warps of a CTA: see attention/attention.cu.
 
 #include "attention/worker.cuh"
 #include "common/reduce.cuh"
 
-// A stretch of coded tokens; leaves what each warp found in shared memory, sums of 8 queries at a time.
+// Attention over the coded tokens from `begin` to `end`. Warps exchange sums in shared memory, 8 queries at a time.
 __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin, int end, int rows, float* sums,
                                            float* row_max, float* row_sum, i64 stride) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = warp % TEAM, team = warp / TEAM;
@@ -13,7 +13,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
     const Exchange exchange = {(float*)(shared + RAISED_AT) + team * TEAM,
                                (float*)(shared + REFERENCES_AT) + team * TEAM * ROWS,
                                (uint2*)(shared + PROBS_AT) + team * TEAM * TILES * 32, 1 + team};
-    // Through a shuffle, so that the compiler does not know its bits: it would mask them anew for every pair.
+    // The shuffle hides the value's range from the compiler, which would otherwise mask the bits for every pair.
     const u32 spread = __shfl_sync(0xffffffff, lane, lane);
     const LutPair tables = luts_in(shared);
     const u32 k_copy = shared_address(tables.keys) + spread % COPIES * 4;
@@ -24,7 +24,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
     Worker w = {{c.k_codes + own * Reader<BITS, LANE, K_STORED>::ROW, lane % 4 * LANE},
                 {c.v_codes + theirs * Reader<V_BITS, SLICE, V_STORED>::ROW, v_mine ? slice : 0}};
     w.lane = lane, w.member = member, w.v_mine = v_mine;
-    int start = first;  // the team's tile begins here
+    int start = first;  // the first token of the team's tile
     if (start < end) {
 #pragma unroll
         for (int i = 0; i < K_AHEAD; i++) w.load_keys(i, i, c.capacity - start - 16 * member);
@@ -32,8 +32,8 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
         for (int i = 0; i < V_AHEAD; i++) w.load_values(i, i, c.capacity - start);
         w.load_marks(c, start + 16 * member + lane / 4);
     }
-    rotate_queries((u16*)queries, sizes, c.query, rows);  // while the first codes are on their way
-    __syncthreads();                                      // tables, scale steps and rotated queries are there
+    rotate_queries((u16*)queries, sizes, c.query, rows);  // while the first codes are being loaded
+    __syncthreads();                                      // tables, scale steps and rotated queries are written
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -68,7 +68,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 exchange.probs[(member * TILES + t) * 32 + lane] = make_uint2(probs[t][0], probs[t][1]);
-            bar_sync(exchange.barrier, 32 * TEAM);  // the team's probabilities are there
+            bar_sync(exchange.barrier, 32 * TEAM);  // the team's probabilities are written
         }
 #pragma unroll
         for (int i = 0; i < TEAM; i++) {
@@ -91,7 +91,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
         }
     }
     float *references = (float*)(shared + REFERENCES_AT), *all_weights = (float*)(shared + WEIGHTS_AT);
-    __syncthreads();  // nobody reads the tables any more: sums take their place
+    __syncthreads();  // no warp reads the tables any more; sums take their place
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -113,7 +113,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
                 mine[h * SUMS + m * 16] = w.sums[m][t][h];
                 mine[h * SUMS + m * 16 + 1] = w.sums[m][t][2 + h];
             }
-        __syncthreads();  // what all warps found is there
+        __syncthreads();  // the sums of all warps are written
         const int here = min(8, rows - 8 * t);
         for (int i = threadIdx.x; i < here * V_STORED; i += THREADS) {
             const int r = i / V_STORED, d = i % V_STORED, part = d / PART,
@@ -134,6 +134,6 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
                 row_sum[(8 * t + r) * stride] = weight;
             }
         }
-        __syncthreads();  // everybody has read the sums, which the next tile overwrites
+        __syncthreads();  // every thread has read the sums; the next tile overwrites them
     }
 }

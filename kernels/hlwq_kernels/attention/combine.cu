@@ -1,13 +1,17 @@
-// What the stretches of attention/attention.cu found, to one row a query head: those of codes rotated back, the exact
-// ones added.
+// Adds the splits of attention/attention.cu to one row per query head. Sums of coded tokens are rotated back first.
 //
-// Macros, beside those of common/hadamard.cuh (N is the values'): V_DIM and V_STORED, of a head; WARPS.
+// Layout: a CTA takes a query head, a warp every WARPS-th split.
+//
+// Macros, in addition to those of common/hadamard.cuh (N is that of values):
+//   V_DIM, V_STORED  values of a head, and the same padded as stored
+//   WARPS            of a CTA
 
 #include "common/hadamard.cuh"
 #include "common/reduce.cuh"
 
-// sums (rows, splits, V_STORED), row_max and row_sum (rows, splits), of which the first exact_splits are not rotated;
-// out (rows, V_DIM).
+// sums:              float32 (rows, splits, V_STORED); the first exact_splits are not rotated
+// row_max, row_sum:  float32 (rows, splits)
+// out:               (rows, V_DIM), OUTPUT
 extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const float* sums, const float* row_max,
                                                                         const float* row_sum, i64 exact_splits,
                                                                         i64 splits, void* out) {
@@ -16,7 +20,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const fl
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const i64 row = blockIdx.x;
     griddepcontrol_launch_dependents();
-    griddepcontrol_wait();  // what the splits found comes from the kernel before
+    griddepcontrol_wait();  // the previous kernel writes the splits
     sums += row * splits * V_STORED, row_max += row * splits, row_sum += row * splits;
     float top = LOWEST, weight = 0.0f;
     for (int p = lane; p < splits; p += 32) top = fmaxf(top, row_max[p]);
@@ -27,7 +31,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const fl
         if (warp == 0) fractions[p] = fraction;
     }
     weight = warp_reduce_sum_up(weight);
-    __syncthreads();                     // the splits' fractions are there
+    __syncthreads();                     // the fractions of the splits are written
     float total[2][V_STORED / 32] = {};  // exact, rotated
     for (int p = warp; p < splits; p += WARPS) {
         if (fractions[p] == 0.0f) continue;
@@ -44,7 +48,7 @@ extern "C" __global__ __launch_bounds__(32 * WARPS) void combine_splits(const fl
     for (int k = 0; k < 2; k++)
 #pragma unroll
         for (int j = 0; j < V_STORED / 32; j++) totals[(k * WARPS + warp) * V_STORED + j * 32 + lane] = total[k][j];
-    __syncthreads();  // every warp's totals are there
+    __syncthreads();  // every warp's totals are written
     for (int b = warp; b < V_STORED / N; b += WARPS) {
         float v[VALUES];
 #pragma unroll

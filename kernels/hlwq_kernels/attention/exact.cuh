@@ -1,9 +1,9 @@
-// The exact tokens, plainly: see attention/attention.cu.
+// The exact tokens of a split, without MMA: see attention/attention.cu.
 
 #include "attention/shape.cuh"
 #include "common/reduce.cuh"
 
-// Up to EXACT of the exact tokens, plainly.
+// Attention over up to EXACT exact tokens.
 __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int begin, int count, int rows, float* sums,
                                            float* row_max, float* row_sum, i64 stride) {
     constexpr int OWN = (EXACT + WARPS - 1) / WARPS, HELD_KEYS = (K_DIM + 31) / 32;
@@ -11,7 +11,7 @@ __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int be
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float *queries = shared, *probs = shared + ROWS * K_DIM;
     auto slot = [&](int e) { return (i64)(c.ring ? (c.coded + begin + e) % c.ring : begin + e); };
-    float k[OWN][HELD_KEYS], v[HELD_VALUES][EXACT];  // all on their way at once
+    float k[OWN][HELD_KEYS], v[HELD_VALUES][EXACT];  // all loads run at once
 #pragma unroll
     for (int i = 0; i < OWN; i++)
 #pragma unroll
@@ -27,7 +27,7 @@ __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int be
             v[i][e] = e < count && d < V_DIM ? load_input(c.v_exact, slot(e) * V_DIM + d) : 0.0f;
         }
     for (int i = threadIdx.x; i < rows * K_DIM; i += THREADS) queries[i] = load_input(c.query, i);
-    __syncthreads();  // the queries are there
+    __syncthreads();  // the queries are written
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
         const int e = warp + i * WARPS;
@@ -42,7 +42,7 @@ __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int be
             if (lane == 0) probs[r * EXACT + e] = seen ? logit(s * c.scaling, c.softcap) : minus_infinity();
         }
     }
-    __syncthreads();  // the logits of all tokens are there
+    __syncthreads();  // the logits of all tokens are written
     for (int r = warp; r < rows; r += WARPS) {
         const float l = lane < count ? probs[r * EXACT + lane] : minus_infinity();
         float top = fmaxf(l, LOWEST);
@@ -53,7 +53,7 @@ __device__ __forceinline__ void read_exact(float* shared, const Cache& c, int be
         if (lane < EXACT) probs[r * EXACT + lane] = prob;
         if (lane == 0) row_max[r * stride] = top, row_sum[r * stride] = weight;
     }
-    __syncthreads();  // the probabilities are there
+    __syncthreads();  // the probabilities are written
 #pragma unroll
     for (int i = 0; i < HELD_VALUES; i++) {
         const int d = i * THREADS + threadIdx.x;

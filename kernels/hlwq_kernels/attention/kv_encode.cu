@@ -1,10 +1,14 @@
-// The encoder of cached tokens: the bytes of encode_kv_reference in attention/kv_encode.py, so to be compiled without
-// fused multiply-adds.
+// Encodes tokens of the key/value cache: the bytes of encode_kv_reference in attention/kv_encode.py. It must be
+// compiled without fused multiply-adds.
 //
-// A warp codes a head of a token: lane l holds values l, l + 32, ... of it. Sums are the twin's trees.
+// Layout: a warp encodes one head of one token; lane l holds values l, l + 32, ... of it. Sums are the trees of the
+// reference.
 //
-// Macros, beside those of common/planes.cuh and common/hadamard.cuh: THREADS; DIM, values of a head; STORED, as stored;
-// LOWEST_STEP and HIGHEST_STEP, the steps from the scale that the root mean square names to those tried.
+// Macros, in addition to those of common/planes.cuh and common/hadamard.cuh:
+//   THREADS                    of a CTA
+//   DIM, STORED                values of a head, at most 512, and the same padded as stored; they bound the registers
+//   LOWEST_STEP, HIGHEST_STEP  the candidate scales, as steps from the scale of the root mean square
+//   THRESHOLD_0 .. 3           THRESHOLDS in attention/kv_tables.py
 
 #include "common/hadamard.cuh"
 #include "common/planes.cuh"
@@ -32,10 +36,10 @@ __device__ __forceinline__ int scale_index(float mean_square) {
     int above = (mantissa >= THRESHOLD_0) + (mantissa >= THRESHOLD_1);
     above += (mantissa >= THRESHOLD_2) + (mantissa >= THRESHOLD_3);
     const int k = 128 + 4 * ((int)(word >> 23) - 127) + above;
-    return k < 253 ? max(k, 0) : BEYOND;  // infinities and what is no number have the largest exponent
+    return k < 253 ? max(k, 0) : BEYOND;  // infinities and NaN have the largest exponent
 }
 
-// How many boundaries lie below a value, by halving.
+// The number of boundaries below a value, by binary search.
 __device__ __forceinline__ int nearest(float z, const float* boundaries) {
     int found = 0;
 #pragma unroll
@@ -44,7 +48,7 @@ __device__ __forceinline__ int nearest(float z, const float* boundaries) {
     return found;
 }
 
-// The plane of WIDTH bits from bit BELOW of the codes on: see codes/planes.py.
+// Stores one plane: WIDTH bits of each code, from bit BELOW on. See codes/planes.py.
 template <int BELOW, int WIDTH>
 __device__ __forceinline__ void store_token_plane(u32* row, const u8* codes, int lane) {
     constexpr int per_word = 32 / WIDTH;
@@ -59,8 +63,12 @@ __device__ __forceinline__ void store_token_plane(u32* row, const u8* codes, int
     }
 }
 
-// tokens (count, DIM); boundaries float32 (2^BITS - 1,), centroids float32 (2^BITS,), steps float32 (256,); codes
-// (count, STORED * BITS / 8), scales u8 (count,).
+// tokens:      (count, DIM), INPUT
+// boundaries:  float32 (2^BITS - 1,)
+// centroids:   float32 (2^BITS,)
+// steps:       float32 (256,), the scale of each scale byte
+// codes:       u8 (count, STORED * BITS / 8)
+// scales:      u8 (count,)
 extern "C" __global__ __launch_bounds__(THREADS) void encode_tokens(const void* tokens, i64 count,
                                                                     const float* boundaries, const float* centroids,
                                                                     const float* steps, u32* codes, u8* scales) {
@@ -71,7 +79,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void encode_tokens(const void* 
         values[i] = centroids[i];
     }
     for (int i = threadIdx.x; i < 256; i += THREADS) sizes[i] = steps[i];
-    __syncthreads();  // the tables are there
+    __syncthreads();  // the tables are written
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u8* kept = (u8*)(sizes + 256) + warp * STORED;
     for (i64 row = (i64)blockIdx.x * WARPS + warp; row < count; row += (i64)gridDim.x * WARPS) {

@@ -1,11 +1,11 @@
-// Slices of coded heads of tokens: 8, 16 or 32 neighbouring codes in a lane's registers, and pairs across two tokens.
-// LutPair here begin at multiples of their size, so that the bits of an index need only be added
-// to those of `copy`, which are a table's beginning and the lane's copy.
+// Slices of coded heads: 8, 16 or 32 neighbouring codes in a lane's registers, and pairs across two tokens.
+//
+// The tables of a LutPair begin at multiples of their size. So an address is the bits of an index or'ed with `copy`,
+// which holds the table's address and the lane's copy.
 
 #include "common/dequant.cuh"
 
-// A plane's part of a slice. A part of a word comes to its lower end: see codes/planes.py for what lies where in a
-// word.
+// Loads a slice of one plane. Less than a word is shifted to the low bits. codes/planes.py defines the order in a word.
 template <int WIDTH, int CODES>
 __device__ __forceinline__ void load_plane(u32* out, const u8* at, int shift) {
     constexpr int WORDS = WIDTH * CODES / 32;
@@ -23,7 +23,7 @@ struct Reader {
     const u8 *a, *b, *c;
     int shift_a, shift_b, shift_c;
 
-    // From the slice that begins at code `first`, a multiple of CODES, of a row.
+    // Starts at code `first` of a row, a multiple of CODES.
     __device__ __forceinline__ Reader(const u8* row, int first) {
         place<A>(a, shift_a, row, first);
         if constexpr (SECOND != 0) place<SECOND>(b, shift_b, row + DIM / 8 * A, first);
@@ -37,7 +37,7 @@ struct Reader {
         shift = first % per_word / 8 * 4 * WIDTH;
     }
 
-    // The slice `rows` rows and `codes` codes further on; of whole words.
+    // Loads the slice `rows` rows and `codes` codes further on. `codes` must fill whole words.
     __device__ __forceinline__ void read(PlanesOf<B>& w, int rows, int codes) const {
         load_plane<A, CODES>(w.a, a + rows * ROW + codes / 8 * A, shift_a);
         if constexpr (SECOND != 0) load_plane<SECOND, CODES>(w.b, b + rows * ROW + codes / 8 * SECOND, shift_b);
@@ -52,7 +52,7 @@ struct Reader {
     }
 };
 
-// The codes of two tokens in turns: `even` has those at even places, x's before y's, `odd` the others.
+// The codes of two tokens x and y, interleaved: `even` holds codes 0, 2, ... of x and y in turn, `odd` the others.
 template <int B>
 struct Crossed {
     PlanesOf<B> even, odd;
@@ -64,12 +64,12 @@ __device__ __forceinline__ void cross_plane(u32* even, u32* odd, const u32* x, c
 #pragma unroll
     for (int i = 0; i < (WIDTH * CODES + 31) / 32; i++) {
         const u32 left = y[i] << WIDTH, right = x[i] >> WIDTH;
-        even[i] = left ^ ((x[i] ^ left) & mask);  // one instruction, which (x & mask) | (left & ~mask) is not
+        even[i] = left ^ ((x[i] ^ left) & mask);  // one instruction; (x & mask) | (left & ~mask) compiles to two
         odd[i] = y[i] ^ ((right ^ y[i]) & mask);
     }
 }
 
-// Codes of 8 bits to a byte each: those at even places in a, the others in b. Other widths stay as they are.
+// Joins the planes of 8-bit codes into bytes: even codes in a, odd codes in b. Does nothing for other widths.
 template <int CODES, int B>
 __device__ __forceinline__ void join(PlanesOf<B>& w) {
     if constexpr (B == 8) {
@@ -89,7 +89,7 @@ __device__ __forceinline__ void cross(Crossed<B>& out, const PlanesOf<B>& x, con
     }
 }
 
-// A joined code, as fp16, from a table that begins at the bits of `copy`, twice over.
+// The weight of a joined code as fp16, in both halves. `copy` holds the table's address.
 template <int CODE, int C, int B>
 __device__ __forceinline__ u32 one(const PlanesOf<B>& w, u32 copy) {
     if constexpr (B != 8) return weight<CODE, C>(w, 0, copy);

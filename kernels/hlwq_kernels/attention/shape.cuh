@@ -1,24 +1,22 @@
-// What the parts of attention/attention.cu agree on: how a CTA is laid out, where in shared memory what lies, what a
-// cache is.
+// What the files of attention/attention.cu share: the layout of a CTA, the layout of its shared memory, and the cache.
 
 #include "common/dequant.cuh"
 #include "common/types.cuh"
 
-constexpr int TILES = GROUP <= 8 ? 1 : 2, ROWS = 8 * TILES;  // queries a CTA takes
+constexpr int TILES = GROUP <= 8 ? 1 : 2, ROWS = 8 * TILES;  // queries per CTA
 constexpr int LANE = K_STORED % 128 == 64 ? 16 : 32, CHUNK = 4 * LANE, CHUNKS = (K_STORED + CHUNK - 1) / CHUNK;
 constexpr int SLICE = V_STORED <= 64 ? 8 : 16, PART = 8 * SLICE, TEAM = (V_STORED + PART - 1) / PART;
 constexpr int WARPS = THREADS / 32, TEAMS = WARPS / TEAM, TILE = 16 * TEAM, STEPS = SLICE / 2;
-constexpr int K_AHEAD = CHUNKS % 2 ? 1 : 2, V_AHEAD = TEAM % 2 ? 1 : 2;  // blocks on their way
+constexpr int K_AHEAD = CHUNKS % 2 ? 1 : 2, V_AHEAD = TEAM % 2 ? 1 : 2;  // blocks that are being loaded
 constexpr bool HELD = CHUNKS == 1 && LANE * TILES <= 32;                 // whether queries stay in registers
-constexpr int EXACT = K_DIM > 256 || V_DIM > 256 ? 16 : 32;              // exact tokens a CTA takes
-constexpr int SUMS = PART + 4;  // floats a row of sums takes: no bank conflicts
+constexpr int EXACT = K_DIM > 256 || V_DIM > 256 ? 16 : 32;              // exact tokens per CTA
+constexpr int SUMS = PART + 4;  // floats per row of sums; the 4 avoid bank conflicts
 constexpr float LOG2E = 1.4426950408889634f, HEADROOM = 8.0f;
-constexpr u32 HIDDEN = 256;  // in place of the scale of a value that may not be seen
+constexpr u32 HIDDEN = 256;  // the scale byte of a value that is masked
 
 static_assert(WARPS % TEAM == 0, "whole teams");
 
-// Where in shared memory what lies, in bytes. First the tables, the larger one at a multiple of its size; later the
-// sums.
+// Offsets in shared memory, in bytes. Tables come first, the larger one at a multiple of its size. Sums overwrite them.
 constexpr int K_TABLE_BYTES = 4 * ENTRIES * COPIES, V_TABLE_BYTES = 4 * Width<V_BITS>::ENTRIES * V_COPIES;
 constexpr int LARGER_TABLE = K_TABLE_BYTES > V_TABLE_BYTES ? K_TABLE_BYTES : V_TABLE_BYTES;
 constexpr int SUMS_BYTES = 4 * WARPS * 8 * SUMS;
@@ -41,7 +39,7 @@ __device__ __forceinline__ LutPair luts_in(u8* shared) {
             (u32*)(K_TABLE_BYTES == LARGER_TABLE ? second : first)};
 }
 
-struct Cache {  // of one key/value head
+struct Cache {  // of one key/value head; dtypes and shapes are those of attention/attention.cu
     const void *query, *k_exact, *v_exact;
     const u8 *k_codes, *k_scales, *v_codes, *v_scales, *mask;
     int coded, exact, ring, capacity;

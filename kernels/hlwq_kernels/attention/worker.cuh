@@ -1,12 +1,12 @@
-// A warp's share of the work on coded tokens, from tile to tile: see attention/attention.cu.
+// The work of one warp on coded tokens, tile by tile: see attention/attention.cu.
 
 #include "common/hadamard.cuh"
 #include "attention/kv_slices.cuh"
 #include "attention/shape.cuh"
 #include "common/reduce.cuh"
 
-// The queries, rotated, each divided by its largest value, where `mma_m16n8k16` wants them: of lane l in quad (t, c,
-// x), the values from c * CHUNK + l % 4 * LANE + 8 x on of query 8 t + l / 4.
+// Rotates the queries, divides each by its largest value, and stores them in the order of `mma_m16n8k16`: lane l of
+// quad (t, c, x) has 8 values of query 8 t + l / 4, from c * CHUNK + l % 4 * LANE + 8 x on.
 __device__ __forceinline__ void rotate_queries(u16* queries, float* sizes, const void* query, int rows) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     for (int r = warp; r < ROWS; r += WARPS) {
@@ -30,7 +30,7 @@ __device__ __forceinline__ void rotate_queries(u16* queries, float* sizes, const
     }
 }
 
-// What a lane multiplies with codes: its values of its query in each tile.
+// Loads a lane's values of its query in each tile.
 __device__ __forceinline__ void load_queries(u32 (*q)[LANE / 2], const uint4* queries, int chunk) {
 #pragma unroll
     for (int t = 0; t < TILES; t++)
@@ -60,15 +60,15 @@ __device__ __forceinline__ void gather(float (*sums)[TILES][4], const Crossed<V_
     if constexpr (M + 1 < STEPS) gather<M + 1>(sums, w, probs, copy);
 }
 
-// What a team's warps tell each other.
+// What the warps of a team exchange in shared memory.
 struct Exchange {
-    float* raised;   // (TEAM,): whether a warp has tokens that pass the reference
+    float* raised;   // (TEAM,): whether a warp has tokens that exceed the reference
     float* highest;  // (TEAM, ROWS)
     uint2* probs;    // (TEAM, TILES, 32)
     int barrier;
 };
 
-// A warp's share of a team's work, from tile to tile.
+// The state of one warp of a team.
 struct Worker {
     Reader<BITS, LANE, K_STORED> keys;
     Reader<V_BITS, SLICE, V_STORED> values;
@@ -79,7 +79,7 @@ struct Worker {
     bool k_mine, v_mine;  // whether this lane's slices are within the head
     int lane, member;
 
-    // The tile's own 16 keys of chunk `c`; `left` tokens of the cache's capacity are there, from the warp's own on.
+    // Loads the warp's 16 keys of chunk `c`. `left` tokens of the cache's capacity follow from the warp's first.
     __device__ __forceinline__ void load_keys(int ahead, int c, int left) {
         const bool inside = K_STORED % CHUNK == 0 || c * CHUNK + lane % 4 * LANE < K_STORED;
         if (left >= 16 && K_STORED % CHUNK == 0) {
@@ -94,7 +94,7 @@ struct Worker {
         }
     }
 
-    // 16 values of the team's, `block` of them further on.
+    // Loads 16 values of the team's tile, from block `block` on.
     __device__ __forceinline__ void load_values(int ahead, int block, int left) {
         if (left >= 16 * block + 16 && V_STORED % PART == 0) {
 #pragma unroll
@@ -119,7 +119,7 @@ struct Worker {
         }
     }
 
-    // From products with keys to the weights that values are multiplied with.
+    // Turns products with keys into the probabilities that values are multiplied by.
     __device__ __forceinline__ void weigh(float (*s)[4], u32 (*probs)[2], const Cache& c, const float* steps,
                                           const Exchange& team) {
         float inverse[2];
@@ -157,7 +157,7 @@ struct Worker {
         }
     }
 
-    // Raise the references of the whole team to the highest there is, where any of its tokens passes one by too much.
+    // Raises the references of the whole team to its largest logits, if any token exceeds one by HEADROOM.
     __device__ __forceinline__ void raise(const float (*s)[4], bool raises, const Exchange& team) {
         raises = __any_sync(0xffffffff, raises);
         float highest[TILES][2];
@@ -177,7 +177,7 @@ struct Worker {
                 for (int t = 0; t < TILES; t++)
 #pragma unroll
                     for (int h = 0; h < 2; h++) team.highest[member * ROWS + 8 * t + 2 * lane + h] = highest[t][h];
-            bar_sync(team.barrier, 32 * TEAM);  // every warp of the team has said whether it raises, and to what
+            bar_sync(team.barrier, 32 * TEAM);  // every warp has written whether it raises, and to what
             raises = false;
 #pragma unroll
             for (int m = 0; m < TEAM; m++) {

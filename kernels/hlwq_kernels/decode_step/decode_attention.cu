@@ -1,8 +1,13 @@
-// Attention of one new token a sequence over a dense cache, split along the cache. A CTA takes some slots of one
-// key/value head for some of its query heads, a warp one slot after the other; a second kernel joins the splits.
+// Attention of one new token per sequence over a dense cache, divided into splits along the cache (split-KV).
 //
-// Macros: INPUT and OUTPUT, alike, of queries, cache, mask and results, of 16 bits; SIZE of a head, a multiple of 64,
-// at most 512; GROUP, query heads of a CTA; THREADS.
+// Layout: a CTA takes the slots of one split, for one key/value head and GROUP of its query heads. Each warp takes
+// every WARPS-th run of AHEAD slots. combine_decode_splits adds the splits.
+//
+// Macros:
+//   INPUT, OUTPUT  the dtype of queries, cache, mask and results, equal, of 16 bits
+//   SIZE           values of a head, a multiple of 64, at most 512; bounds the registers of a thread
+//   GROUP          query heads of a CTA: 1, 2 or 4
+//   THREADS        of a CTA
 
 #include "common/reduce.cuh"
 #include "common/types.cuh"
@@ -30,10 +35,12 @@ __device__ __forceinline__ void load_row(Row& row, const u16* x, int lane) {
     }
 }
 
-// query (rows, heads, SIZE); keys, values (rows, key heads, slots, SIZE), of which `length` slots count; mask (rows,
-// length), added; splits float32 (rows, heads, gridDim.x, SIZE) and sizes (rows, heads, gridDim.x, 2): sums of values,
-// under the exponential of the largest score, which comes first, and the sum of weights. gridDim: splits, heads /
-// GROUP, rows.
+// query:         (rows, heads, SIZE), INPUT
+// keys, values:  (rows, key_heads, slots, SIZE), INPUT; the first `length` slots are read
+// mask:          (rows, length), INPUT, added to scores; or null
+// splits:        float32 (rows, heads, number of splits, SIZE): sums of values, weighted by exp(score - maximum)
+// sizes:         float32 (rows, heads, number of splits, 2): the maximum of the scores and the sum of the weights
+// grid:          (splits, heads / GROUP, rows)
 extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16* query, const u16* keys,
                                                                        const u16* values, i64 key_heads, i64 slots,
                                                                        i64 length, const void* mask, float scaling,
@@ -48,7 +55,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
     const u16* v = values + (row * key_heads + key_head) * slots * SIZE;
     const i64 per_cta = (length + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * per_cta;
     const i64 end = begin + per_cta < length ? begin + per_cta : length;
-    griddepcontrol_wait();  // queries and the cache's new row come from the kernel before
+    griddepcontrol_wait();  // the previous kernel writes queries and the new slot of the cache
     Row q[GROUP], sums[GROUP] = {};
     float most[GROUP], sum[GROUP];
 #pragma unroll
@@ -100,13 +107,13 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
     const i64 head = row * heads + first_head;
 #pragma unroll
     for (int g = 0; g < GROUP; g++) {
-        __syncthreads();  // every warp's maxima and sums are there, and the head before has been read
+        __syncthreads();  // every warp's maxima and sums are written, and the previous head has been read
         float now = LOWEST;
         for (int w = 0; w < WARPS; w++) now = fmaxf(now, most_of[w][g]);
         const float shrink = __expf(most[g] - now);
 #pragma unroll
         for (int j = 0; j < EACH; j++) row_of[warp][value_index(j, lane)] = sums[g].v[j] * shrink;
-        __syncthreads();  // every warp's row is there
+        __syncthreads();  // every warp's row is written
         const i64 part = (head + g) * gridDim.x + blockIdx.x;
         for (int i = threadIdx.x; i < SIZE; i += THREADS) {
             float all = 0.0f;
@@ -121,13 +128,16 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
     }
 }
 
-// splits and sizes as above, at most 64 of a head; y (rows, heads, SIZE). A CTA of SIZE / 4 threads, or 32, takes a
-// head.
+// Adds the splits of a head. A CTA takes a head, a thread four of its values; it has at least 32 threads.
+//
+// splits, sizes:  as above
+// count:          splits per head, at most 64
+// y:              (rows, heads, SIZE), OUTPUT
 extern "C" __global__ void combine_decode_splits(const float* splits, const float* sizes, i64 count, void* y) {
     griddepcontrol_launch_dependents();
     __shared__ float fractions[64];
     const i64 head = blockIdx.x;
-    griddepcontrol_wait();  // the splits come from the kernel before
+    griddepcontrol_wait();  // the previous kernel writes the splits
     if (threadIdx.x < 32) {
         float most[2], sum[2], now = LOWEST, all = 0.0f;
 #pragma unroll
@@ -144,7 +154,7 @@ extern "C" __global__ void combine_decode_splits(const float* splits, const floa
 #pragma unroll
         for (int j = 0; j < 2; j++) fractions[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
     }
-    __syncthreads();  // the splits' fractions are there
+    __syncthreads();  // the fractions of the splits are written
     for (int i = threadIdx.x * 4; i < SIZE; i += blockDim.x * 4) {
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 8

@@ -1,9 +1,14 @@
-// RMS norms that follow one another, and the sums between them. A CTA takes a row, a thread eight of its columns.
+// RMS norms of a decode step, fused with the additions around them.
 //
-// Whatever torch would store in between is rounded here as there, so that a chain of norms differs from torch's by the
-// order of its sums only.
+// Layout: a CTA takes a row, a thread eight of its columns.
 //
-// Macros: COLUMNS, a multiple of 8; THREADS, COLUMNS / 8 in whole warps; INPUT and OUTPUT alike.
+// Intermediate values are rounded wherever torch would store them, so a chain of norms differs from torch's only by the
+// order of sums.
+//
+// Macros:
+//   COLUMNS        of a row, a multiple of 8, at most 8192
+//   THREADS        COLUMNS / 8, rounded up to warps
+//   INPUT, OUTPUT  the dtype of all tensors, equal
 
 #include "common/types.cuh"
 
@@ -13,7 +18,7 @@ struct Eight {
     float v[8];
 };
 
-// Zeros beyond the columns, and where there is nothing to load.
+// Eight values of a row; zeros beyond the columns or if x is null.
 __device__ __forceinline__ Eight load_row8(const void* x, i64 row) {
     Eight e = {};
     if (!x || threadIdx.x * 8 >= COLUMNS) return e;
@@ -47,20 +52,20 @@ __device__ __forceinline__ void store_row8(void* y, i64 row, const Eight& e) {
 #endif
 }
 
-// 1 / sqrt(mean square + eps) of two rows at once, known to the whole CTA.
+// 1 / sqrt(mean square + eps) of two rows at once; every thread of the CTA gets it.
 __device__ __forceinline__ float2 inverse_sizes(const Eight& a, const Eight& b, float eps, int turn) {
-    __shared__ float2 sums[4][WARPS];  // a place for each turn, so that one barrier does
+    __shared__ float2 sums[4][WARPS];  // one row for each turn, so one barrier is enough
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < 8; i++) sum.x += a.v[i] * a.v[i], sum.y += b.v[i] * b.v[i];
-    // Both sums step by step: two calls of warp_reduce_sum compile to other machine code.
+    // Both sums are reduced in one loop: two calls of warp_reduce_sum compile to different machine code.
 #pragma unroll
     for (int h = 16; h; h /= 2) {
         sum.x += __shfl_xor_sync(0xffffffff, sum.x, h);
         sum.y += __shfl_xor_sync(0xffffffff, sum.y, h);
     }
     if (threadIdx.x % 32 == 0) sums[turn][threadIdx.x / 32] = sum;
-    __syncthreads();  // every warp's sums are there; the next turn uses another row of `sums`, so none follows
+    __syncthreads();  // every warp's sums are complete; no second barrier: the next turn has its own row
     float2 all = make_float2(0.0f, 0.0f);
     for (int w = 0; w < WARPS; w++) all.x += sums[turn][w].x, all.y += sums[turn][w].y;
     return make_float2(1.0f / sqrtf(all.x / COLUMNS + eps), 1.0f / sqrtf(all.y / COLUMNS + eps));
@@ -70,7 +75,7 @@ __device__ __forceinline__ float inverse_size(const Eight& a, float eps, int tur
     return inverse_sizes(a, Eight{}, eps, turn).x;
 }
 
-// A norm without a weight has a null for it.
+// `there` is the pointer to the weight; null stands for a norm without a weight.
 __device__ __forceinline__ Eight normed(const Eight& x, float inverse, const Eight& weight, const void* there) {
     Eight y;
 #pragma unroll
@@ -85,16 +90,19 @@ __device__ __forceinline__ Eight sum_of(const Eight& a, const Eight& b) {
     return y;
 }
 
-// After attention: sum = residual + norm(x); of it a norm for the dense layer, and where `router` is not null one for
-// the experts and one, without a weight, times scale (COLUMNS,) times root, for their router. All but the weights
-// (rows, COLUMNS).
+// After attention: sum = residual + norm(x), and norms of the sum for the dense layer, the experts and their router.
+//
+// x, residual:                     (rows, COLUMNS), INPUT
+// weight, for_dense, for_experts:  (COLUMNS,), INPUT, weights of the norms; null for a norm without a weight
+// scale, root:                     factors of the router's norm, which has no weight: (COLUMNS,) and one number
+// sum, dense, experts, router:     (rows, COLUMNS), OUTPUT; without experts the last two are null
 extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_pre_ffn(
     const void* x, const void* residual, const void* weight, const void* for_dense, const void* for_experts,
     const void* scale, float root, float eps, void* sum, void* dense, void* experts, void* router) {
     griddepcontrol_launch_dependents();
     const Eight w = load_row8(weight, 0), w_dense = load_row8(for_dense, 0), w_experts = load_row8(for_experts, 0);
     const Eight scales = load_row8(scale, 0);
-    griddepcontrol_wait();  // rows come from the kernel before; weights, read above, do not
+    griddepcontrol_wait();  // the previous kernel writes the rows; it does not write the weights, read above
     const i64 row = blockIdx.x;
     const Eight a = load_row8(x, row), r = load_row8(residual, row);
     const Eight total = sum_of(r, normed(a, inverse_size(a, eps, 0), w, weight));
@@ -109,8 +117,13 @@ extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_pre_ffn(
     store_row8(router, row, routed);
 }
 
-// After the dense layer and, where `experts` is not null, the experts: y = norm(dense) + norm(experts), else y = dense;
-// out = (residual + norm(y)) * scalar (1,), and where `next` is not null a norm of it, the next layer's first.
+// After the feed-forward layers: y = norm(dense) + norm(experts), or y = dense without experts. Then
+// out = (residual + norm(y)) * scalar, and the next layer's first norm of out.
+//
+// dense, experts, residual:               (rows, COLUMNS), INPUT; experts may be null
+// of_dense, of_experts, weight, of_next:  (COLUMNS,), INPUT, weights of the norms
+// scalar:                                 (1,), INPUT
+// out, next:                              (rows, COLUMNS), OUTPUT; next may be null
 extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_post_ffn(
     const void* dense, const void* experts, const void* residual, const void* of_dense, const void* of_experts,
     const void* weight, const void* scalar, const void* of_next, float eps, void* out, void* next) {
@@ -118,7 +131,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void fused_add_rmsnorm_post_ffn
     const Eight w_dense = load_row8(of_dense, 0), w_experts = load_row8(of_experts, 0), w = load_row8(weight, 0);
     const Eight w_next = load_row8(of_next, 0);
     const float factor = load_input(scalar, 0);
-    griddepcontrol_wait();  // as above
+    griddepcontrol_wait();  // the previous kernel writes the rows
     const i64 row = blockIdx.x;
     const Eight a = load_row8(dense, row), b = load_row8(experts, row), r = load_row8(residual, row);
     Eight y = a;

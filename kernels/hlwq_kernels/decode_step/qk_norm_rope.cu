@@ -1,18 +1,28 @@
-// Heads of one new token a sequence: queries, keys and values are normed, queries and keys turned by their position,
-// keys and values put into the cache. A warp takes a head; lane l holds values l, l + 32, ... of it.
+// The heads of one new token per sequence: queries, keys and values are normed, queries and keys rotated by their
+// position (RoPE), keys and values written to the cache.
 //
-// Rounded wherever torch would store, see decode_step/norms.cu.
+// Layout: a warp takes a head; lane l holds values l, l + 32, ... of it. Values are rounded wherever torch would store
+// them (decode_step/norms.cu).
 //
-// Macros: SIZE of a head, a multiple of 64; QUERIES, KEYS, heads of each kind; THREADS, 32; INPUT and OUTPUT, alike.
+// Macros:
+//   SIZE           values of a head, a multiple of 64
+//   QUERIES, KEYS  heads of each kind; there are as many value heads as key heads
+//   THREADS        32
+//   INPUT, OUTPUT  the dtype of all tensors, equal
 
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int EACH = SIZE / 32;
 
-// queries (rows, QUERIES, SIZE), keys and values (rows, KEYS, SIZE), with so many elements from row to row; norms'
-// weights (SIZE,), none for values; cosines, sines (rows, SIZE); slot (1,); out (rows, QUERIES, SIZE); caches (rows,
-// KEYS, slots, SIZE).
+// queries:                   (rows, QUERIES, SIZE), INPUT, rows query_stride elements apart
+// keys, values:              (rows, KEYS, SIZE), INPUT, rows key_stride and value_stride elements apart
+// query_weight, key_weight:  (SIZE,), INPUT; the norm of values has no weight
+// cosines, sines:            (rows, SIZE), INPUT
+// slot:                      (1,), where the token goes in the cache
+// out:                       (rows, QUERIES, SIZE), OUTPUT
+// key_cache, value_cache:    (rows, KEYS, slots, SIZE), OUTPUT
+// grid:                      (QUERIES + 2 * KEYS, rows)
 extern "C" __global__ __launch_bounds__(THREADS) void qk_norm_rope_append(
     const void* queries, i64 query_stride, const void* keys, i64 key_stride, const void* values, i64 value_stride,
     const void* query_weight, const void* key_weight, const void* cosines, const void* sines, const i64* slot,
@@ -26,7 +36,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void qk_norm_rope_append(
     float w[EACH], x[EACH], squares = 0.0f;
 #pragma unroll
     for (int j = 0; j < EACH; j++) w[j] = value ? 1.0f : load_input(weight, j * 32 + lane);
-    griddepcontrol_wait();  // heads come from the kernel before; weights, read above, do not
+    griddepcontrol_wait();  // the previous kernel writes the heads; it does not write the weights, read above
     const void* from = query ? queries : value ? values : keys;
     const i64 at = row * (query ? query_stride : value ? value_stride : key_stride) + own * SIZE;
 #pragma unroll

@@ -1,15 +1,19 @@
-// y = x W^T for a few tokens, straight from packed codes: W is read once, at its true width, and never decoded to
-// memory.
+// y = x W^T for up to 16 tokens, directly from packed codes. W is read once and never decoded to memory.
 //
-// A warp takes 16 rows of W. Each lane reads 32 codes of two of them, takes pairs of weights from the table
-// (common/dequant.cuh), multiplies them by the block's scale as a share of the row's base, and hands them to the tensor
-// cores as they are: they are the first operand of an MMA whose second are the rotated activations of up to 8 * TILES
-// tokens. Sums are float32. SPLIT warps share the columns of a row group; the other 8 / SPLIT of a CTA take other rows.
-// A CTA makes its tables once and goes through the groups: what it reads first of the next ones is on its way while the
-// last ones are summed up.
+// Layout: a warp takes 16 rows of W, which are the first operand of an MMA. The second operand are the rotated
+// activations of up to 8 * TILES tokens. Each lane reads 32 codes of two rows and looks up pairs of weights
+// (common/dequant.cuh). It multiplies them by the block's scale relative to the row's base. Sums are float32.
 //
-// Macros, beside those of common/dequant.cuh: N, the block size; LOG8, whether scales are steps below a row's base,
-// else fp16 norms; SPLIT; TILES.
+//     CTA = 8 warps; SPLIT warps share the columns of 16 rows, the other 8 / SPLIT take other rows
+//
+// CTAs are persistent: a CTA builds its table once and loops over groups of rows. The first codes of the next group are
+// loaded while the last sums are added.
+//
+// Macros, in addition to those of common/dequant.cuh:
+//   N      weights per block
+//   LOG8   1: a scale is a byte, a step below its row's base; 0: a scale is an fp16 norm
+//   SPLIT  warps that share a row group: 1, 2, 4 or 8
+//   TILES  groups of 8 tokens: 1 or 2; bounds the accumulators and the CTAs per multiprocessor
 
 #include "common/dequant.cuh"
 #include "common/reduce.cuh"
@@ -22,7 +26,8 @@ struct RowPair {
     u32 scale[2];
 };
 
-// Where a lane's two rows lie, which are 8 apart; what lies beyond the last row is computed of another and dropped.
+// The pointers to a lane's two rows, which are 8 rows apart. A row beyond the last is computed from another row, and
+// its result is dropped.
 struct RowPtrs {
     const u8 *codes, *scales;
     int codes_apart, scales_apart;
@@ -37,7 +42,7 @@ __device__ __forceinline__ RowPtrs row_ptrs(const u8* codes, const u8* scales, i
     return {codes + at * row_bytes, scales + at * row_scales, apart * row_bytes, apart * row_scales};
 }
 
-// The words of 32 codes of both rows from column k on, and the scales of the blocks that they are in.
+// Loads 32 codes of both rows from column k on, and the scales of their blocks.
 __device__ __forceinline__ void fetch(RowPair& piece, const RowPtrs& p, int k, int columns, bool inside) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
@@ -67,7 +72,7 @@ __device__ __forceinline__ void step(float (*sums)[4], const RowPair& p, const u
     if constexpr (P + 2 < 16) step<P + 2>(sums, p, scales, x, table, copy);
 }
 
-// `x` points at the lane's next 32 activations, in each tile those of its token.
+// Multiplies a piece. `x` points to the activations of the lane's token in each tile, `k` is the lane's column.
 __device__ __forceinline__ void consume(float (*sums)[4], const RowPair& piece, const u16* const* x, int k,
                                         const float* inverse, u32 table, const u32* steps, u32 copy) {
     u32 values[TILES][16];
@@ -85,21 +90,31 @@ __device__ __forceinline__ void consume(float (*sums)[4], const RowPair& piece, 
     step<0>(sums, piece, scales, values, table, copy);
 }
 
-// The bases of both rows, as they are stored.
+// Loads the bases of both rows, bf16 as stored.
 __device__ __forceinline__ void fetch_bases(u32* bases, const u16* base, i64 row, i64 rows) {
 #pragma unroll
     for (int r = 0; r < 2; r++) bases[r] = LOG8 && row + 8 * r < rows ? base[row + 8 * r] : 0;
 }
 
-// The largest norm of a row: each of its four lanes looks at every fourth.
+// The largest norm of a row. Each of its four lanes reads every fourth norm.
 __device__ __forceinline__ float largest_norm(const u8* scales, i64 blocks, int quarter) {
     float largest = 0.0f;
     for (i64 b = quarter; b < blocks; b += 4) largest = fmaxf(largest, half_to_float(((const u16*)scales)[b]));
     return warp_reduce_max_up<1, 4>(largest);
 }
 
-// x fp16 (tokens, columns) and units float32 (tokens,), as rotate_rows leaves them; codes, scales, base of W; centroids
-// float32 (2^BITS,); steps float32 (256,); bias of y's type or null; y (tokens, rows).
+// __launch_bounds__: 3 or 2 CTAs per multiprocessor bound the registers. On an H100 396 CTAs of one tile run at once
+// (docs/log.md, "A few tokens: CTAs that stay"); other bounds were not measured.
+//
+// x:          fp16 (tokens, columns), written by rotate_rows; at most 8 * TILES tokens
+// units:      float32 (tokens,), the factor of each row of x
+// codes:      u8 (rows, columns * BITS / 8)
+// scales:     u8 or fp16 (rows, columns / N)
+// base:       bf16 (rows,); not read without LOG8
+// centroids:  float32 (2^BITS,)
+// steps:      float32 (256,), the factor of each scale byte
+// bias:       (rows,), OUTPUT, or null
+// y:          (tokens, rows), OUTPUT
 extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_small_m(
     const u16* x, const float* units, i64 tokens, const u8* codes, const u8* scales, const u16* base,
     const float* centroids, const float* steps, const void* bias, i64 rows, i64 columns, void* y) {
@@ -110,7 +125,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quarter = lane % 4, part = warp % SPLIT,
               way = warp / SPLIT;
     const u32 table_at = (u32)__cvta_generic_to_shared(table);
-    // Through a shuffle, so that the compiler does not know its bits: it would mask them anew for every pair.
+    // The shuffle hides the value's range from the compiler, which would otherwise mask the bits for every pair.
     const u32 copy = __shfl_sync(0xffffffff, threadIdx.x % COPIES * 4, lane);
     const i64 rows_at_once = WAYS * ROWS, step_rows = gridDim.x * rows_at_once;
     const int first = part * CHUNK + quarter * LANE_CODES, end = (int)columns;
@@ -119,13 +134,13 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
     RowPtrs at = row_ptrs(codes, scales, row, rows, end);
     RowPair now = {}, next = {};
     u32 bases[2];
-    fetch(now, at, first, end, row - lane / 4 < rows && first < end);  // on its way while the tables are made
+    fetch(now, at, first, end, row - lane / 4 < rows && first < end);  // these loads run while the tables are built
     fetch_bases(bases, base, row, rows);
     build_lut(table, centroids, own);
     if (LOG8)
         for (int k = threadIdx.x; k < 256; k += THREADS) step_table[k] = float_to_half(steps[k]) * 0x10001;
-    __syncthreads();        // the tables are there
-    griddepcontrol_wait();  // the rotated activations are there
+    __syncthreads();        // the tables are complete
+    griddepcontrol_wait();  // the previous kernel writes the rotated activations
     const u16* lane_x[TILES];
     float unit[TILES][2];
 #pragma unroll
@@ -133,8 +148,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
 #pragma unroll
         for (int i = 0; i < 2; i++)
             unit[t][i] = 2 * quarter + i + 8 * t < tokens ? units[2 * quarter + i + 8 * t] : 0.0f;
-        const i64 token =
-            lane / 4 + 8 * t;  // a lane without a token takes the last one's: what it makes of it is dropped
+        const i64 token = lane / 4 + 8 * t;  // a lane without a token reads the last token; its result is dropped
         lane_x[t] = x + (token < tokens ? token : tokens - 1) * columns;
     }
     for (; first_row < rows; first_row += step_rows, row += step_rows) {
@@ -153,7 +167,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
         float sums[TILES][4] = {};
         for (int k = first; mine && k - quarter * LANE_CODES < end; k += STRIDE_K) {
             fetch(next, at, k + STRIDE_K, end, k + STRIDE_K < end);
-            // A lane beyond the end has scales of zero; it reads activations that are there.
+            // A lane beyond the last column has scales of zero and reads valid activations.
             consume(sums, now, lane_x, k < end ? k : 0, inverse, table_at, step_table, copy);
             now = next;
         }
@@ -165,7 +179,7 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 sums_of[warp][t][lane / 4 + i / 2 * 8][2 * quarter + i % 2] = sums[t][i] * size[i / 2] * unit[t][i % 2];
-        __syncthreads();  // every warp's sums are there
+        __syncthreads();  // every warp's sums are complete
         for (int i = threadIdx.x; i < WAYS * TILES * 8 * ROWS; i += THREADS) {
             const int row_in = i % ROWS, column = i / ROWS % (8 * TILES), which = i / ROWS / (8 * TILES);
             const i64 out = first_row + which * ROWS + row_in;
@@ -175,6 +189,6 @@ extern "C" __global__ __launch_bounds__(THREADS, TILES == 1 ? 3 : 2) void gemm_s
             for (int w = 0; w < SPLIT; w++) sum += sums_of[which * SPLIT + w][column / 8][row_in][column % 8];
             store(y, column * rows + out, bias ? sum + load_output(bias, out) : sum);
         }
-        __syncthreads();  // everybody has read the sums, which the next rows overwrite
+        __syncthreads();  // every thread has read the sums; the next rows overwrite them
     }
 }

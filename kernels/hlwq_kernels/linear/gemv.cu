@@ -1,20 +1,35 @@
-// Products of one token, or of one token with each of its experts, with coded weights: W is read once, at its true
-// width.
+// Products of one token with a coded weight, or of each token with each of its experts. Every code is read once, and
+// weights are never written to memory.
 //
-// A thread owns 32 columns: it keeps their activations in registers and goes through rows, so that a row is read by
-// neighbouring threads at once and the activations are read once. A CTA takes TEAMS rows at a time, SLICES threads a
-// row, and rotates the activations itself, while the first codes are on their way. Pairs of weights come from the table
-// (common/dequant.cuh); products are added four at a time in fp16, those sums in float32, under the block's scale.
+// Layout: a thread owns 32 neighbouring columns (a slice). It keeps their rotated activations in registers and goes
+// through rows, so neighbouring threads read neighbouring bytes of a row.
 //
-// Macros, beside those of common/dequant.cuh and common/hadamard.cuh: LOG8, whether scales are steps below a row's
-// base, else fp16 norms; COLUMNS, padded; TEAMS; THREADS, TEAMS * SLICES rounded up to warps; CTAS a multiprocessor;
-// EXPERTS, 0 none, 1 the token goes to each of TOP_K experts, 2 the token's TOP_K rows of x go to their experts and the
-// results are summed; NAME, by which a profile tells the three apart.
+//     CTA = TEAMS teams; a team = SLICES threads = one row at a time
+//     row:  | slice 0 | slice 1 | ... |        a thread multiplies a slice, eight lanes add the sums of a row
+//
+// The CTA rotates the activations while its first codes are being loaded. Pairs of weights come from a table in shared
+// memory (common/dequant.cuh). Four products are added in fp16, these sums in float32, and the scale of the block is
+// applied to the float32 sum.
+//
+// Macros, in addition to those of common/dequant.cuh and common/hadamard.cuh:
+//   LOG8     1: a scale is a byte, a step below its row's base; 0: a scale is an fp16 norm
+//   COLUMNS  columns of W, padded to whole blocks; bounds the activations in shared memory
+//   TEAMS    rows that a CTA takes at once
+//   THREADS  TEAMS * SLICES, rounded up to warps; at least BATCH * TEAMS
+//   CTAS     CTAs per multiprocessor; bounds the registers of a thread
+//   EXPERTS  0: one weight; 1: each token times each of its TOP_K experts; 2: the TOP_K rows of a token times their
+//            experts, summed with topk_weights
+//   TOP_K    experts per token
+//   NAME     the kernel's name; profiles show the three kinds apart
 
 #include "common/dequant.cuh"
 #include "common/hadamard.cuh"
 #include "common/reduce.cuh"
 
+// AHEAD rows of a thread are being loaded while it computes. With 352 threads 2, 4 and 6 rows took 233, 227 and 246 us
+// for 262144 x 2816 (one H100, docs/log.md, 2026-11-25, "Products with codes, one token"). BATCH rows are summed per
+// barrier. Six instead of four, for experts, were tried only with other changes and taken back (docs/log.md,
+// 2026-11-28).
 constexpr int PER_EXPERT = COLUMNS / LANE_CODES, SLICES = PER_EXPERT * (EXPERTS == 2 ? TOP_K : 1);
 constexpr int ROW_BYTES = COLUMNS / 8 * BITS, BLOCKS = COLUMNS / N, SCALE_BYTES = BLOCKS * (LOG8 ? 1 : 2);
 constexpr int X_BLOCKS = SLICES * LANE_CODES / N, AHEAD = 2, BATCH = 4, WARPS = THREADS / 32;
@@ -33,10 +48,19 @@ __device__ __forceinline__ float four(const Planes& w, const u32* x, u32 table, 
     return half_to_float((u16)sum) + half_to_float((u16)(sum >> 16));
 }
 
-// x: a row of in_columns a token, with EXPERTS 2 TOP_K rows, with a gate twice as wide. codes, scales, base of
-// (experts,) rows, those of an expert *_stride bytes after those of the one before; centroids float32 (2^BITS,); steps
-// float32 (256,); bias of y's type or null; topk_ids, topk_weights (tokens, TOP_K); y (tokens, rows), with EXPERTS 1
-// (tokens, TOP_K, rows). An expert that is not there counts as zeros.
+// An id that is not an expert's gives zeros.
+//
+// x:             (tokens, in_columns), INPUT; (tokens * TOP_K, in_columns) with EXPERTS 2; twice as wide with GATE
+// codes:         u8 (experts, rows, ROW_BYTES), experts codes_stride bytes apart
+// scales:        u8 or fp16 (experts, rows, BLOCKS), experts scales_stride bytes apart
+// base:          bf16 (experts, rows), experts base_stride bytes apart; not read without LOG8
+// centroids:     float32 (2^BITS,)
+// steps:         float32 (256,), the factor of each scale byte
+// bias:          (rows,), OUTPUT, or null
+// topk_ids:      (tokens, TOP_K), with EXPERTS 1 and 2
+// topk_weights:  (tokens, TOP_K), with EXPERTS 2
+// y:             (tokens, rows), OUTPUT; (tokens, TOP_K, rows) with EXPERTS 1
+// grid:          x: CTAs along the rows; y: tokens, or TOP_K with EXPERTS 1; z: tokens with EXPERTS 1
 extern "C" __global__ __launch_bounds__(THREADS,
                                         CTAS) void NAME(const void* x, i64 in_columns, const u8* codes,
                                                         const u8* scales, const u16* base, const float* centroids,
@@ -62,10 +86,10 @@ extern "C" __global__ __launch_bounds__(THREADS,
             for (int k = t + THREADS; k < 256; k += THREADS) step_table[k] = steps[k];
     };
     if (EXPERTS) build_luts();
-    if (EXPERTS) griddepcontrol_wait();  // the experts' numbers come from the kernel before
+    if (EXPERTS) griddepcontrol_wait();  // the previous kernel writes topk_ids
     const i64 expert = EXPERTS ? topk_ids[token * TOP_K + slot] : 0;
     const bool known = expert >= 0 && expert < experts;
-    // A thread beyond the last team reads what the first does, and nobody reads its sums.
+    // A thread beyond the last team reads the rows of the first team; its sums are not used.
     const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, mine = start + team % TEAMS;
     if (EXPERTS) {
         codes += (known ? expert : 0) * codes_stride;
@@ -95,16 +119,16 @@ extern "C" __global__ __launch_bounds__(THREADS,
         if (EXPERTS == 2 && LOG8) own_base += stride;
     };
 #pragma unroll
-    for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // on their way while the rest is made ready
+    for (int d = 0; d < AHEAD; d++) fetch(ring[d], mine + d * stride);  // loads run during the preparation
     if (!EXPERTS) build_luts();
-    if (!EXPERTS) griddepcontrol_wait();  // the activations come from the kernel before
+    if (!EXPERTS) griddepcontrol_wait();  // the previous kernel writes x
     for (int some = warp; some * TOGETHER < X_BLOCKS; some += WARPS) {
         const int block = some * TOGETHER + lane / LANES, within = lane % LANES * 8;
         float v[8];
         load_columns8(v, x, EXPERTS == 2 ? token * TOP_K + block / BLOCKS : token, in_columns,
                       block < X_BLOCKS ? block % BLOCKS * N + within : in_columns);
         rotate_eight(v, lane);
-        // The block's largest goes to [2^9, 2^10): four products with the largest centroid stay below 2^15.
+        // Scale the block's largest value to [2^9, 2^10): four products with the largest centroid stay below 2^15.
         const int exponent = exponent_of(largest_of_eights(v)) - 9;
         if (block >= X_BLOCKS) continue;
         if (lane % LANES == 0) units[block] = power_of_two(exponent) * ROOT * (LOG8 ? 1.0f : ROOT);
@@ -113,7 +137,7 @@ extern "C" __global__ __launch_bounds__(THREADS,
             make_uint4(pack_half2(v[0] * unit, v[1] * unit), pack_half2(v[2] * unit, v[3] * unit),
                        pack_half2(v[4] * unit, v[5] * unit), pack_half2(v[6] * unit, v[7] * unit));
     }
-    __syncthreads();  // tables and rotated activations are there
+    __syncthreads();  // tables and rotated activations are complete
     u32 values[16];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -124,9 +148,9 @@ extern "C" __global__ __launch_bounds__(THREADS,
                                                         : EXPERTS == 2 ? topk_weights[token * TOP_K + slot]
                                                                        : 1.0f);
     const u32 table_at = (u32)__cvta_generic_to_shared(table);
-    // Through a shuffle, so that the compiler does not know its bits: it would mask them anew for every pair.
+    // The shuffle hides the value's range from the compiler, which would otherwise mask the bits for every pair.
     const u32 copy = __shfl_sync(0xffffffff, t % COPIES * 4, lane);
-    __syncthreads();  // the activations make room for sums
+    __syncthreads();  // every thread has its activations; sums take their place
     int buffer = 0, turn = 0;
     for (int group = start; group < end; group += BATCH * stride, buffer ^= 1) {
         float size = 1.0f, offset = 0.0f;
@@ -149,8 +173,8 @@ extern "C" __global__ __launch_bounds__(THREADS,
             }
         }
         if (t < BATCH * TEAMS) sizes[buffer][t] = size, offsets[buffer][t] = offset;
-        __syncthreads();  // the batch's sums are there; one barrier is enough, because `buffer` alternates
-        // Eight lanes a row; in every batch other warps, while the rest go on.
+        __syncthreads();  // the batch's sums are complete; one barrier is enough, because `buffer` alternates
+        // Eight lanes add the sums of a row. Each batch uses other warps; the remaining warps go on.
         for (int four_rows = (warp + turn) % WARPS; four_rows * 4 < BATCH * TEAMS; four_rows += WARPS) {
             const int r = four_rows * 4 + lane / 8, row = group + r / TEAMS * stride + r % TEAMS;
             float sum = 0.0f;

@@ -1,7 +1,16 @@
-// Rows of activations, rotated block by block and rounded to fp16 under a power of two of their own. A CTA takes a row.
+// Rotates rows of activations block by block and rounds them to fp16, each row under a power of two of its own. Output
+// is what gemm_small_m reads.
+//
+// Layout: a CTA takes a row, a warp a block; lane l holds values l, l + 32, ... of it.
+//
+// Macros: those of common/hadamard.cuh. A CTA has at most 32 warps.
 
 #include "common/hadamard.cuh"
 
+// x:      (rows, columns), INPUT; (rows, 2 * columns) with GATE
+// blocks: of a row; columns beyond the last are zeros
+// out:    fp16 (rows, blocks * N)
+// units:  float32 (rows,), the factor of each row of out
 extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u16* out, float* units) {
     griddepcontrol_launch_dependents();
     __shared__ float largest_of[32];
@@ -14,9 +23,9 @@ extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u
         largest = fmaxf(largest, largest_in_warp(v));
     }
     if (lane == 0) largest_of[warp] = largest;
-    __syncthreads();  // every warp's largest value is there
+    __syncthreads();  // every warp's largest value is known
     for (int w = 0; w < warps; w++) largest = fmaxf(largest, largest_of[w]);
-    // The row's largest value goes to [2^13, 2^14): far from overflow, and what is 2^27 times smaller is still normal.
+    // Scale the row's largest value to [2^13, 2^14): far from overflow, and a 2^27 times smaller value is still normal.
     const int exponent = exponent_of(largest) - 13;
     if (threadIdx.x == 0) units[row] = power_of_two(exponent) * ROOT;
     for (i64 block = warp; block < blocks; block += warps) {

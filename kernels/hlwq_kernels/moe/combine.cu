@@ -1,12 +1,15 @@
-// The weighed sum of the rows that each token's experts gave, wherever they lie. A CTA takes a token, a thread eight
-// columns at a time.
+// The weighted sum of the results of each token's experts, read from wherever their rows are.
 //
-// Macros: INPUT and OUTPUT, alike, of 16 bits; THREADS.
+// Layout: a CTA takes a token, a thread eight columns at a time.
+//
+// Macros: INPUT and OUTPUT, equal, a dtype of 16 bits; THREADS of a CTA, any number.
 
 #include "common/types.cuh"
 
-// rows (pairs, columns), columns a multiple of 8; row_index int64 (tokens, k), the row of each pair, negative where it
-// has none; topk_weights float32 (tokens, k); y (tokens, columns).
+// rows:          (pairs, columns), INPUT; columns is a multiple of 8
+// row_index:     (tokens, k), the row of each pair; a negative one adds nothing
+// topk_weights:  (tokens, k)
+// y:             (tokens, columns), OUTPUT
 extern "C" __global__ __launch_bounds__(THREADS) void combine_expert_outputs(const u16* rows, i64 columns,
                                                                              const i64* row_index,
                                                                              const float* topk_weights, i64 k, u16* y) {

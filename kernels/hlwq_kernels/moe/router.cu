@@ -1,16 +1,26 @@
-// The choice of experts for a few tokens: logits, the k largest, their prob_sum. A CTA takes an expert's row; the one
-// that comes last of a token's takes the logits of all and chooses.
+// Routing for a few tokens: logits = x weight^T, the TOP_K largest, and their normalized probabilities.
 //
-// Macros, beside those of common/types.cuh: EXPERTS, at most 1024; TOP_K, k; THREADS.
+// Layout: a CTA multiplies the row of one expert. The CTA of a token that finishes last reads the logits of all experts
+// and ranks them: the rank of a logit is the number of larger ones.
+//
+// Macros, in addition to those of common/types.cuh:
+//   EXPERTS  rows of the router's weight, at most 1024; bounds the logits in shared memory
+//   TOP_K    experts per token
+//   THREADS  of a CTA
 
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32;
 
-// x (tokens, columns), weight (EXPERTS, columns), scale (EXPERTS,), columns a multiple of 8; logits (tokens, EXPERTS)
-// float32 and arrived (tokens,), zeros, for the kernel's own use; topk_ids int64, topk_weights float32 (tokens, TOP_K),
-// the largest first.
+// x:             (tokens, columns), INPUT; columns is a multiple of 8
+// weight:        (EXPERTS, columns), INPUT
+// scale:         (EXPERTS,), INPUT
+// logits:        float32 (tokens, EXPERTS), scratch
+// arrived:       (tokens,), scratch: zeros before and after
+// topk_ids:      (tokens, TOP_K), the largest probability first
+// topk_weights:  (tokens, TOP_K)
+// grid:          (EXPERTS, tokens)
 extern "C" __global__ __launch_bounds__(THREADS) void route_topk(const void* x, i64 columns, const void* weight,
                                                                  const void* scale, float* logits, u32* arrived,
                                                                  i64* topk_ids, float* topk_weights) {
@@ -20,7 +30,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void route_topk(const void* x, 
     __shared__ bool last;
     const int t = threadIdx.x, expert = blockIdx.x;
     const i64 token = blockIdx.y;
-    griddepcontrol_wait();  // x comes from the kernel before
+    griddepcontrol_wait();  // the previous kernel writes x
     float sum = 0.0f;
     for (i64 at = t * 8; at < columns; at += THREADS * 8) {
 #if INPUT == FLOAT32
@@ -36,27 +46,27 @@ extern "C" __global__ __launch_bounds__(THREADS) void route_topk(const void* x, 
     }
     sum = warp_reduce_sum(sum);
     if (t % 32 == 0) sums[t / 32] = sum;
-    __syncthreads();  // every warp's sum is there
+    __syncthreads();  // every warp's sum is complete
     if (t == 0) {
         for (int w = 1; w < WARPS; w++) sum += sums[w];
-        sum = rounded(sum);  // as torch stores a logit
+        sum = rounded(sum);  // torch stores the logit in this dtype
         __stcg(logits + token * EXPERTS + expert, sum);
-        __threadfence();  // the logit is visible before the count says so
+        __threadfence();  // makes the logit visible before the count
         last = atomicAdd(arrived + token, 1) == EXPERTS - 1;
     }
     __syncthreads();  // `last` is known
     if (!last) return;
-    __threadfence();  // the counts of all CTAs are seen, so are their logits
+    __threadfence();  // makes the logits of the counted CTAs visible here
     if (t == 0) arrived[token] = 0;
     for (int i = t; i < EXPERTS; i += THREADS) all[i] = __ldcg(logits + token * EXPERTS + i);
-    for (int k = t; k < TOP_K; k += THREADS) best[k] = 0.0f, which[k] = k;  // where NaN has no rank
-    __syncthreads();                              // all logits are there, and what `best` holds without a rank
-    for (int i = t; i < EXPERTS; i += THREADS) {  // of equals the first
+    for (int k = t; k < TOP_K; k += THREADS) best[k] = 0.0f, which[k] = k;  // NaN has no rank
+    __syncthreads();                              // all logits and the defaults of `best` are written
+    for (int i = t; i < EXPERTS; i += THREADS) {  // of equal logits the first wins
         int rank = 0;
         for (int j = 0; j < EXPERTS; j++) rank += all[j] > all[i] || (all[j] == all[i] && j < i);
         if (rank < TOP_K) best[rank] = all[i], which[rank] = i;
     }
-    __syncthreads();  // the largest logits are there, in order
+    __syncthreads();  // the largest logits are written, in order
     float prob_sum = 0.0f;
     for (int k = 0; k < TOP_K; k++) prob_sum += expf(best[k] - best[0]);
     for (int k = t; k < TOP_K; k += THREADS) {

@@ -1,15 +1,25 @@
-// Which experts lie in a layer's slots, decided on the device, and the copies that follow from it.
+// Which experts are in a layer's slots, decided on the device, and the copies that follow from that. The reference in
+// offload/slots.py gives the same slots, copies and counts.
 //
-// Macros: EXPERTS and SLOTS of a layer, for `assign_slots`; THREADS; SHIFT and UNIT of a score, see offload/slots.py,
-// whose torch twin gives the same slots, copies and counts.
+// Macros:
+//   EXPERTS, SLOTS  of a layer, for the two that assign; they bound arrays in shared memory
+//   THREADS         of a CTA
+//   SHIFT, UNIT     of use counts: see offload/slots.py
 
 #include "common/ptx.cuh"
 
-// One CTA. topk_ids (pairs,), numbers that are no expert's included; of the layer slot_of (EXPERTS,), expert_in
-// (SLOTS,), both -1 for none, and scores (EXPERTS,). A layer's slots begin at `first` of all slots, those for all
-// layers' overflow at `scratch`. Writes slots (pairs,), copies (count, 2) of an expert and its slot, count, and adds to
-// counters the experts wanted and those that are missing. There must be a slot or a scratch slot for each expert
-// topk_ids.
+// Assigns slots to the experts that a step needs. One CTA. Every expert in topk_ids must find a slot or a scratch slot.
+//
+// topk_ids:   (pairs,); ids that are not an expert's are allowed
+// first:      the layer's first slot among all slots
+// scratch:    the first of the scratch slots, which all layers share
+// slot_of:    (EXPERTS,), the slot of each expert within the layer, -1 for none; updated
+// expert_in:  (SLOTS,), the expert in each slot, -1 for none; updated
+// scores:     (EXPERTS,), use counts; updated
+// slots:      (pairs,), written: the slot of each pair among all slots, -1 for no expert
+// copies:     (count, 2), written: missing experts, ascending, and their slots
+// count:      (1,), written: missing experts
+// counters:   (2,), to which needed and missing experts are added
 extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* topk_ids, i64 pairs, i64 first,
                                                                    i64 scratch, int* slot_of, int* expert_in,
                                                                    int* scores, i64* slots, int* copies, int* count,
@@ -29,9 +39,9 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
         scores[e] = score[e] = before - ((before + (1 << SHIFT) - 1) >> SHIFT) + needed[e] * UNIT;
         missing[e] = needed[e] && target[e] < 0;
     }
-    __syncthreads();  // scores are brought up to date
+    __syncthreads();  // scores are updated
     for (int s = t; s < SLOTS; s += THREADS) key[s] = held[s] < 0 ? -1 : needed[held[s]] ? BUSY : score[held[s]];
-    __syncthreads();  // every slot's key is there
+    __syncthreads();  // every slot's key is known
     for (int s = t; s < SLOTS; s += THREADS) {
         int rank = 0;
         for (int other = 0; other < SLOTS; other++) rank += key[other] < key[s] || (key[other] == key[s] && other < s);
@@ -67,9 +77,14 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
     }
 }
 
-// One CTA. Of experts that may be needed soon, topk_ids (pairs,), the likeliest first, those that have no slot get one,
-// at most `most`: that of the expert of the smallest score which is not among them. Scores stay, and scratch is not
-// touched, as other layers use it meanwhile. Writes copies and count.
+// Assigns slots to at most `most` of the experts that may be needed soon. One CTA. It evicts the experts with the
+// smallest scores that are not predicted themselves. Scores do not change. Scratch slots are not used, because other
+// layers use them at the same time.
+//
+// topk_ids:            (pairs,), predicted experts, the likeliest first
+// slot_of, expert_in:  as above; updated
+// scores:              (EXPERTS,)
+// copies, count:       as above; written
 extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64* topk_ids, i64 pairs, i64 first,
                                                                       int* slot_of, int* expert_in, const int* scores,
                                                                       i64 most, int* copies, int* count) {
@@ -83,7 +98,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64*
     __syncthreads();  // `named` is known
     for (int s = t; s < SLOTS; s += THREADS)
         key[s] = expert_in[s] < 0 ? -1 : named[expert_in[s]] ? BUSY : scores[expert_in[s]];
-    __syncthreads();  // every slot's key is there
+    __syncthreads();  // every slot's key is known
     for (int s = t; s < SLOTS; s += THREADS) {
         int rank = 0;
         for (int other = 0; other < SLOTS; other++) rank += key[other] < key[s] || (key[other] == key[s] && other < s);
@@ -106,8 +121,13 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64*
     *count = turn;
 }
 
-// Copies records, `words` times 16 bytes each, from host memory into slots, all CTAs together: a piece is what a CTA
-// has on its way at once. Adds the bytes to fetched.
+// Copies records from pinned host memory into slots, with all CTAs. A CTA copies a piece at a time: AHEAD loads of 16
+// bytes per thread. AHEAD was not measured against other numbers.
+//
+// records:  (experts, words), of 16 bytes
+// slots:    (slots, words)
+// copies:   (count, 2), experts and their slots
+// fetched:  (1,), to which the copied bytes are added
 __device__ void copy_records(const uint4* records, uint4* slots, const int* copies, const int* count, i64 words,
                              i64* fetched) {
     constexpr int AHEAD = 4, PIECE = AHEAD * THREADS;
@@ -132,7 +152,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void fetch(const uint4* records
     copy_records(records, slots, copies, count, words, fetched);
 }
 
-// The same by another name, so that profiles tell what was guessed from what was needed.
+// The same as `fetch`. The name lets profiles separate predicted copies from needed ones.
 extern "C" __global__ __launch_bounds__(THREADS) void fetch_ahead(const uint4* records, uint4* slots, const int* copies,
                                                                   const int* count, i64 words, i64* fetched) {
     copy_records(records, slots, copies, count, words, fetched);
