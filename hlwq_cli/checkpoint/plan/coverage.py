@@ -31,10 +31,21 @@ def check_coded(plan: Plan) -> None:
 def plan_warnings(plan: Plan) -> tuple[str, ...]:
     """Return what a user should know of a plan before it is run, one sentence each.
 
-    These are files of weights that are left out, and the largest kept matrices if less than half of all weights in
-    matrices are coded. A head that is tied to the embeddings counts as a matrix of its own, as it is multiplied by.
+    These are files of weights that are left out, a plan that was not held against the model's class, tensors that no
+    module takes, and the largest kept matrices if less than half of all weights in matrices are coded.
+    A head that is tied to the embeddings counts as a matrix of its own, as it is multiplied by.
     """
-    return (*plan.source.warnings, *_coverage_warnings(plan))
+    return (*plan.source.warnings, *_class_warnings(plan), *_coverage_warnings(plan))
+
+
+def _class_warnings(plan: Plan) -> list[str]:
+    found = []
+    if plan.unchecked and plan.source.config.get("architectures"):
+        found.append(f"Planned by names alone, as {plan.unchecked}: nobody checked that the result loads.")
+    if plan.unused:
+        more = f" and {len(plan.unused) - _MAX_NAMED} more" if len(plan.unused) > _MAX_NAMED else ""
+        found.append(f"No module takes {', '.join(plan.unused[:_MAX_NAMED])}{more}: kept as in the source.")
+    return found
 
 
 def _coverage_warnings(plan: Plan) -> list[str]:
