@@ -30,7 +30,8 @@ COUNTS = {
     "vocab_size_per_layer_input": VOCABULARY, "entity_vocab_size": 64, "max_position_embeddings": 256,
     "n_positions": 256, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4,
     "num_experts_per_tok": 2, "moe_topk": 2, "moe_k": 2, "top_k_experts": 2, "num_experts_per_token": 2,
-    "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+    "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "chunk_size": 16, "mamba_chunk_size": 16,
+    "mamba_d_state": 16, "state_size": 16, "ssm_state_size": 16,
 }  # fmt: skip
 """Numbers of layers, experts and rows, by the name of their setting."""
 
@@ -220,13 +221,14 @@ def set_special_tokens(config: PreTrainedConfig) -> None:
 
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}}
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
-    "bamba": {"attn_layer_indices": [1]},
+    "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 32},
     "blt": {"encoder_hash_byte_group_vocab": 300},
     "chameleon": {"vocabulary_map": {"<image>": 310, "IMGIMGAAZ": 311}},
     "codegen": {"rotary_dim": 16},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 192}},
     "emu3": {"vocabulary_map": {"<image>": 310, "<|visual token 000000|>": 311}},
     "esm": {"pad_token_id": 1, "mask_token_id": 3, "vocab_size": 64},
+    "falcon_h1": {"mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_d_head": 32},
     "gemma3n_text": {
         "num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": 192, "laurel_rank": 16,
         "layer_types": ["sliding_attention", "full_attention"] * 2, "hidden_size_per_layer_input": 64,
@@ -236,11 +238,11 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "glm4v_moe_text": {"rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [2, 3, 3]}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 16},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 32},
     "inkling2_text": {"unpadded_vocab_size": 300}, "inkling2_loop_text": {"unpadded_vocab_size": 300},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "mamba2": {"head_dim": 32, "num_heads": 8, "n_groups": 1, "state_size": 16},
+    "mamba2": {"head_dim": 32, "num_heads": 8, "n_groups": 1},
     "paddleocr_vl_text": MROPE, "qwen2_vl_text": MROPE, "qwen2_5_vl_text": MROPE, "qwen2_5_omni_text": MROPE,
     "perceiver": {"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2, "train_size": [32, 32]},
     "qwen4_exp_text": {
