@@ -55,7 +55,7 @@ BF16_ROUNDING = 0.05
 """A smaller difference in bf16 can be rounding. It is decided in float32, with weights exported to float32."""
 LARGEST_WEIGHT_ERROR = 0.08
 """Relative error of a matrix after 6 bits. Gaussian weights have .02; another matrix in its place has 1.4."""
-SECONDS_PER_TYPE = 180
+SECONDS_PER_TYPE = 300
 MEMORY_BYTES = 8 * 2**30
 NEW_TOKENS = 4
 EXPORTS = {torch.bfloat16: "bf16", torch.float32: "f32"}
@@ -482,7 +482,12 @@ def table(rows: list[Row]) -> Iterator[str]:
         difference = "-" if row.difference is None else f"{row.difference:.1g}"
         family = row.family
         cells = (family.model_type, family.class_name, family.auto_class, share, kept, difference, row.generates)
-        yield "| " + " | ".join([*cells, row.verdict.replace("|", "/")]) + " |"
+        yield "| " + " | ".join(map(cell, [*cells, row.verdict])) + " |"
+
+
+def cell(text: str) -> str:
+    """Return a text that fits a cell of a Markdown table."""
+    return text.replace("|", "/").replace("<", "&lt;")
 
 
 def page(result: Sweep, command: str) -> str:
@@ -493,10 +498,11 @@ def page(result: Sweep, command: str) -> str:
     head = [
         "# Model families",
         "",
-        f"Made by `{command}` on {date.today().isoformat()} ({versions}; {platform.machine()}, CPU).",
+        f"Made by `{command}` on {date.today().isoformat()}.",
+        f"Versions: {versions}. Machine: {platform.machine()}, CPU.",
         "",
-        f"{len(result.rows)} classes were tried: {counted}. Each is a tiny model with random weights that was "
-        "quantized with 6 bits.",
+        f"{len(result.rows)} classes were tried: {counted}.",
+        "Each is a tiny model with random weights that was quantized with 6 bits.",
         "It was verified, exported to bf16, and loaded by its class: the codes twice, the exported weights once.",
         "",
         "- `coded`: the share of the weights in matrices, embeddings and heads included. Tiny models have large",
@@ -507,9 +513,10 @@ def page(result: Sweep, command: str) -> str:
         "- `verdict`: `equal`, or `refused` by `hlwq quantize` before any work, with the reason.",
         "",
     ]
-    tail = ["", "## Not tried", "", "transformers alone does not build, save, load or run these here:", ""]
+    tail = ["", "## Not tried", "", "transformers alone does not build, save, load or run these here.", ""]
+    tail += ["| model type | class | reason |", "|---" * 3 + "|"]
     skipped = sorted(result.skipped, key=lambda entry: (entry[0].model_type, entry[0].class_name))
-    tail += [f"- {family.model_type} ({family.class_name}): {reason}" for family, reason in skipped]
+    tail += [f"| {f.model_type} | {f.class_name} | {cell(reason)} |" for f, reason in skipped]
     return "\n".join([*head, *table(result.rows), *(tail if skipped else [])]) + "\n"
 
 

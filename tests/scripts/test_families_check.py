@@ -113,4 +113,4 @@ def test_a_page_lists_what_failed_first_and_what_was_not_tried() -> None:
     rows = [line for line in lines if line.startswith("| ")]
     assert rows[1].startswith("| zoo | ZooModel | base | - |")
     assert rows[2].startswith("| llama | LlamaForCausalLM | causal | 75% | - | 0 | - | equal |")
-    assert lines[-1] == "- llama (LlamaForCausalLM): is not built"
+    assert lines[-1] == "| llama | LlamaForCausalLM | is not built |"
