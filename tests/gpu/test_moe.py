@@ -95,7 +95,7 @@ def test_wide_experts_are_summed_by_one_kernel_while_a_row_of_each_fits_a_cta(k:
         assert error(coded_experts(x, topk_ids, topk_weights, gate_up, down, gate, name), true) < 8e-3
 
 
-def test_a_cuda_graph_follows_another_choice() -> None:
+def test_a_cuda_graph_replays_another_routing() -> None:
     gate_up, down = stacked(5, 9, 2 * 96, 320), stacked(5, 9, 320, 96)
     x, topk_weights = activations(1, 320, torch.bfloat16), torch.rand(1, 4, device=CUDA)
     topk_ids = torch.tensor([[0, 1, 2, 3]], device=CUDA)

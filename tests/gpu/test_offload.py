@@ -91,7 +91,7 @@ def test_the_device_fetches_by_the_rules(resident: tuple[QuantizedWeight, Quanti
 
 @pytest.mark.parametrize("slots", [1, 5])
 @pytest.mark.parametrize("captured", [False, True])
-def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
+def test_prefetches_follow_the_rules_and_change_no_sum(
     resident: tuple[QuantizedWeight, QuantizedWeight], slots: int, captured: bool
 ) -> None:
     """Ten tokens through two layers at once, so that a copy that came too early or late would meet a reader."""
@@ -144,7 +144,7 @@ def test_guesses_are_fetched_beside_by_the_rules_and_change_no_sum(
         assert fetched[1:] == [missing, missing * record, ahead * record]
 
 
-def test_a_graph_fetches_whatever_is_chosen(resident: tuple[QuantizedWeight, QuantizedWeight]) -> None:
+def test_a_graph_fetches_the_experts_of_any_routing(resident: tuple[QuantizedWeight, QuantizedWeight]) -> None:
     layer, _ = layers(resident, 3, 4)
     x, topk_weights = activations(1, HIDDEN, torch.bfloat16), torch.rand(1, 4, device=CUDA)
     topk_ids = torch.tensor([[0, 1, 2, 3]], device=CUDA)

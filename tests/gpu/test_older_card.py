@@ -1,6 +1,6 @@
-"""Cards older than ours, as far as one can be told that it is older: without Triton like a T4, or without any kernel.
+"""Older GPUs, simulated by what they lack: Triton, like a T4, or every kernel.
 
-A T4's own machine code does not run here; that it can be compiled is tested in tests/kernels.
+The machine code of a T4 does not run here. Tests in tests/kernels compile it.
 """
 
 from __future__ import annotations

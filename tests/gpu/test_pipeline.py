@@ -135,7 +135,7 @@ def test_the_command_says_its_result_and_leaves_with_its_code(family: Family, co
     assert hlwq_process(*command, "--bits", "4").code == 5
 
 
-def test_memory_of_a_lane_is_registered_and_let_go() -> None:
+def test_memory_of_a_worker_is_registered_and_released() -> None:
     allocated = torch.cuda.host_memory_stats().get("allocated_bytes.current", 0)
     for _ in range(3):  # the same addresses come again, which may be registered once at a time
         memory = HostMemory(5_000_000, pin=True)

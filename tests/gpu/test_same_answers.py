@@ -15,7 +15,7 @@ from tests.gpu.device import CUDA, needs_cuda
 pytestmark = needs_cuda
 
 MORE = os.environ.get("HLWQ_TEST_CHECKPOINTS", "").split(os.pathsep)
-"""Coded checkpoints of the developer's, beside the sample's."""
+"""Quantized checkpoints of the developer, in addition to the sample."""
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,16 @@ from .kv_tables import padded_dim, rotation_block
 SOURCE = "attention/attention.cu"
 COMBINE_SOURCE = "attention/combine.cu"
 COMBINE_WARPS = 4
+"""Warps of a CTA of combine.cu. Not measured against other numbers."""
 
 _ATTEND = CudaKernel(SOURCE, name="attend")
 _COMBINE = CudaKernel(COMBINE_SOURCE, name="combine_splits")
 _MAX_DIM = 512
+"""Values of a head at most: registers bound them. At 512 the kernel spills 8 to 80 bytes on sm_90 (docs/log.md)."""
 _WARPS = 8
+"""Warps of a CTA at most. Not measured against other numbers."""
 _LARGE_SMEM_BYTES = 160 * 1024
+"""Shared memory of a multiprocessor from which on tables may take 32 KB each. Not measured."""
 
 
 def supports_attention(query: torch.Tensor, keys: QuantizedKV, values: QuantizedKV) -> bool:

@@ -10,8 +10,11 @@ from ..common import DTYPE_IDS, Macros
 from .tables import bits_of, scale_steps_on
 
 SHARED_BYTES = 48 * 2**10
-"""Shared memory that a CTA may declare."""
+"""Static shared memory that CUDA allows a CTA. With more, which must be dynamic, the products became faster and a whole
+model slower; the cause is not certain (one H100, 2026-11-28, docs/log.md)."""
 _TABLE_BYTES = 32 * 2**10
+"""Bytes of the table with all its copies, at most. Half the size made no difference to the product of one token (one
+H100, 2026-11-25, docs/log.md)."""
 
 
 class QuantizedWeight(NamedTuple):

@@ -1,10 +1,12 @@
-// What the kernels that multiply by codes share: planes in, pairs of weights out.
+// From bit planes to pairs of fp16 weights, for the kernels that multiply by codes.
 //
-// Two codes are looked up at once in a table of pairs in shared memory, of which several copies lie side by side, so
-// that few lanes meet at a bank; from 7 bits on pairs are too many, and codes are looked up one by one.
+// Two codes are looked up at once in a table of pairs in shared memory. The copies of an entry are neighbours, so lanes
+// rarely read the same bank. A table of pairs of 7 or 8 bits would be too large: these codes are looked up one by one.
 //
-// Macros: BITS; ALIGN, what the bytes of a row are a multiple of, 4, 8 or 16; COPIES of the table; THREADS of a CTA;
-// those of common/types.cuh.
+// Macros, in addition to those of common/planes.cuh and common/types.cuh:
+//   ALIGN    the bytes of a row are a multiple of it: 4, 8 or 16; bounds the width of loads
+//   COPIES   copies of the table, 1 to 32, a power of two; bounds its shared memory
+//   THREADS  of a CTA
 
 #include "common/planes.cuh"
 #include "common/types.cuh"
@@ -38,7 +40,7 @@ __device__ __forceinline__ u32 fields(const u32* words) {
     return (from > TO ? words[word] >> (from > TO ? from - TO : 0) : words[word] << (from > TO ? 0 : TO - from)) & mask;
 }
 
-// As fields, one code of the pair.
+// The same for one code of the pair.
 template <int WIDTH, int CODE, int TO>
 __device__ __forceinline__ u32 field(const u32* words) {
     constexpr int per_word = 32 / WIDTH, word = CODE / per_word, i = CODE % per_word;
@@ -47,7 +49,7 @@ __device__ __forceinline__ u32 field(const u32* words) {
     return (from > TO ? words[word] >> (from > TO ? from - TO : 0) : words[word] << (from > TO ? 0 : TO - from)) & mask;
 }
 
-// The bits of an address below a table's index, when its entries are so many copies of 4 bytes.
+// The number of address bits below a table's index, for entries of C copies of 4 bytes.
 template <int C>
 constexpr int LOW = C == 1    ? 2
                     : C == 2  ? 3
@@ -56,7 +58,7 @@ constexpr int LOW = C == 1    ? 2
                     : C == 16 ? 6
                               : 7;
 
-// A weight as fp16, from a table that is not of pairs, twice over.
+// One weight as fp16, in both halves, from a table without pairs.
 template <int CODE, int C, int B>
 __device__ __forceinline__ u32 weight(const PlanesOf<B>& w, u32 table, u32 copy) {
     u32 at = copy | field<4, CODE, LOW<C>>(w.a) | field<Width<B>::PLANE_B, CODE, LOW<C> + 4>(w.b);
@@ -64,7 +66,7 @@ __device__ __forceinline__ u32 weight(const PlanesOf<B>& w, u32 table, u32 copy)
     return ld_shared(table, at);
 }
 
-// Two weights as fp16, from the table.
+// Two weights as fp16.
 template <int P, int C = COPIES, int B>
 __device__ __forceinline__ u32 weights(const PlanesOf<B>& w, u32 table, u32 copy) {
     if constexpr (Width<B>::PAIRS) {
@@ -76,7 +78,7 @@ __device__ __forceinline__ u32 weights(const PlanesOf<B>& w, u32 table, u32 copy
     }
 }
 
-// Which code stands at which place of a table's index: the bits of `fields` in their order.
+// The two codes of a table's index, whose bits are in the order of `fields`.
 template <int B = BITS>
 __device__ __forceinline__ void codes_of(const u32 index, u32& low, u32& high) {
     constexpr int FIRST = Width<B>::PLANE_A, SECOND = Width<B>::PLANE_B;
@@ -89,13 +91,13 @@ __device__ __forceinline__ void codes_of(const u32 index, u32& low, u32& high) {
     }
 }
 
-// A lane's own centroid, to be asked for early.
+// The lane's centroid for build_lut. Call it early, so that the load is complete in time.
 template <int B = BITS>
 __device__ __forceinline__ float own_centroid(const float* centroids) {
     return __ldg(centroids + threadIdx.x % 32 % (1 << B));
 }
 
-// Whole warps call this. Neighbouring threads write neighbouring words, so that no two meet at a bank.
+// Builds the table; whole warps must call it. Neighbouring threads write neighbouring words: no bank conflicts.
 template <int B = BITS, int C = COPIES>
 __device__ __forceinline__ void build_lut(u32* table, const float* centroids, float own) {
     constexpr int WIDE = C >= 4 ? 4 : 1;

@@ -1,8 +1,10 @@
-// A block of activations, rotated by a warp: lane l holds values l, l + 32, ... of it.
+// Loads and rotates blocks of activations. Either a warp holds a block: lane l has values l, l + 32, ... of it. Or
+// N / 8 lanes hold a block, eight neighbouring values each.
 //
-// Macros: N, the block size; GATE, 0 none, 1 silu, 2 gelu by tanh: then a row is gates and values, (2, columns), and
-// gate(a) * b is what is rotated.
-// Those of common/types.cuh.
+// Macros, in addition to those of common/types.cuh:
+//   N     values of a block: 32, 64, 128, 256 or 512
+//   GATE  0: none; 1: silu; 2: gelu by tanh. With a gate a row is (2, columns), gates and values, and gate(a) * b is
+//         rotated
 
 #include "common/reduce.cuh"
 #include "common/types.cuh"
@@ -37,7 +39,7 @@ __device__ __forceinline__ void load_block(float* v, const void* x, i64 row, i64
     }
 }
 
-// Not divided by sqrt(N). From neighbours outward, as codes/hadamard.py adds.
+// Does not divide by sqrt(N). Butterflies run from neighbours outward, as in codes/hadamard.py.
 __device__ __forceinline__ void rotate_block(float* v, int lane) {
 #pragma unroll
     for (int h = 1; h < 32; h *= 2)
@@ -91,7 +93,7 @@ __device__ __forceinline__ void load_columns8(float* v, const void* x, i64 row, 
 #endif
 }
 
-// As rotate_block.
+// The same as rotate_block, for eight values per lane.
 __device__ __forceinline__ void rotate_eight(float* v, int lane) {
 #pragma unroll
     for (int h = 1; h < 8; h *= 2)
@@ -111,7 +113,7 @@ __device__ __forceinline__ void rotate_eight(float* v, int lane) {
         }
 }
 
-// Of a lane's block.
+// The largest magnitude of the lane's block.
 __device__ __forceinline__ float largest_of_eights(const float* v) {
     float largest = 0.0f;
 #pragma unroll
@@ -128,7 +130,7 @@ __device__ __forceinline__ float largest_in_warp(const float* v) {
     return largest;
 }
 
-// 2^e as far as float32 and the products to come allow.
+// The exponent of x, limited so that later products stay within float32.
 __device__ __forceinline__ int exponent_of(float x) {
     const int e = (int)(__float_as_uint(x) >> 23 & 255) - 127;
     return e < -100 ? -100 : e > 110 ? 110 : e;

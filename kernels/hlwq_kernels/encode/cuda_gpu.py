@@ -15,6 +15,7 @@ from .types import EncodedRows, ScaleKind, encoded_layout
 
 _KERNEL = CudaKernel(SOURCE, name="encode", fma=False)
 _LARGE_SMEM_BYTES = 210 * 1024
+"""Shared memory of a multiprocessor from which on two CTAs of about 100 KB each fit. Not measured."""
 _BASE_DTYPE = SCALE_FORMATS["log8"].base_dtype
 
 

@@ -1,13 +1,19 @@
-// The encoder: rows of weights in, codes, scales, bases, errors and energies out, in one pass. See encode/reference.py.
+// Encodes rows of weights to codes, scales, bases, errors and energies, in one pass. encode/reference.py defines them.
 //
-// A thread holds a block. A CTA holds as many whole rows as its threads have blocks for, then takes the next rows; what
-// the blocks of a row must agree on goes through shared memory: exponent and base, at last the sums. The rows to come
-// are copied into shared memory (STAGED) while these are coded. A row of more blocks than a CTA has threads (LOOP) is
-// gone through twice instead.
+// Layout: a thread holds a block. A CTA holds as many whole rows as its threads have blocks, then takes the next rows.
+// The blocks of a row exchange exponent, base and sums through shared memory.
 //
-// Where the exponent allows (see NEAR), a row is not scaled: by powers of two it makes no difference whether z or the
-// numbers it is multiplied with are scaled. Every row is first taken for such a one, and done again if it is not. So z
-// below means the rotated block, and times `unscale`, a power of two, the definition's.
+// Where the exponent allows (see NEAR_LOW), a row is not scaled: with powers of two it makes no difference whether z or
+// its factors are scaled. Every row is first treated so, and computed again if its exponent does not allow it. So z is
+// the rotated block below, and z times `unscale`, a power of two, is that of the definition.
+//
+// Macros, in addition to those of encode/encode_block.cuh (encode/cuda_config.py computes them):
+//   INPUT              dtype of the weights
+//   LOG8, SEARCH       kind of scale; whether scales are searched
+//   STAGED             the next rows are copied to shared memory while these are coded
+//   LOOP               a row has more blocks than a CTA has threads; it is read twice instead
+//   FACTORS            candidates of the search; REST: words of the tables with one copy
+//   THREADS, RESIDENT  threads of a CTA, CTAs per multiprocessor; they bound the registers of a thread
 
 #include "common/types.cuh"
 #include "encode/encode_block.cuh"
@@ -224,6 +230,13 @@ __device__ inline EncodeTables load_tables(u32* to, const u32* from, int cells) 
 #define EACH_BLOCK if (const int inner = first; active)
 #endif
 
+// weight:            (all_rows, all_blocks * N), INPUT; 16 bytes aligned
+// rows_held:         rows that a CTA holds at once
+// table:             kernel_table of encode/cuda_config.py; cells: values of the search at its end
+// codes:             u8 (all_rows, row_bytes)
+// scales:            u8 (all_rows, all_blocks) with LOG8, else fp16
+// bases:             bf16 (all_rows,), with LOG8
+// errors, energies:  float64 (all_rows,)
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     encode(const uint4* weight, i64 all_rows, i64 all_blocks, i64 rows_held, const u32* table, i64 cells, u8* codes,
            i64 row_bytes, void* scales, u16* bases, double* errors, double* energies) {

@@ -1,7 +1,12 @@
-// A block of N weights in the registers of one thread: rotate, search a scale, code, pack. The definition of every
-// rounding is encode/reference.py; multiplications and additions must not be fused but where __fmaf_rn says so.
+// A block of N weights in the registers of one thread: rotate, search a scale, code, pack. encode/reference.py defines
+// every rounding. Multiplications and additions must not be fused, except where __fmaf_rn does it.
 //
-// Macros: N, BITS, SPAN, PAIR_COPIES, VALUE_COPIES (see encode/cuda_gpu.py).
+// Macros (encode/cuda_config.py computes them):
+//   N             weights of a block; bounds the registers of a thread
+//   BITS          of a code
+//   SPAN          cells of the table of codes, minus one
+//   PAIR_COPIES   copies of the table of codes; bounds shared memory
+//   VALUE_COPIES  copies of the table of the search; bounds shared memory
 
 #include "common/types.cuh"
 

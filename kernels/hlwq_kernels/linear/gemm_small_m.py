@@ -1,4 +1,4 @@
-"""Products of one or a few rows of activations with coded weights on CUDA: gemv.py or gemm_small_m.cu."""
+"""Products of 1 to 16 rows of activations with coded weights on CUDA: gemv.py for one row, else gemm_small_m.cu."""
 
 from __future__ import annotations
 
@@ -17,30 +17,32 @@ from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms, shared_per_multipro
 from .gemv import gemv, supports_gemv
 
 MAX_FUSED_TOKENS = 16
-"""Rows of activations that `gemm_small_m` takes at most. On an H100 decoding first takes 1.3 to 2.2 times as long for
-17 as this for 16, and about as long for 32 as this twice (docs/benchmarks/gpu.md)."""
+"""Rows of activations that `gemm_small_m` takes at most. On an H100, decoding first takes 1.3 to 2.2 times as long for
+17 rows as `gemm_small_m` for 16. For 32 rows it takes about as long as `gemm_small_m` twice (docs/benchmarks/gpu.md,
+"Prompts")."""
 
 _GEMM = CudaKernel("linear/gemm_small_m.cu", name="gemm_small_m")
 _ROTATE = CudaKernel("linear/rotate.cu", name="rotate_rows")
 _WARPS, _ROWS, _CHUNK = 8, 16, 128
+"""Warps of a CTA, rows of a warp, and columns of a warp per step: the constants of linear/gemm_small_m.cu."""
 
 
 def supports_gemm_small_m(x: torch.Tensor) -> bool:
-    """Whether these kernels take activations like `x`: float16 or bfloat16, on a CUDA device that can."""
+    """Return whether these kernels support activations like `x`: float16 or bfloat16, on a supported CUDA device."""
     return x.dtype in (torch.bfloat16, torch.float16) and supports_nvrtc(x.device)
 
 
 def supports_gate(x: torch.Tensor, weight: QuantizedWeight) -> bool:
-    """Whether `multiply_codes` can gate `x` itself."""
+    """Return whether `multiply_codes` can apply a gate to `x`."""
     return len(x) == 1 and supports_gemv(weight) and supports_gemm_small_m(x)
 
 
 def multiply_codes(
     x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, gate: str | None = None
 ) -> torch.Tensor:
-    """X W^T + bias for x of 1 to MAX_FUSED_TOKENS rows: (rows, out), in the dtype of `x`, summed in float32.
+    """Return x W^T + bias for 1 to MAX_FUSED_TOKENS rows: (rows, out), in the dtype of `x`, summed in float32.
 
-    With one of GATES, where `supports_gate`, x is (1, 2 * in), and gate(first half) * second half is multiplied.
+    With one of GATES, where `supports_gate` holds, x is (1, 2 * in), and gate(first half) * second half is multiplied.
     """
     y = x.new_empty(len(x), weight.codes.shape[0])
     if len(x) == 1 and supports_gemv(weight):
@@ -59,7 +61,7 @@ def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
     threads = 32 * min(32, max(1, ceil_div(blocks, 2)))
     _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
     groups, tiles = ceil_div(y.shape[1], _ROWS), ceil_div(tokens, 8)
-    other_bytes = 1024 + 4096 * tiles
+    other_bytes = 1024 + 4096 * tiles  # the table of scale steps and the sums of all warps
     copies = table_copies(weight.bits, other_bytes)
     fits = shared_per_multiprocessor(y.device) // (table_bytes(weight.bits, copies) + other_bytes)
     resident = num_sms(y.device) * max(1, min(3 if tiles == 1 else 2, fits))
@@ -86,9 +88,10 @@ def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bia
 
 
 def _split(groups: int, columns: int, resident: int) -> int:
-    """How many warps share a group of rows: so many that the CTAs are soonest through.
+    """Return how many warps share a group of rows, so that the CTAs finish soonest.
 
-    Each takes so many rounds, and in each its share of the columns, and the time of half a chunk to sum up.
+    A warp takes a number of rounds. A round takes the time of its part of the columns, plus half a chunk for sums. The
+    half was not measured.
     """
 
     def time(split: int) -> float:

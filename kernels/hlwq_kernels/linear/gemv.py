@@ -1,4 +1,4 @@
-"""Products of one token, or of few with each of their experts, with coded weights on a CUDA device: linear/gemv.cu."""
+"""Products of one token, or of a few tokens with each of their experts, with coded weights: linear/gemv.cu."""
 
 from __future__ import annotations
 
@@ -23,21 +23,29 @@ _NAMES = ("gemv", "moe_gemv_up", "moe_gemv_down")
 _KERNELS = [CudaKernel("linear/gemv.cu", name=name) for name in _NAMES]
 _GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
 _SLICE = 32
+"""Columns of a thread: LANE_CODES in common/dequant.cuh."""
 _BATCH = 4
-"""Rows of a thread to a barrier: BATCH in linear/gemv.cu."""
-_THREADS, _MAX_THREADS, _RESIDENT = 448, 1024, 896
+"""Rows of a thread per barrier: BATCH in linear/gemv.cu."""
+_THREADS = 448
+"""Threads of a CTA at most, unless one row needs more. Two CTAs of 448 instead of 352 threads, with other changes, took
+262144 x 2816 from 228 to 207 us (one H100, 2026-11-25, scripts/bench/linear.py). One CTA of 704 was faster alone and
+slower in a whole model (2026-11-28). Both are in docs/log.md."""
+_MAX_THREADS = 1024
+"""Threads of a CTA that CUDA allows; they bound the columns of k experts."""
+_RESIDENT = 896
+"""Threads per multiprocessor: two CTAs of 448. With 72 registers each they fill the register file of an H100."""
 
 GATES = frozenset(name for name in _GATES if name)
 """Gates that the kernels apply themselves."""
 
 
 def supports_gemv(weight: QuantizedWeight) -> bool:
-    """Whether `gemv` takes a weight: rows that are not too long."""
+    """Return whether `gemv` supports a weight: its rows must not be too long."""
     return weight.padded // _SLICE <= _THREADS
 
 
 def supports_moe_gemv_down(experts: QuantizedWeight, k: int) -> bool:
-    """Whether `moe_gemv_down` takes k experts a token: a row of each, and its activations, fit a CTA."""
+    """Return whether `moe_gemv_down` supports k experts per token: a row of each and its activations fit in a CTA."""
     slices = k * experts.padded // _SLICE
     other_bytes = _other_shared_bytes(experts, slices, Shape(1, ceil_div(slices, 32) * 32, 1, 1))
     return slices <= _MAX_THREADS and other_bytes + table_bytes(experts.bits, 1) <= SHARED_BYTES
@@ -46,17 +54,17 @@ def supports_moe_gemv_down(experts: QuantizedWeight, k: int) -> bool:
 def gemv(
     x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None, gate: str | None, y: torch.Tensor
 ) -> None:
-    """Put x W^T + bias into y (1, out), x being (1, in), or with a gate as for `moe_gemv_down`."""
+    """Write x W^T + bias to y (1, out). x is (1, in), or (1, 2 * in) with a gate as for `moe_gemv_down`."""
     _launch(x, weight, y, bias=bias, gate=gate)
 
 
 def moe_gemv_up(x: torch.Tensor, experts: QuantizedWeight, topk_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Each token times each of the experts that it chose.
+    """Multiply each token by each of its experts.
 
     Args:
         x: (tokens, in).
         experts: coded (experts, out, in).
-        topk_ids: int64 (tokens, k); numbers that are no expert's give zeros.
+        topk_ids: int64 (tokens, k); an id that is not an expert's gives zeros.
         dtype: of the result.
 
     Returns:
@@ -75,13 +83,13 @@ def moe_gemv_down(
     gate: str | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """For each token the sum of rows of x, gated, times the experts that it chose, weighed.
+    """Multiply the k rows of each token, gated, by its experts, and return the weighted sums.
 
     Args:
-        x: (tokens * k, in); with a gate (tokens * k, 2 * in), of which gate(first half) * second half counts.
+        x: (tokens * k, in); with a gate (tokens * k, 2 * in), and gate(first half) * second half is multiplied.
         experts: coded (experts, out, in).
         topk_ids: int64 (tokens, k).
-        topk_weights: float32 (tokens, k), the weights.
+        topk_weights: float32 (tokens, k).
         gate: None or one of GATES.
         dtype: of the result.
 
@@ -94,12 +102,12 @@ def moe_gemv_down(
 
 
 class Shape(NamedTuple):
-    """How linear/gemv.cu is laid out.
+    """The layout of a launch of linear/gemv.cu.
 
     Attributes:
-        teams: rows that a CTA takes at once.
+        teams: rows that a CTA computes at once.
         threads: of a CTA.
-        ctas: on a multiprocessor.
+        ctas: CTAs per multiprocessor.
         grid: CTAs along the rows.
     """
 
@@ -120,7 +128,7 @@ def _launch(
     topk_weights: torch.Tensor | None = None,
     gate: str | None = None,
 ) -> None:
-    """Kinds are the kernel's EXPERTS, and have names of their own."""
+    """Launch the kernel. `kind` is its macro EXPERTS, which also selects its name."""
     if not y.numel():
         return
     x, weight = x.contiguous(), to_kernel_layout(weight, kind > 0)
@@ -156,14 +164,14 @@ def _launch(
 
 
 def _other_shared_bytes(weight: QuantizedWeight, slices: int, shape: Shape) -> int:
-    """Bytes of shared memory besides the table, most of them activations that make room for sums."""
+    """Return the bytes of shared memory besides the table: mostly activations, whose place sums take later."""
     x_blocks = slices * _SLICE // weight.block_size
     rest = max(2 * _SLICE * slices, 8 * _BATCH * shape.threads)
     return 4 * (256 + x_blocks) + 16 * _BATCH * shape.teams + rest
 
 
 def _strides(weight: QuantizedWeight, kind: int) -> tuple[int, int, int]:
-    """Bytes from one expert's codes, scales and base to those of the next."""
+    """Return the bytes from one expert's codes, scales and base to those of the next."""
     if not kind:
         return 0, 0, 0
     codes, scales, base = (0 if t is None else t.stride(0) * t.element_size() for t in weight[:3])
@@ -172,17 +180,17 @@ def _strides(weight: QuantizedWeight, kind: int) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=None)
 def lay_out(rows: int, slices: int, at_once: int, count: int, most: int = _THREADS, resident: int = _RESIDENT) -> Shape:
-    """The layout that leaves the fewest threads idle: beyond the last slice, and in the last round.
+    """Return the layout with the fewest idle threads, beyond the last slice and in the last round.
 
-    A thread for each of a CTA's rows between barriers looks after what belongs to the row, so there are as many.
+    A CTA needs a thread for each of its rows between barriers: the thread loads the base and bias of the row.
 
     Args:
         rows: of the result.
-        slices: threads a row.
-        at_once: grids of CTAs that run side by side.
+        slices: threads per row.
+        at_once: grids of CTAs that run at the same time.
         count: multiprocessors of the device.
         most: threads of a CTA, unless one row needs more.
-        resident: threads of a multiprocessor.
+        resident: threads per multiprocessor.
     """
 
     def laid_out(teams: int) -> tuple[float, Shape]:

@@ -16,7 +16,9 @@ from ..decode import decode_rows
 from .gemm_small_m import MAX_FUSED_TOKENS, multiply_codes, supports_gemm_small_m
 
 _TILE_WEIGHTS = 2**22
+"""Weights that the reference decodes at once; bounds its memory. Not measured."""
 _DECODED_WEIGHTS = 2**28
+"""Weights that a CUDA device decodes at once: 512 MiB in bfloat16; bounds memory. Not measured."""
 
 
 def coded_linear(
