@@ -76,6 +76,43 @@ def test_stored_names_are_renamed_by_the_conversion_mapping() -> None:
     assert private.rename_stored(llama(), ["model.norm.weight"]) == {"model.norm.weight": "model.norm.weight"}
 
 
+def test_names_are_kept_when_loading_and_when_saving() -> None:
+    entry = core_model_loading.WeightRenaming(".block.", ".mlp.")
+    private.keep_names([entry], {"a.block.codes", "a.mlp.codes"})
+    assert entry.rename_source_key("a.block.codes")[0] == "a.block.codes"
+    assert entry.rename_source_key("a.block.weight")[0] == "a.mlp.weight"
+    reverse = entry.reverse_transform()
+    assert reverse.rename_source_key("a.mlp.codes")[0] == "a.mlp.codes"
+    assert reverse.rename_source_key("a.mlp.weight")[0] == "a.block.weight"
+
+
+def test_the_quantizer_sees_the_conversion_mapping() -> None:
+    assert callable(private.HfQuantizer.update_weight_conversions)
+    model = t.MixtralForCausalLM(t.MixtralConfig(**TEXT, **HEADS, num_local_experts=2))
+    found = private.names_when_unexpected(model, ["model.layers.9.mlp.experts.0.w1.weight", "extra.weight"])
+    assert found == {"model.layers.9.mlp.experts.gate_up_proj", "extra.weight"}
+
+
+def test_patterns_of_tied_weights_become_exact_names() -> None:
+    model = llama()
+    model.config.tie_word_embeddings = True
+    model._tied_weights_keys = {r"lm_head\.w": r"model\.embed_tokens\.w"}
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+    assert private.tied_weights(model) == {"lm_head.weight": "model.embed_tokens.weight"}
+    private.untie(model, {"lm_head.weight"})
+    assert private.tied_weights(model) == {}
+    assert model.get_expanded_tied_weights_keys(all_submodels=True) == {}
+
+
+def test_usual_experts_are_told_from_other_layouts() -> None:
+    settings = {**TEXT, **HEADS}
+    usual = t.MixtralForCausalLM(t.MixtralConfig(**settings, num_local_experts=2))
+    other = t.GptOssForCausalLM(t.GptOssConfig(**settings, num_local_experts=2))
+    assert private.has_usual_layout(usual.model.layers[0].mlp.experts)
+    assert not private.has_usual_layout(other.model.layers[0].mlp.experts)
+    assert not private.has_usual_layout(nn.Linear(2, 2))
+
+
 def test_the_lists_of_keys_are_watched_once() -> None:
     takes(PreTrainedModel._adjust_missing_and_unexpected_keys, llama(), None)
     model, seen = llama(), []

@@ -7,13 +7,24 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
+from hlwq_cli.codec import lloyd_max
 from hlwq_cli.errors import CorruptError, HlwqError, NotFoundError, UnsupportedError
-from hlwq_cli.runtime.loading import load_model
+from hlwq_cli.runtime.loading import load_model, replace_modules
+from hlwq_cli.runtime.modules import QuantFormat
 from tests.support.files import edit_json, read_json
 
-from ..loads import tokens
+from ..hand_coded import edit_tensors, random_model, save_coded
+from ..loads import logits, tokens
+from ..modules.test_parameters import TEXT, qwen3_moe
 
 Family = Callable[[str], Path]
 Tensors = dict[str, torch.Tensor]
@@ -201,3 +212,74 @@ def test_from_pretrained_does_not_code_on_the_fly(family: Family) -> None:
 
     with pytest.raises(UnsupportedError, match="hlwq quantize"):
         LlamaForCausalLM.from_pretrained(family("llama"), quantization_config=HLWQConfig(bits=5))
+
+
+def qwen3_moe_experts(folder: Path) -> Any:
+    """A mixture whose experts are coded, written by hand; returns the model of its decoded weights."""
+    model = qwen3_moe()
+    return save_coded(model, folder, [n for n, p in model.named_parameters() if p.ndim == 3])
+
+
+@pytest.mark.parametrize("load", [AutoModelForCausalLM.from_pretrained, AutoModel.from_pretrained, load_model])
+def test_codes_of_single_experts_that_no_module_takes_are_refused(tmp_path: Path, load: Callable[[str], Any]) -> None:
+    qwen3_moe_experts(tmp_path)
+    parts = [f"model.layers.1.mlp.experts.{part}_down_proj" for part in ("codes", "scales", "base")]
+
+    def split(tensors: Tensors) -> None:
+        for part in parts:
+            kind = part.rpartition(".")[2].partition("_")[0]
+            for expert, tensor in enumerate(tensors.pop(part)):
+                tensors[f"model.layers.1.mlp.experts.{expert}.down_proj.{kind}"] = tensor.clone()
+
+    edit_tensors(tmp_path, split)
+    with pytest.raises(CorruptError) as caught:
+        load(str(tmp_path))
+    assert "model.layers.1.mlp.experts.0.down_proj.codes" in caught.value.what
+    assert "layers.1.mlp.experts.codes_down_proj" in caught.value.what
+
+
+@pytest.mark.parametrize("load", [AutoModelForCausalLM.from_pretrained, load_model])
+def test_tensors_listed_as_unused_are_no_damage_and_no_others(tmp_path: Path, load: Callable[[str], Any]) -> None:
+    model = random_model(LlamaForCausalLM, LlamaConfig(**TEXT))
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+    twin = save_coded(model, tmp_path, names, unused={"model.layers.2.eh_proj.weight": torch.ones(3, 4)})
+    found = load(str(tmp_path))
+    assert torch.equal(logits(found, input_ids=tokens()), logits(twin, input_ids=tokens()))
+    edit_tensors(tmp_path, lambda tensors: tensors.update({"model.layers.2.norm.weight": torch.ones(3)}))
+    with pytest.raises(CorruptError) as caught:
+        load(str(tmp_path))
+    assert caught.value.what.endswith("do not match its model; unexpected: model.layers.2.norm.weight.")
+
+
+@pytest.mark.parametrize("load", [AutoModelForCausalLM.from_pretrained, load_model])
+def test_stacks_listed_in_the_wrong_layout_are_refused(tmp_path: Path, load: Callable[[str], Any]) -> None:
+    qwen3_moe_experts(tmp_path)
+    settings = read_json(tmp_path / "config.json")["quantization_config"]
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    edit_json(tmp_path / "config.json", quantization_config=settings | {"transposed": [name]})
+    with pytest.raises(CorruptError, match=r"mismatched shapes: .*layers\.0\.mlp\.experts\.codes_gate_up_proj"):
+        load(str(tmp_path))
+
+
+class Doubled(nn.Linear):
+    """A linear layer with a forward of its own."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_a_linear_layer_with_a_forward_of_its_own_holds_no_codes() -> None:
+    quant_format = QuantFormat(64, "log8", {5: tuple(lloyd_max(5))})
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**TEXT))
+        model.lm_head = Doubled(64, 320, bias=False)
+    with pytest.raises(CorruptError, match=r"LlamaForCausalLM has no module for lm_head\.codes"):
+        replace_modules(model, {"lm_head.codes": (320, 40)}, quant_format)
+    assert type(model.lm_head) is Doubled
+
+
+def test_the_body_of_a_model_loads_without_its_coded_head(tmp_path: Path) -> None:
+    twin = save_coded(random_model(LlamaForCausalLM, LlamaConfig(**TEXT)), tmp_path, ["lm_head.weight"])
+    base = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(base(tokens()).last_hidden_state, twin.model(tokens()).last_hidden_state)
