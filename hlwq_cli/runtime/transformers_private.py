@@ -241,7 +241,7 @@ def _pattern(name: str) -> str:
 def change_class(module: nn.Module, new: type[nn.Module]) -> None:
     """Give a module another class in place: references to it, its hooks and its place in the model stay.
 
-    Used for embeddings and experts, whose class `new` derives from. It stays for good.
+    Used for modules with codes, whose class `new` derives from. It stays for good.
     """
     module.__class__ = new
 
