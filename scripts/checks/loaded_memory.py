@@ -1,6 +1,6 @@
 """Compare the memory of a coded checkpoint, loaded on the CPU, with that of the decoded weights in bfloat16.
 
-    python scripts/bench/loaded_memory.py [--folder FOLDER]
+    python scripts/checks/loaded_memory.py [--folder FOLDER]
 
 Makes a model of random weights in the shape of SmolLM2-135M, codes it to 5 bits and exports it, in FOLDER (1 GB,
 removed afterwards; default: the system's temporary folder). A process each loads one of them in bfloat16, reads 16
