@@ -87,6 +87,7 @@ class _Decisions:
         self.source, self.resolution, self.kinds = source, resolution, kinds
         self.architecture, self.recipe = architecture, recipe
         self.exact = self._tied_without_their_source()
+        self.shared = {name for pair in self._ties() for name in pair if self._is_shared_stack(name)}
 
     def plan(self) -> ClassPlan:
         """Decide for all tensors."""
@@ -133,6 +134,7 @@ class _Decisions:
             (parameter in self.exact, "the tied embeddings are stored under its name"),
             (bits is None, reason),
             (not kind.is_codable, kind.reason),
+            (parameter in self.shared, "shared by modules that are not linear layers"),
             (origin.runs is None, origin.reason),
             (len(types) > 1 or not types <= set(FLOATS), f"{', '.join(sorted(types))} is no weight type"),
         ):
@@ -170,6 +172,11 @@ class _Decisions:
 
     def _ties(self) -> Iterator[tuple[str, str]]:
         yield from getattr(self.resolution.model, "all_tied_weights_keys", {}).items()
+
+    def _is_shared_stack(self, parameter: str) -> bool:
+        """Whether a tied parameter is one that only linear layers and embeddings could share in codes."""
+        kind = self.kinds.get(parameter)
+        return kind is not None and (kind.role == "expert" or kind.is_transposed)
 
     def _tied_without_their_source(self) -> set[str]:
         """Return stored weights that stand for tied ones that are not stored: codes are read the other way round."""

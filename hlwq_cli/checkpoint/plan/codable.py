@@ -13,6 +13,8 @@ _HEADS = frozenset(
 _ROUTERS = frozenset(("router", "gate", "shared_expert_gate", "switch"))
 _ROUTER_CLASS = re.compile(r"Router|TopK|Topk|(MoE|Moe|MOE)\w*Gate(?!d)")
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_layer")
+_SAME_AS_LINEAR = frozenset({"FalconLinear"})
+"""Subclasses of torch.nn.Linear whose own forward computes x W^T + b as well."""
 _TRANSPOSED_CLASSES = frozenset({"Llama4TextExperts", "AriaGroupedExpertsGemm"})
 """Expert modules that hold (experts, in, out) and do not say so by an attribute `is_transposed`."""
 _TOWERS = (
@@ -57,7 +59,8 @@ def is_plain_linear(module: Any) -> bool:
     """Whether a module is a linear layer that computes what torch.nn.Linear does."""
     from torch import nn
 
-    return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    own = type(module).forward is nn.Linear.forward or type(module).__name__ in _SAME_AS_LINEAR
+    return isinstance(module, nn.Linear) and own
 
 
 def is_conv1d(module: Any) -> bool:

@@ -100,3 +100,10 @@ def test_class_that_transformers_lacks_is_planned_by_names_and_said(tmp_path: Pa
     plan = make_plan(open_source(str(folder)), load_recipe())
     assert plan.unchecked == "transformers has no NobodysModel"
     assert any("transformers has no NobodysModel" in warning for warning in plan_warnings(plan))
+
+
+def test_linear_layers_with_an_equal_forward_of_their_own_are_coded(tmp_path: Path) -> None:
+    sizes = {k: v for k, v in SIZES.items() if k not in ("intermediate_size", "num_key_value_heads")}
+    folder = saved(tmp_path / "m", lambda: t.FalconForCausalLM(t.FalconConfig(**sizes)))
+    plan = make_plan(open_source(str(folder)), load_recipe())
+    assert len(plan.coded) == 8
