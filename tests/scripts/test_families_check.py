@@ -1,6 +1,7 @@
 """The check of model families: its verdicts are right, also where something is wrong."""
 
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,8 +84,9 @@ def test_a_model_that_transformers_does_not_run_is_not_tried(tmp_path: Path) -> 
         check_family(Family("llama", "NoSuchModel", "causal"), tmp_path)
 
 
-def test_a_process_that_takes_too_long_is_ended_and_the_next_one_runs() -> None:
-    answers = dict(sweep([LLAMA], 1, seconds=0.01))
+def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "check_family", lambda *arguments: time.sleep(60))
+    answers = dict(sweep([LLAMA], 1, seconds=0.5))
     row = answers[LLAMA]
     assert isinstance(row, Row)
     assert row.verdict == "error: the time limit was reached"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from hlwq_cli.checkpoint import export, load_recipe, open_coded, open_source, quantize
@@ -157,10 +158,15 @@ def test_a_head_that_differs_stays_itself_whatever_the_config_says(tmp_path: Pat
 
 
 def test_embeddings_stored_under_the_name_of_their_head_are_kept_and_load(tmp_path: Path) -> None:
-    config = LLAMA_MODEL | TEXT | {"vocab_size": 40, "num_hidden_layers": 0, "tie_word_embeddings": True}
-    tensors = dense(0) | {"model.norm.weight": torch.ones(128).bfloat16()}
-    del tensors["model.embed_tokens.weight"]
-    quantize(str(save_tensors(tmp_path / "m", tensors, config)), tmp_path / "out", load_recipe("head"))
+    import transformers as t
+
+    sizes = {"num_hidden_layers": 1, "intermediate_size": 192, "tie_word_embeddings": True}
+    config = t.LlamaConfig(**(TEXT | {"vocab_size": 40} | sizes))
+    t.LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    quantize(str(tmp_path / "m"), tmp_path / "out", load_recipe("head"))
     kept = {k.name: k.reason for k in open_coded(tmp_path / "out").manifest.kept}
     assert kept["lm_head.weight"] == "the tied embeddings are stored under its name"
     assert torch.equal(load(tmp_path / "out").get_input_embeddings().weight, tensors["lm_head.weight"].float())
