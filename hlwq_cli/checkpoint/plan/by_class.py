@@ -189,10 +189,10 @@ class _Decisions:
         for tied, first in self._ties():
             if tied not in origins or first not in origins:
                 continue
-            twins = (origins[tied].sources, origins[first].sources)
-            if any(len(sources) != 1 for sources in twins) or twins[0] == twins[1]:
+            pair = (origins[tied].sources, origins[first].sources)
+            if any(len(sources) != 1 for sources in pair) or pair[0] == pair[1]:
                 continue
-            copy, original = tensors[twins[0][0]], tensors[twins[1][0]]
+            copy, original = tensors[pair[0][0]], tensors[pair[1][0]]
             if (copy.shape, copy.dtype) == (original.shape, original.dtype) and have_same_bytes(
                 self.source, copy, original
             ):
