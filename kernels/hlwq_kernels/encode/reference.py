@@ -27,8 +27,8 @@ def encode_rows_reference(
     weight: torch.Tensor, tables: CodeTables, block_size: int, scale: ScaleKind, search: bool
 ) -> EncodedRows:
     """Encode rows; see `encode_rows`."""
-    normalized, exponent, finite = _normalize(weight.to(torch.float32))
-    z = _rotate(normalized, block_size)
+    normalized, exponent, finite = normalize_rows(weight.to(torch.float32))
+    z = rotate_rows(normalized, block_size)
     energy = tree_sum(z * z)
     choose = _log8_candidates if scale == "log8" else _fp16_candidates
     candidates, base = choose(z, energy, exponent, tables, search)
@@ -40,19 +40,19 @@ def encode_rows_reference(
     error = torch.where(dropped, energy, error)
     norm = candidates[-SEARCH_LOW if search else 0][0]
     too_large = torch.isinf(norm).any(dim=1)
-    unit = _power_of_two(exponent).to(torch.float64) ** 2 / ERROR_UNIT
+    unit = power_of_two(exponent).to(torch.float64) ** 2 / ERROR_UNIT
     row_error = (error * ERROR_UNIT).to(torch.int64).sum(dim=1) * unit
     row_energy = (energy * ERROR_UNIT).to(torch.int64).sum(dim=1) * unit
     return EncodedRows(
         codes=pack_codes(codes.flatten(1), tables.bits),
         scales=stored.to(torch.uint8 if scale == "log8" else torch.float16),
-        base=None if base is None else (base * _power_of_two(exponent)).to(torch.bfloat16),
+        base=None if base is None else (base * power_of_two(exponent)).to(torch.bfloat16),
         error=torch.where(too_large, torch.inf, row_error),
         energy=torch.where(finite, row_energy, torch.nan),
     )
 
 
-def _normalize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def normalize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scale each row by a power of two so that its largest weight lies in [1, 2); return the exponents too."""
     if weight.shape[1] == 0:
         raise ValueError("a row to encode has no columns")
@@ -60,16 +60,17 @@ def _normalize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
     finite = largest < LARGEST
     largest = torch.where(finite & (largest >= SMALLEST), largest, 0.0)
     exponent = torch.where(largest > 0, torch.frexp(largest).exponent - 1, 0)
-    normalized = torch.where(largest[:, None] > 0, weight * _power_of_two(-exponent)[:, None], 0.0)
+    normalized = torch.where(largest[:, None] > 0, weight * power_of_two(-exponent)[:, None], 0.0)
     return normalized, exponent, finite
 
 
-def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
+def power_of_two(exponent: torch.Tensor) -> torch.Tensor:
     """Return 2^exponent as float32, exactly, for exponents of normal numbers; `torch.ldexp` uses `pow`."""
     return ((exponent.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
-def _rotate(normalized: torch.Tensor, n: int) -> torch.Tensor:
+def rotate_rows(normalized: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the rotated blocks of rows, (rows, blocks, n); the last block is padded with zeros."""
     padded = torch.nn.functional.pad(normalized, (0, -normalized.shape[1] % n))
     return hadamard(padded.unflatten(1, (-1, n))) * float(np.float32(n**-0.5))
 
@@ -84,7 +85,7 @@ def _log8_candidates(
     steps = torch.from_numpy(SCALE_STEPS).to(z.device)
     rms = torch.sqrt(energy / z.shape[-1])
     outermost = z.abs().amax(dim=-1) * tables.inverse_outermost
-    base = _round_up_bf16(torch.maximum(rms * float(OCTAVE[SEARCH_HIGH]), outermost).amax(dim=1))
+    base = round_up_bf16(torch.maximum(rms * float(OCTAVE[SEARCH_HIGH]), outermost).amax(dim=1))
     divisor = torch.where(base > 0, base, 1.0)[:, None]
 
     def step_below(value: torch.Tensor) -> torch.Tensor:
@@ -108,12 +109,12 @@ def _fp16_candidates(
     if search:
         outermost = z.abs().amax(dim=-1) * tables.inverse_outermost
         targets = [norm * float(f) for f in SEARCH_FACTORS] + [outermost * float(np.float32(n**0.5))]
-    up, down = _power_of_two(exponent)[:, None], _power_of_two(-exponent)[:, None]
+    up, down = power_of_two(exponent)[:, None], power_of_two(-exponent)[:, None]
     stored = [(r * up).to(torch.float16).to(torch.float32) for r in targets]
     return [(r, r * down * float(np.float32(n**-0.5))) for r in stored], None
 
 
-def _round_up_bf16(x: torch.Tensor) -> torch.Tensor:
+def round_up_bf16(x: torch.Tensor) -> torch.Tensor:
     """Return the smallest bfloat16 not below a non-negative float32, as float32."""
     return (((x.view(torch.int32) + 0xFFFF) >> 16) << 16).view(torch.float32)
 
