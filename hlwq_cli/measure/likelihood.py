@@ -11,14 +11,24 @@ from typing import Any
 
 import torch
 
+from ..errors import UnsupportedError
+from ..runtime.decode import as_unsupported
+
 _VALUES_AT_ONCE = 2**25
 
 
 def window_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Return the logits (window, vocabulary) of one window (window,), in the model's dtype, on its device."""
+    """Return the logits (window, vocabulary) of one window (window,), in the model's dtype, on its device.
+
+    Raises:
+        UnsupportedError: the model does not run on text alone, or does not predict a token at each position.
+    """
     options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-    with torch.inference_mode():
+    name = type(model).__name__
+    with torch.inference_mode(), as_unsupported(f"{name} does not run on text alone", "Use --cosine."):
         logits: torch.Tensor = model(input_ids=ids[None].to(model.device), **options).logits[0]
+    if logits.ndim != 2 or len(logits) != len(ids):
+        raise UnsupportedError(f"{name} does not predict a token at each position of a text.", "Use --cosine.")
     return logits
 
 

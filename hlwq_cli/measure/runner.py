@@ -15,6 +15,7 @@ from ..runtime.loading import (
     check_answers_text,
     check_loadable,
     context_for,
+    inputs_beside_text,
     load_model,
     load_processor,
     model_class,
@@ -199,7 +200,7 @@ def _configs(paths: Sequence[str], request: Request) -> dict[str, Any]:
     """Return the configs of all checkpoints that will be loaded, by path.
 
     Raises:
-        UsageError: a model has no perplexity, and this or a divergence is requested.
+        UsageError: a model has no perplexity, and this or a divergence is requested; or it does not run on text alone.
         UnsupportedError: a model does not generate text.
     """
     if not request.needs_model:
@@ -207,10 +208,17 @@ def _configs(paths: Sequence[str], request: Request) -> dict[str, Any]:
     configs = {}
     for path in paths:
         config = configs[path] = read_config(resolve_model(path))
-        check_answers_text(path, model_class(config))
+        loaded_class = model_class(config)
+        check_answers_text(path, loaded_class)
         if config.is_encoder_decoder and (request.ppl or request.kld):
             raise UsageError(
                 f"{path} is an encoder-decoder, and perplexity needs a causal model.", "Use --speed or --cosine."
+            )
+        if needed := inputs_beside_text(loaded_class):
+            raise UsageError(
+                f"{path} ({loaded_class.__name__}) needs {' and '.join(needed)} with every text, and only text is "
+                "measured.",
+                "Use --cosine.",
             )
     return configs
 

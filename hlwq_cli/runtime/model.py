@@ -15,6 +15,7 @@ from .chat.text_stream import TextStream, cut
 from .decode.generation import Generation
 from .decode.sampling import generate_options
 from .kv.bits import KVBits
+from .loading.classes import inputs_beside_text
 from .loading.config import supports_images
 from .loading.context import context_of
 from .loading.load import load_model
@@ -192,6 +193,8 @@ class HLWQModel:
         before = [i for turn in history for i in turn.images]
         if (before or images is not None) and not self.supports_images:
             raise self._no_images()
+        if not before and images is None and "pixel_values" in inputs_beside_text(type(self.model), "generate"):
+            raise UsageError("This model answers about an image only.", "Give one with each prompt.")
         wrapped = self.has_chat_template if chat is None else chat
         if history and not wrapped:
             raise UsageError("A history needs a chat template, and this model has none.", "Write it into the prompt.")

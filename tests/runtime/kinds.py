@@ -104,3 +104,49 @@ def vision(folder: Path) -> Path:
     text = TEXT | {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
     config = t.Qwen2_5_VLConfig(text_config=text, vision_config=tower, image_token_id=319, video_token_id=318)
     return save(t.Qwen2_5_VLForConditionalGeneration(config), folder)
+
+
+def blip(folder: Path) -> Path:
+    """A model that takes text only together with an image."""
+    import transformers as t
+
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**sizes, "vocab_size": 320, "encoder_hidden_size": HIDDEN, "bos_token_id": 1, "sep_token_id": 2}
+    config = t.BlipConfig(text_config=text, vision_config={**sizes, "image_size": 32, "patch_size": 16})
+    return save(t.BlipForConditionalGeneration(config), folder)
+
+
+def idefics(folder: Path) -> Path:
+    """A model that needs an image, and whose signature does not say so."""
+    import transformers as t
+
+    sizes = {"intermediate_size": 192, "num_hidden_layers": 1, "num_attention_heads": 4}
+    tower = {**sizes, "embed_dim": HIDDEN, "image_size": 32, "patch_size": 16}
+    config = t.IdeficsConfig(
+        **sizes, hidden_size=HIDDEN, vocab_size=320, vision_config=tower, use_resampler=False, cross_layer_interval=1
+    )
+    return save(t.IdeficsForVisionText2Text(config), folder)
+
+
+def whisper_decoder(folder: Path) -> Path:
+    """A causal model whose config states its 64 positions under a name of its own."""
+    import transformers as t
+
+    config = t.WhisperConfig(
+        vocab_size=320, d_model=HIDDEN, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=64, decoder_ffn_dim=64, max_target_positions=64, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None, suppress_tokens=None,
+    )  # fmt: skip
+    return save(t.WhisperForCausalLM(config), folder)
+
+
+def prophetnet_decoder(folder: Path) -> Path:
+    """A causal model with a table of 66 positions, of which 64 are for tokens."""
+    import transformers as t
+
+    config = t.ProphetNetConfig(
+        vocab_size=320, hidden_size=HIDDEN, encoder_ffn_dim=64, num_encoder_layers=1, num_encoder_attention_heads=4,
+        decoder_ffn_dim=64, num_decoder_layers=1, num_decoder_attention_heads=4, max_position_embeddings=66,
+        is_decoder=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return save(t.ProphetNetForCausalLM(config), folder)

@@ -14,6 +14,7 @@ from hlwq_cli.checkpoint import load_recipe, quantize
 from hlwq_cli.errors import CorruptError, UnsupportedError, UsageError
 from hlwq_cli.runtime import HLWQModel, load_processor
 from hlwq_cli.runtime.chat import Turn
+from hlwq_cli.runtime.loading import check_answers_text
 
 from . import kinds
 
@@ -130,6 +131,33 @@ def test_a_model_that_takes_audio_is_refused(tmp_path: Path) -> None:
     kinds.save(t.WhisperForConditionalGeneration(config), tmp_path)
     with pytest.raises(UnsupportedError, match=r"\(WhisperForConditionalGeneration\) takes input_features, not text"):
         opened(tmp_path)
+
+
+def test_a_model_that_needs_an_image_says_so_and_answers_about_one(tmp_path: Path) -> None:
+    import torch
+
+    model = opened(kinds.blip(tmp_path))
+    for ask in (model.generate, model.stream):
+        with pytest.raises(UsageError, match="This model answers about an image only"):
+            ask("Hello")
+    ids = model.model.generate(pixel_values=torch.ones(1, 3, 32, 32), max_new_tokens=3, min_new_tokens=3)
+    assert ids.shape[0] == 1
+
+
+def test_a_model_that_generates_in_its_own_way_is_refused() -> None:
+    import transformers as t
+
+    with pytest.raises(UnsupportedError, match="generates by a method of its own, not token by token"):
+        check_answers_text("folder", t.DiffusionGemmaForBlockDiffusion)
+
+
+def test_an_error_of_torch_in_a_model_is_a_sentence(tmp_path: Path) -> None:
+    import transformers as t
+
+    config = t.XLNetConfig(vocab_size=320, d_model=128, n_layer=1, n_head=4, d_inner=192)
+    model = HLWQModel.from_pretrained(str(kinds.save(t.XLNetLMHeadModel(config), tmp_path)), dtype="bfloat16")
+    with pytest.raises(UnsupportedError, match=r"XLNetLMHeadModel cannot answer this: .*BFloat16"):
+        model.generate("Hello", max_new_tokens=2)
 
 
 def custom_code(folder: Path, **settings: Any) -> Path:

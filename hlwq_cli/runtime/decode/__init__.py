@@ -9,11 +9,13 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .decoder import Decoder
     from .generation import Decoding, Generation
+    from .transformers_errors import as_unsupported
 
 __all__ = [
     "Decoder",
     "Decoding",
     "Generation",
+    "as_unsupported",
 ]
 __getattr__ = lazy_names(
     __name__,
@@ -23,5 +25,6 @@ __getattr__ = lazy_names(
             "Decoding",
             "Generation",
         ),
+        "transformers_errors": ("as_unsupported",),
     },
 )

@@ -10,18 +10,16 @@ from typing import Any, Literal
 
 import torch
 
-from ...errors import UnsupportedError
 from ..kv.position import StaticDecodeUnsupported
 from .config_overrides import config_overrides
 from .decoder import Decoder
 from .request import DecodeRequest
+from .transformers_errors import as_unsupported
 
 Decoding = Literal["graph", "eager", "transformers"]
 
 logger = logging.getLogger("hlwq")
 
-_REFUSALS = (TypeError, ValueError, NotImplementedError, AttributeError, ImportError, LookupError, ArithmeticError)
-"""What transformers raises for inputs and settings that a model does not take."""
 LOOKAHEAD_STEPS = 2
 """Steps that a GPU is given before the host reads the first one's tokens."""
 
@@ -70,14 +68,9 @@ class Generation:
                     return _decode(decoder, request, streamer)
             except StaticDecodeUnsupported as error:
                 self._fall_back(error)
-        try:
+        name = type(self.model).__name__
+        with as_unsupported(f"{name} cannot answer this", "Check the prompt and generation_config.json."):
             out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
-        except _REFUSALS as error:
-            what = " ".join(str(error).split()).rstrip(".")
-            raise UnsupportedError(
-                f"{type(self.model).__name__} cannot answer this: {what}.",
-                "Check the prompt and generation_config.json.",
-            ) from error
         return out
 
     def _overrides(self, options: dict[str, Any], *, streams: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .classes import check_answers_text, model_class
+    from .classes import check_answers_text, inputs_beside_text, model_class
     from .config import read_config, supports_images, text_config
     from .context import Context, context_for, context_of
     from .load import check_loadable, load_model
@@ -24,6 +24,7 @@ __all__ = [
     "context_for",
     "context_of",
     "execution",
+    "inputs_beside_text",
     "load_model",
     "load_processor",
     "model_class",
@@ -39,6 +40,7 @@ __getattr__ = lazy_names(
     {
         "classes": (
             "check_answers_text",
+            "inputs_beside_text",
             "model_class",
         ),
         "config": (

@@ -66,11 +66,20 @@ def check_answers_text(path: str, model_class: Any) -> None:
     hint = f"Plain transformers loads it after `import hlwq_cli`: `{name}.from_pretrained({path!r})`."
     if not model_class.can_generate():
         raise UnsupportedError(f"{path} is {_kind(model_class)} ({name}), which does not generate text.", hint)
+    if not hasattr(model_class, "prepare_inputs_for_generation"):
+        raise UnsupportedError(f"{path} ({name}) generates by a method of its own, not token by token.", hint)
     gives = getattr(model_class, "output_modalities", ("text",))
     if "text" not in gives:
         raise UnsupportedError(f"{path} ({name}) generates {_listed(gives)}, not text.", hint)
     if not _takes_text(model_class):
         raise UnsupportedError(f"{path} ({name}) takes {model_class.main_input_name}, not text.", hint)
+
+
+def inputs_beside_text(model_class: Any, method: str = "forward") -> tuple[str, ...]:
+    """Return the arguments other than text that a method of a class cannot do without, such as `pixel_values`."""
+    parameters = list(inspect.signature(getattr(model_class, method)).parameters.values())[1:]
+    named = (p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
+    return tuple(name for name in named if name not in ("input_ids", "inputs"))
 
 
 def _takes_text(model_class: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from .classes import model_class
 from .config import text_config
 
-_KEYS = ("max_position_embeddings", "max_encoder_position_embeddings")
+_KEYS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_target_positions")
 _LONGEST = 10**9
 """More positions than this stand for a context without a limit."""
 _RESERVED = 16
@@ -75,7 +75,12 @@ def _position_rows(model: Any) -> Iterator[int]:
 
 
 def _first_position(parent: nn.Module, table: nn.Embedding) -> int:
-    """Return the row of the first token: BART leaves out rows by an offset, RoBERTa those up to the padding token."""
+    """Return the number of rows without a token: BART has an offset, RoBERTa leaves out those up to the padding token.
+
+    ProphetNet also looks up the position after the last token.
+    """
+    if type(table).__name__ == "ProphetNetPositionalEmbeddings" and table.padding_idx is not None:
+        return table.padding_idx + 2
     if hasattr(parent, "create_position_ids_from_input_ids") and table.padding_idx is not None:
         return table.padding_idx + 1
     return int(getattr(table, "offset", 0))

@@ -63,6 +63,40 @@ def test_the_weight_error_of_an_encoder_is_measured(tmp_path: Path) -> None:
     assert all(0.99 < tensor["cosine"] < 1 for tensor in measured["similarity"])
 
 
+@pytest.mark.parametrize("measure", ["--ppl", "--kld", "--speed"])
+def test_a_model_that_needs_an_image_is_refused_before_any_work(measure: str, tmp_path: Path) -> None:
+    source = kinds.blip(tmp_path)
+    ran = hlwq("bench", source, "--ref", source, measure, *TEXT)
+    assert_refused(
+        ran,
+        2,
+        f"{source} (BlipForConditionalGeneration) needs pixel_values with every text, and only text is measured.",
+    )
+
+
+def test_the_weight_error_of_a_model_that_needs_an_image_is_measured(tmp_path: Path) -> None:
+    ran = hlwq("bench", coded(kinds.blip, tmp_path), "--ref", tmp_path / "source", "--cosine", "--json")
+    assert ran.code == 0, ran.err
+    (measured,) = json.loads(ran.out)["report"]["measured"]
+    assert all(0.99 < tensor["cosine"] < 1 for tensor in measured["similarity"])
+
+
+@pytest.mark.parametrize("measure", ["--ppl", "--kld"])
+def test_a_model_that_fails_on_text_alone_ends_in_a_sentence(measure: str, tmp_path: Path) -> None:
+    source = kinds.idefics(tmp_path)
+    ran = hlwq("bench", source, "--ref", source, measure, *TEXT, "--window", "32")
+    says = "IdeficsForVisionText2Text does not run on text alone: Exactly 1 of pixel_values"
+    assert ran.code == 1
+    assert f"Error: {says}" in ran.err
+
+
+@pytest.mark.parametrize("make", [kinds.whisper_decoder, kinds.prophetnet_decoder])
+def test_speed_stays_within_positions_of_other_names(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    ran = hlwq("bench", make(tmp_path), "--speed", "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert "cut to the context: a prompt of 63 tokens, and 55 decoded." in ran.out
+
+
 @pytest.mark.parametrize(("make", "context"), [(kinds.gpt2, 64), (kinds.roberta_decoder, 65), (kinds.llama, 128)])
 def test_default_windows_are_cut_to_the_context(make: Callable[[Path], Path], context: int, tmp_path: Path) -> None:
     line = protocol(hlwq("bench", make(tmp_path), "--ppl", *TEXT))
