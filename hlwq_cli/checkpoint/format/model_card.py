@@ -18,6 +18,7 @@ from ...sizes import format_size
 from ..io import is_repo_id
 from .manifest import Manifest
 from .manifest_entries import KeptRecord, TensorRecord
+from .model_kind import model_kind
 from .shards import DEFAULT_SHARD_BYTES
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
@@ -66,7 +67,7 @@ def _notes(card: Path) -> str:
 
 def _front_matter(known: Mapping[str, Any], config: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     front: dict[str, Any] = {key: known[key] for key in _INHERITED if key in known}
-    front.setdefault("pipeline_tag", pipeline_tag(config))
+    front.setdefault("pipeline_tag", model_kind(config).pipeline_tag)
     if base:
         front["base_model"] = base
         front["base_model_relation"] = "quantized"
@@ -86,19 +87,6 @@ def front_matter(card: Path) -> dict[str, Any]:
         return {}
     return document if isinstance(document, dict) else {}
 
-
-def pipeline_tag(config: Mapping[str, Any]) -> str:
-    """Return the Hub's task name for a model's class."""
-    names = config.get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
-    if "vision_config" in config and name.endswith(("ForConditionalGeneration", "ForImageTextToText")):
-        return "image-text-to-text"
-    if name.endswith(("ForCausalLM", "ForConditionalGeneration")):
-        return "text-generation"
-    return "feature-extraction"
-
-
-_AUTO_CLASSES = {"image-text-to-text": "AutoModelForImageTextToText", "text-generation": "AutoModelForCausalLM"}
 
 _BODY = """
 # {title}, {bits}-bit HLWQ
@@ -157,7 +145,7 @@ def _body(
         title=title,
         where=where,
         fidelity=f"\n{fidelity}" if fidelity else "",
-        auto_class=_AUTO_CLASSES.get(pipeline_tag(config), "AutoModel"),
+        auto_class=model_kind(config).loader,
         bits=settings["bits"],
         origin=f"[{base}](https://huggingface.co/{base})" if base else f"`{manifest.source['id']}`",
         what=_kinds(manifest.coded),

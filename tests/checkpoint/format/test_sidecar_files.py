@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import export, load_recipe, quantize
+from tests.runtime.kinds import t5
 from tests.support.builders import CARD, NOT_BROUGHT, SIDECAR_FILES, add_sidecar_files, tiny_llama
 
 Family = Callable[[str], Path]
@@ -58,3 +59,11 @@ def test_an_earlier_result_inside_the_source_folder_is_not_copied(tmp_path: Path
     quantize(str(model), model / "q5", load_recipe(bits=5))
     quantize(str(model), model / "q4", load_recipe(bits=4))
     assert not (model / "q4" / "q5").exists()
+
+
+def test_new_card_loads_an_encoder_decoder_by_its_own_auto_class(tmp_path: Path) -> None:
+    quantize(str(t5(tmp_path / "m")), tmp_path / "out", load_recipe())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\npipeline_tag: text2text-generation\n" in card
+    assert "    from transformers import AutoModelForSeq2SeqLM\n" in card
+    assert "    model = AutoModelForSeq2SeqLM.from_pretrained(" in card
