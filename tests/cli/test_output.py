@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from hlwq_cli.measure.speed import Rate
 from hlwq_cli.ui.sink import Format, Sink
-from tests.cli.run_command import COMMAND, CommandResult, environment, hlwq, hlwq_process
+from tests.cli.run_command import CommandResult, hlwq, hlwq_process
 from tests.support.builders import tiny_llama
 
 ANSI = re.compile(r"\x1b")
@@ -90,10 +89,9 @@ def test_closed_pipe_is_not_an_error(model: Path, tmp_path: Path) -> None:
     for options in ([], ["--json"], ["-q"]):
         read, write = os.pipe()
         os.close(read)
-        command = [*COMMAND, "quantize", str(model), "--dry-run", *options]
-        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment())
+        ran = hlwq_process("quantize", model, "--dry-run", *options, stdout=write)
         os.close(write)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (ran.code, ran.err) == (0, "")
 
 
 def test_numbers_that_are_not_finite_are_null(capsys: pytest.CaptureFixture[str]) -> None:

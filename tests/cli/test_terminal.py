@@ -2,13 +2,12 @@
 
 import os
 import pty
-import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.cli.run_command import COMMAND, environment
+from tests.cli.run_command import environment, start
 from tests.support.builders import LLAMA, dense, save_tensors
 
 
@@ -31,18 +30,12 @@ def on_terminal(*arguments: str | Path, **env: str) -> tuple[int, str, str]:
 
     thread = threading.Thread(target=read)
     thread.start()
-    process = subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=slave,
-        text=True,
-        env=environment(TERM="xterm-256color", COLUMNS="100", **env),
-    )
+    process = start(*arguments, env=environment(TERM="xterm-256color", COLUMNS="100", **env), stderr=slave)
     os.close(slave)
     out, _ = process.communicate(timeout=120)
     thread.join()
     os.close(master)
-    return process.returncode, out, shown.decode()
+    return process.wait(), out, shown.decode()
 
 
 def test_quantize_shows_a_bar_with_tensor_percentage_speed_and_time(model: Path, tmp_path: Path) -> None:

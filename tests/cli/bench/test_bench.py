@@ -17,7 +17,7 @@ from tests.support.builders import LLAMA_MODEL
 from tests.support.files import write_header
 from tests.support.hub_server import HubServer
 
-from ..run_command import CommandResult, environment, hlwq, hlwq_process
+from ..run_command import CommandResult, hlwq, hlwq_process
 
 TEXT = ("--data", "sample", "--window", "64", "--windows", "2")
 
@@ -132,17 +132,13 @@ def test_quiet_output_is_one_figure(coded_sample: str, measure: str) -> None:
 
 
 def test_quiet_hides_messages_of_libraries(coded_sample: str) -> None:
-    env = environment()
-    del env["HF_HUB_DISABLE_PROGRESS_BARS"]
-    ran = hlwq_process("bench", coded_sample, "--ref", "sample", "--ppl", "--cosine", *TEXT, "-q", env=env)
+    ran = hlwq_process("bench", coded_sample, "--ref", "sample", "--ppl", "--cosine", *TEXT, "-q")
     assert (ran.code, ran.err, ran.out.count("\n")) == (0, "", 1)
     assert float(ran.out) > 0
 
 
 def test_pipe_gets_lines_and_no_bars(coded_sample: str) -> None:
-    env = environment()
-    del env["HF_HUB_DISABLE_PROGRESS_BARS"]
-    ran = hlwq_process("bench", coded_sample, "--ref", "sample", "--ppl", *TEXT, env=env)
+    ran = hlwq_process("bench", coded_sample, "--ref", "sample", "--ppl", *TEXT)
     assert ran.code == 0
     assert "%|" not in ran.err
     assert ran.err.splitlines()[0] == "loading sample ..."
@@ -180,11 +176,8 @@ def big_llama(folder: Path, width: int) -> Path:
 
 def test_figures_before_an_out_of_memory_error_are_reported(tmp_path: Path) -> None:
     big = big_llama(tmp_path / "big", 30_000_000)  # 23 GB, which 20 GB of address space cannot hold
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (20 * 10**9, 20 * 10**9))
-
-    ran = hlwq_process("bench", "sample", big, "--ppl", *TEXT, "--json", preexec_fn=limit)
+    limits = {resource.RLIMIT_AS: 20 * 10**9}
+    ran = hlwq_process("bench", "sample", big, "--ppl", *TEXT, "--json", limits=limits)
     assert ran.code == 1
     found = document(ran)["report"]
     assert [m["path"] for m in found["measured"]] == ["sample"]

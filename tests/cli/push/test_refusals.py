@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.push.push_command import REPO, TOKEN, push_json, remote_files
-from tests.cli.run_command import COMMAND, CommandResult, assert_refused, environment, hlwq
+from tests.cli.run_command import CommandResult, assert_refused, environment, hlwq, start
 from tests.support.files import tree
 from tests.support.hub_server import HubServer
 
@@ -114,17 +113,13 @@ def assert_refused_after_lines(ran: CommandResult, code: int, *says: str) -> Non
 def test_killed_push_resumes_and_readers_never_see_a_part(account: HubServer, folder: Path) -> None:
     last = sorted(folder.glob("*.safetensors"))[-1]
     account.delay(f"PUT .*{tree(folder)[last.name]}", 60)
-    process = subprocess.Popen(
-        [*COMMAND, "push", str(folder), REPO],
-        env=environment(HF_TOKEN=TOKEN),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    env = environment(HF_TOKEN=TOKEN)
+    process = start("push", folder, REPO, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     shards = len([*folder.glob("*.safetensors")])
     deadline = time.monotonic() + 60
     while len(account.writes.arrived) < shards - 1 and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     assert process.wait() == -signal.SIGKILL
     assert remote_files(account) == {}
     before = set(account.writes.arrived)

@@ -76,10 +76,7 @@ def test_disk_that_fills_up_keeps_complete_shards_and_the_run_resumes(
 def test_limit_on_file_size_is_reported_as_an_error(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "m")
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    ran = hlwq_process("quantize", model, tmp_path / "out", "-q", preexec_fn=limit)
+    ran = hlwq_process("quantize", model, tmp_path / "out", "-q", limits={resource.RLIMIT_FSIZE: 20_000})
     assert_refused(ran, 1, f"The disk of {tmp_path / 'out'} is full.", "run the same command again; it continues.")
     assert not [*(tmp_path / "out").glob(".*.partial")]
     assert hlwq("quantize", model, tmp_path / "out").code == 0
@@ -123,9 +120,6 @@ def test_export_refuses_a_disk_that_is_too_small_before_any_work(coded: Callable
 
 
 def test_export_reports_a_disk_that_fills_up(coded: Callable[[str], Path], tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    ran = hlwq_process("export", coded("qwen3"), tmp_path / "plain", preexec_fn=limit)
+    ran = hlwq_process("export", coded("qwen3"), tmp_path / "plain", limits={resource.RLIMIT_FSIZE: 20_000})
     assert_refused(ran, 1, "is full.")
     assert not [*(tmp_path / "plain").glob("*.safetensors")]

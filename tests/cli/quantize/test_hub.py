@@ -121,8 +121,7 @@ def test_gated_model_is_read_with_a_token_that_is_never_printed(hub: HubServer, 
     add_sidecar_files(model)
     hub.publish("tests/gated-and-open", model, gated=True)
     hub.tokens.add(TOKEN)
-    env = environment(HF_TOKEN=TOKEN, HLWQ_DEBUG="1", HF_HOME=str(tmp_path / "home"), HF_HUB_CACHE="")
-    env.pop("HF_HUB_CACHE")
+    env = environment(HF_TOKEN=TOKEN, HLWQ_DEBUG="1")
     ran = hlwq_process("quantize", "tests/gated-and-open", tmp_path / "out", env=env)
     assert ran.code == 0, ran.err
     assert TOKEN not in ran.out + ran.err

@@ -139,7 +139,7 @@ def test_interrupted_download_resumes(hub: HubServer, model: Path, tmp_path: Pat
 
 
 def test_missing_network_is_reported(tmp_path: Path) -> None:
-    env = environment(HF_ENDPOINT="http://127.0.0.1:9", HF_TOKEN=TOKEN, HF_HOME=str(tmp_path / "home"))
+    env = environment(HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="", no_proxy="", HF_TOKEN=TOKEN)
     commands: list[list[str | Path]] = [
         ["quantize", "owner/name", tmp_path / "out"],
         ["inspect", "owner/name"],

@@ -15,7 +15,7 @@ import torch
 
 from hlwq_cli.checkpoint import Progress, load_recipe, quantize
 from hlwq_cli.errors import HlwqError
-from tests.cli.run_command import COMMAND, assert_refused, environment, hlwq, hlwq_process
+from tests.cli.run_command import assert_refused, hlwq, hlwq_process, start
 from tests.support.builders import LLAMA, add_sidecar_files, save_shards
 from tests.support.files import tree
 from tests.support.hub_server import HubServer
@@ -108,13 +108,9 @@ def test_killed_run_with_delete_source_resumes_with_the_same_command(
     hub: HubServer, model: Path, tmp_path: Path
 ) -> None:
     hub.publish("tests/killed", model)
-    run("tests/killed", tmp_path / "whole")
     out = tmp_path / "out"
-    command = ["quantize", "tests/killed", str(out), "--delete-source", "--threads", "1", "--max-shard-size", "1MB"]
-    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home" / "hub")}
-    process = subprocess.Popen(
-        [*COMMAND, *command], env=environment(**home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = ["quantize", "tests/killed", out, "--delete-source", "--threads", "1", "--max-shard-size", "1MB"]
+    process = start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and lines(out / JOURNAL) < 4:
         time.sleep(0.002)
     process.kill()
@@ -122,10 +118,11 @@ def test_killed_run_with_delete_source_resumes_with_the_same_command(
     done = lines(out / JOURNAL) - 1
     hub.requests.clear()
     with most_held(out) as most:
-        assert hlwq_process(*command, env=environment(**home)).code == 0
-    assert tree(out) == tree(tmp_path / "whole")
+        assert hlwq_process(*command).code == 0
     assert most[0] <= 2
     assert not set(asked_for(hub)) & set(FILES[:done])
+    run("tests/killed", tmp_path / "whole")
+    assert tree(out) == tree(tmp_path / "whole")
 
 
 def lines(path: Path) -> int:

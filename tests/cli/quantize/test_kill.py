@@ -4,36 +4,41 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.cli.quantize.random_kills import JOURNAL, stamp
-from tests.cli.run_command import COMMAND, assert_refused, environment, hlwq, hlwq_process
+from tests.cli.run_command import assert_refused, hlwq, hlwq_process, start, start_anew
 from tests.support.builders import LLAMA, add_sidecar_files, save_tensors
 from tests.support.files import tree
 
-KILLS = 3
-FORKED_KILLS = 17
-"""By fork (see random_kills.py): the same command and signal, without three seconds of imports for each."""
-OPTIONS = ["--threads", "1", "--max-shard-size", "1MB", "-q"]
+JOURNAL = ".hlwq_run.jsonl"
+OPTIONS = ["--threads", "1", "--max-shard-size", "250KB", "-q"]
+STARTS = [start_anew] + [start] * 19
+"""How each run that is killed is started: one as a user starts it, the others without its seconds of imports."""
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that takes a second or two to code, in dozens of shards."""
+    """A checkpoint that takes some tenths of a second to code, in dozens of shards."""
     generator = torch.Generator().manual_seed(7)
     tensors = {
-        f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(1024, 1024, generator=generator).bfloat16()
+        f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(512, 512, generator=generator).bfloat16()
         for i in range(40)
     }
     folder = save_tensors(tmp_path_factory.mktemp("kill") / "model", tensors, LLAMA)
     add_sidecar_files(folder)
     return folder
+
+
+def stamp(out: Path) -> int:
+    """Return when the journal of a run in `out` was last changed, in nanoseconds; 0 where there is none."""
+    path = out / JOURNAL
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 class Runs:
@@ -42,15 +47,15 @@ class Runs:
     def __init__(self, source: Path) -> None:
         self.source = source
 
-    def start(self, out: Path) -> subprocess.Popen[bytes]:
-        command = [*COMMAND, "quantize", str(self.source), str(out), *OPTIONS]
-        return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def start(self, out: Path, how: Callable[..., Any] = start) -> Any:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return how("quantize", self.source, out, *OPTIONS, **quiet)
 
-    def wait_for_work(self, process: subprocess.Popen[bytes], out: Path) -> None:
+    def wait_for_work(self, process: Any, out: Path) -> None:
         """Return when a run touches its journal, which is when imports and planning are over."""
         before = stamp(out)
         while process.poll() is None and stamp(out) == before:
-            time.sleep(0.002)
+            time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +81,16 @@ def test_runs_killed_at_random_moments_resume_to_the_same_bytes(
 ) -> None:
     wanted, seconds = tree(undisturbed[0]), undisturbed[1]
     assert len([n for n in wanted if n.endswith(".safetensors")]) == 40
-    moments, runs, kills, finished = random.Random(20), Runs(source), 0, 0
-    while kills < KILLS:
-        process = runs.start(out)
+    moments, runs, starts = random.Random(20), Runs(source), STARTS.copy()
+    while starts:
+        process = runs.start(out, starts[0])
         runs.wait_for_work(process, out)
         time.sleep(moments.uniform(0, seconds * 0.35))
         process.kill()
         if process.wait() == -signal.SIGKILL:
-            kills += 1
+            starts.pop(0)
         else:
-            finished += 1
+            assert process.returncode == 0
             assert tree(out) == wanted
             shutil.rmtree(out)
     ran = hlwq_process("quantize", source, out, *OPTIONS)
@@ -94,30 +99,12 @@ def test_runs_killed_at_random_moments_resume_to_the_same_bytes(
     assert not [n for n in wanted if "partial" in n or n == JOURNAL]
 
 
-def test_forked_runs_killed_at_random_moments_resume_to_the_same_bytes(
-    source: Path, undisturbed: tuple[Path, float], out: Path
-) -> None:
-    wanted, seconds = undisturbed
-    command = ["quantize", source, out, *OPTIONS]
-    settings = [str(FORKED_KILLS), str(seconds * 0.35), wanted, out]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cli.quantize.random_kills", *settings, *command],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=Path(__file__).parents[3],
-    )
-    assert done.stdout.splitlines() == [f"kills {FORKED_KILLS}"], done.stderr[-2000:]
-    ran = hlwq_process(*command)
-    assert (ran.code, ran.out) == (0, f"{out}\n")
-    assert tree(out) == tree(wanted)
-
-
 def test_unfinished_folder_is_refused_by_readers_and_by_other_arguments(source: Path, out: Path) -> None:
     runs = Runs(source)
     process = runs.start(out)
     runs.wait_for_work(process, out)
-    time.sleep(0.3)
+    while len([*out.glob("model-*.safetensors")]) < 2:
+        time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     before = whole_files(out)
