@@ -9,12 +9,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from .support.builders import FAMILIES, save_family
 from .support.hub_server import HubServer
+from .support.workers import LongestFirst, made_once, rank, shared_folder
 
 MEMORY = Path("/dev/shm")
 MIN_FREE_MEMORY_BYTES = 2 * 2**30
@@ -28,45 +30,58 @@ os.environ.update(HUB.environment(Path(HUB_HOME.name)))
 os.environ.pop("HF_TOKEN", None)
 
 
-@pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A family's checkpoint; written when first asked for, never to be changed."""
-    built: dict[str, Path] = {}
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    return LongestFirst(config, log)
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: rank(item.nodeid))
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """A folder that all workers of this session share; see `made_once`."""
+    return shared_folder(tmp_path_factory, pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def family(shared: Path) -> Callable[[str], Path]:
+    """A family's checkpoint; written when first asked for, never to be changed."""
+
+    @lru_cache(maxsize=None)
     def get(name: str) -> Path:
-        if name not in built:
-            built[name] = save_family(name, tmp_path_factory.mktemp("source") / name)
-        return built[name]
+        return made_once(shared / "source" / name, lambda folder: save_family(name, folder))
 
     return get
 
 
 @pytest.fixture(scope="session")
-def coded(family: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def coded(family: Callable[[str], Path], shared: Path) -> Callable[[str], Path]:
     """A family's checkpoint, quantized with default settings in several files; never to be changed."""
     from hlwq_cli.checkpoint import load_recipe, quantize
 
-    made: dict[str, Path] = {}
-
+    @lru_cache(maxsize=None)
     def get(name: str) -> Path:
-        if name not in made:
-            out = tmp_path_factory.mktemp("coded") / f"{name}-coded"
-            quantize(str(family(name)), out, load_recipe(), max_shard_bytes=150_000)
-            made[name] = out
-        return made[name]
+        def make(folder: Path) -> None:
+            quantize(str(family(name)), folder, load_recipe(), max_shard_bytes=150_000)
+
+        return made_once(shared / "coded" / f"{name}-coded", make)
 
     return get
 
 
 @pytest.fixture(scope="session")
-def coded_sample(tmp_path_factory: pytest.TempPathFactory) -> str:
+def coded_sample(shared: Path) -> str:
     """The bundled sample, quantized with default settings; never to be changed."""
     from hlwq_cli.checkpoint import load_recipe, quantize
     from hlwq_cli.samples import resolve_model
 
-    folder = tmp_path_factory.mktemp("coded") / "sample"
-    quantize(resolve_model("sample"), folder, load_recipe())
-    return str(folder)
+    def make(folder: Path) -> None:
+        quantize(resolve_model("sample"), folder, load_recipe())
+
+    return str(made_once(shared / "coded" / "sample", make))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.support.forked_process import ForkedProcess, ForkServer
 
+Process = ForkedProcess | subprocess.Popen[str]
 COMMAND = [sys.executable, "-m", "hlwq_cli.main"]
 _DROPPED = ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "HLWQ_DEBUG", "HF_TOKEN", "HF_HUB_DISABLE_PROGRESS_BARS")
 _COLLECTED = {k: v for k, v in os.environ.items() if k not in _DROPPED}
@@ -75,10 +76,15 @@ def start_anew(*args: str | Path, env: dict[str, str] | None = None, **options: 
     )
 
 
+def start_process(*args: str | Path, env: dict[str, str] | None = None, **options: Any) -> Process:
+    """Start the command as its own process; a new one if `env` has other variables that imports read."""
+    how = start if _fork_server().can_run(env or environment()) else start_anew
+    return how(*args, env=env, **options)
+
+
 def hlwq_process(*args: str | Path, env: dict[str, str] | None = None, **options: Any) -> CommandResult:
-    """Run the command as its own process; a new one if `env` has other variables that imports read."""
-    same = _fork_server().can_run(env or environment())
-    process = start(*args, env=env, **options) if same else start_anew(*args, env=env, **options)
+    """Run the command as its own process; see `start_process`."""
+    process = start_process(*args, env=env, **options)
     out, err = process.communicate(timeout=120)
     return CommandResult(process.wait(), out, err)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from tests.cli.run_command import COMMAND, environment
+from tests.cli.run_command import environment, start_process
 
 NOWHERE = "http://127.0.0.9:9"
 """A proxy that is not there: whatever the server asks of another machine fails, and at once."""
@@ -28,14 +27,7 @@ class DemoServer:
     def __init__(self, arguments: list[str | Path], **variables: str) -> None:
         proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), NOWHERE)
         settings = {"OMP_NUM_THREADS": "1", "NO_PROXY": "", "no_proxy": ""}
-        self.process = subprocess.Popen(
-            [*COMMAND, "demo", *map(str, arguments)],
-            env=environment(**(settings | proxies | variables)),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        self.process = start_process("demo", *arguments, env=environment(**(settings | proxies | variables)))
         self.out: list[str] = []
         self.err: list[str] = []
         self._readers = [

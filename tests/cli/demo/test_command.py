@@ -12,7 +12,7 @@ import pytest
 from hlwq_cli.ui.demo.serve import Access, Address, choose_access
 from hlwq_cli.ui.demo_address import show_demo, show_login
 from hlwq_cli.ui.sink import Format, Sink
-from tests.cli.run_command import assert_refused, environment, hlwq
+from tests.cli.run_command import assert_refused, environment, hlwq, hlwq_process
 
 from .demo_server import NOWHERE
 
@@ -100,15 +100,9 @@ def test_help_does_not_show_the_login(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_failed_tunnel_serves_nothing() -> None:
     proxies = {"HTTPS_PROXY": NOWHERE, "HTTP_PROXY": NOWHERE}
-    ran = subprocess.run(
-        [sys.executable, "-m", "hlwq_cli.main", "demo", "sample", "--share", "-q"],
-        env=environment(**proxies),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (ran.returncode, ran.stdout) == (1, "")
-    what, hint = ran.stderr.splitlines()[-2:]
+    ran = hlwq_process("demo", "sample", "--share", "-q", env=environment(**proxies))
+    assert (ran.code, ran.out) == (1, "")
+    what, hint = ran.err.splitlines()[-2:]
     assert what == "Error: Gradio's tunnel could not be created, so the page is not shared."
     assert hint == "Check the network, or omit --share to serve on this machine only."
-    assert "password" not in ran.stderr
+    assert "password" not in ran.err

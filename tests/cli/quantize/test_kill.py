@@ -7,12 +7,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.cli.run_command import assert_refused, hlwq, hlwq_process, start, start_anew
+from tests.cli.run_command import Process, assert_refused, hlwq, hlwq_process, start, start_anew
 from tests.support.builders import LLAMA, add_sidecar_files, save_tensors
 from tests.support.files import tree
 
@@ -47,11 +46,11 @@ class Runs:
     def __init__(self, source: Path) -> None:
         self.source = source
 
-    def start(self, out: Path, how: Callable[..., Any] = start) -> Any:
+    def start(self, out: Path, how: Callable[..., Process] = start) -> Process:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return how("quantize", self.source, out, *OPTIONS, **quiet)
 
-    def wait_for_work(self, process: Any, out: Path) -> None:
+    def wait_for_work(self, process: Process, out: Path) -> None:
         """Return when a run touches its journal, which is when imports and planning are over."""
         before = stamp(out)
         while process.poll() is None and stamp(out) == before:
