@@ -14,6 +14,7 @@ import torch
 from hlwq_cli.measure import Request, bench, runner
 from hlwq_cli.measure.speed import DECODE, PREFILL, measure_speed, release_memory
 from hlwq_cli.runtime.decode import Decoder, Generation
+from tests.runtime import kinds
 
 Family = Callable[[str], Path]
 
@@ -63,7 +64,7 @@ def test_a_rate_is_tokens_over_time(coded: Family, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kld", [False, True])
-def test_model_is_freed_before_the_next_is_loaded(coded: Family, kld: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_is_freed_before_the_next_is_loaded(kld: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models of 51 GB would not fit in memory; only --kld needs the reference together with each model."""
     loaded: list[Any] = []
     alive: list[int] = []
@@ -79,7 +80,8 @@ def test_model_is_freed_before_the_next_is_loaded(coded: Family, kld: bool, monk
     monkeypatch.setattr(runner, "measure_speed", lambda model: measure_speed(model, runs=1))
     request = Request(speed=True, kld=kld, data="sample", window=32, windows=1, device="cpu")
     monkeypatch.setattr("hlwq_cli.measure.speed.DECODE", 4)
-    bench(["sample", "sample"], request, ref="sample")
+    small = str(kinds.llama(tmp_path))
+    bench([small, small], request, ref=small)
     assert alive == ([0, 1, 1] if kld else [0, 0, 0])
 
 

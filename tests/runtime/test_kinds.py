@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +216,10 @@ def test_a_model_that_sees_answers_text_without_a_usable_processor(files: tuple[
     found = model.generate("Hello", max_new_tokens=4)
     assert found
     assert found == "".join(model.stream("Hello", max_new_tokens=4))
+    assert model.supports_images == (bool(files) and find_spec("torchvision") is not None)
     if model.supports_images:
-        pytest.skip("torchvision is installed")
+        assert model.processor.image_processor.merge_size == 2
+        return
     missing = "torchvision is not installed" if files else "it has no preprocessor_config.json"
     for ask in (model.generate, model.stream):
         with pytest.raises(UsageError, match=f"images of this model cannot be read: {missing}"):

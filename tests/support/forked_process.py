@@ -57,7 +57,7 @@ class ForkServer:
 
 
 class ForkedProcess:
-    """A running `hlwq`, used like `subprocess.Popen`.
+    """A running `hlwq`, used like `subprocess.Popen`. `limits` are its resources; it runs the Python `before` first.
 
     Attributes:
         pid: the process id.
@@ -76,12 +76,14 @@ class ForkedProcess:
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
         limits: Mapping[int, int] | None = None,
+        before: str = "",
     ) -> None:
         request = {
             "arguments": list(arguments),
             "environment": dict(environment),
             "folder": str(cwd or Path.cwd()),
             "limits": [*(limits or {}).items()],
+            "before": before,
         }
         nothing = os.open(os.devnull, os.O_RDWR)
         self.stdout, out = _stream(stdout, nothing)

@@ -117,6 +117,7 @@ def become(request: dict[str, Any], streams: list[int]) -> None:
     atexit.register(gc.unfreeze)  # else the end of Python frees nothing, which some libraries report as leaks
     random.seed()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    exec(request["before"], {})
     for kind, limit in request["limits"]:
         resource.setrlimit(kind, (limit, limit))
 

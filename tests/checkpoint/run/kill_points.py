@@ -10,6 +10,7 @@ Prints the number of kills, then a line for each resumed folder that differs.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -75,6 +76,7 @@ def problem(source: str, out: Path, wanted: dict[str, str]) -> str:
 def main(source: str, reference: str, work: str) -> None:
     torch.set_num_threads(1)
     run(source, Path(work) / "warm", None)  # so that children inherit compiled code
+    gc.freeze()  # so that children share this memory
     wanted, kills = tree(Path(reference)), 0
     while forked(functools.partial(run, source, Path(work) / str(kills), kills)) == -signal.SIGKILL:
         wrong = problem(source, Path(work) / str(kills), wanted)

@@ -95,8 +95,13 @@ def test_a_missing_task_folder_is_not_found(tmp_path: Path) -> None:
     assert_refused(ran, 3, "nowhere")
 
 
-def test_task_whose_data_cannot_be_loaded_is_reported(hub: HubServer) -> None:
+def test_task_whose_data_cannot_be_loaded_is_reported(hub: HubServer, task_folder: Path) -> None:
     """The Hub stand-in has no such dataset."""
-    ran = hlwq("bench", "sample", "--tasks", "sciq")
+    task = (task_folder / "endings.yaml").read_text()
+    lines = [line for line in task.splitlines() if "dataset_kwargs" not in line]
+    (task_folder / "endings.yaml").write_text(
+        "\n".join(lines).replace("dataset_path: json", "dataset_path: no/such-data")
+    )
+    ran = hlwq("bench", "sample", "--tasks", "endings", "--task-folder", task_folder)
     assert (ran.code, ran.out) == (1, "")
-    assert "Error: The data of sciq cannot be loaded.\nCheck the network.\n" in ran.err
+    assert "Error: The data of endings cannot be loaded.\nCheck the network.\n" in ran.err

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Request, expect
 
 FIGURES = re.compile(r"(\d+) tokens? · ([\d.]+) tok/s · [\d.]+ [MG]B memory(?: · (.+))?")
 TIMEOUT_MS = 20_000
@@ -33,8 +33,17 @@ new MutationObserver(() => document.querySelectorAll('[aria-label="chatbot conve
 class ChatPage:
     """One visitor of the page."""
 
-    def __init__(self, context: BrowserContext, url: str, login: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        context: BrowserContext,
+        url: str,
+        login: tuple[str, str] | None = None,
+        on_request: Callable[[Request], None] = lambda request: None,
+        on_error: Callable[[str], None] = lambda error: None,
+    ) -> None:
         self.page: Page = context.new_page()
+        self.page.on("request", on_request)
+        self.page.on("pageerror", lambda error: on_error(str(error)))
         self.page.set_default_timeout(TIMEOUT_MS)
         self.page.add_init_script(RECORDER)
         self.page.goto(url)

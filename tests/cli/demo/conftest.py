@@ -19,7 +19,7 @@ from .demo_server import DemoServer, demo
 
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--disable-software-rasterizer", "--disable-gpu-compositing",
 )  # fmt: skip
 OpenChat = Callable[..., ChatPage]
 Captions = tuple[str, dict[str, str]]
@@ -65,10 +65,17 @@ def server(measured_sample: Path) -> Iterator[DemoServer]:
     assert "Traceback" not in err
 
 
+@pytest.fixture(scope="module")
+def usual(browser: Browser) -> BrowserContext:
+    """Visitors without options of their own: Chromium keeps the compiled scripts of a context."""
+    return browser.new_context()
+
+
 @pytest.fixture
-def open_chat(browser: Browser, server: DemoServer) -> Iterator[OpenChat]:
+def open_chat(browser: Browser, usual: BrowserContext, server: DemoServer) -> Iterator[OpenChat]:
     """Open the page as a new visitor each time. No request may go to another host, and no script may fail."""
     contexts: list[BrowserContext] = []
+    pages: list[ChatPage] = []
     asked: list[str] = []
     wrong: list[str] = []
 
@@ -76,15 +83,19 @@ def open_chat(browser: Browser, server: DemoServer) -> Iterator[OpenChat]:
         asked.append(request.url)
 
     def open_page(login: tuple[str, str] | None = None, **options: object) -> ChatPage:
-        context = browser.new_context(**options)  # type: ignore[arg-type]
-        contexts.append(context)
-        context.on("request", note)
-        context.on("weberror", lambda error: wrong.append(str(error.error)))
-        return ChatPage(context, server.url, login)
+        context = usual
+        if options or login:
+            context = browser.new_context(**options)  # type: ignore[arg-type]
+            contexts.append(context)
+        pages.append(ChatPage(context, server.url, login, on_request=note, on_error=wrong.append))
+        return pages[-1]
 
     yield open_page
+    for one in pages:
+        one.page.close()
     for context in contexts:
         context.close()
+    usual.clear_cookies()
     local = (server.url, "data:", "blob:")
     assert [url for url in asked if not url.startswith(local)] == []
     assert wrong == []

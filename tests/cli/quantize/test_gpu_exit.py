@@ -10,32 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run_command import environment
+from tests.cli.run_command import environment, start
 from tests.support.builders import LLAMA, dense, save_tensors
 
-PROGRAM = """
+BEFORE = """
 import atexit, sys, torch
 torch.cuda.is_initialized = lambda: {on_gpu}
 atexit.register(lambda: print("the end", file=sys.stderr))
-sys.argv[0] = "hlwq"
-from hlwq_cli.main import main
-main()
 """
 
 
 def left(*args: str | Path, on_gpu: bool = True, stdout: int = subprocess.PIPE) -> tuple[int, str, bool]:
     """Return the exit code, stdout, and whether Python ran its exit handlers."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(on_gpu=on_gpu), *map(str, args)],
-        env=environment(),
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
-    return done.returncode, done.stdout, done.stderr.endswith("the end\n")
+    process = start(*args, before=BEFORE.format(on_gpu=on_gpu), stdout=stdout)
+    out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+    return process.wait(), out, err.endswith("the end\n")
 
 
 @pytest.fixture(scope="module")
