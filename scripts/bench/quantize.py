@@ -30,7 +30,8 @@ import torch
 from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
 from hlwq_cli.sizes import format_size
 from scripts.bench.copy_baseline import CopyTime, drop_page_cache, time_copy
-from scripts.bench.quantize_checks import (
+from scripts.bench.synthetic_model import ROOT, write_checkpoint
+from scripts.checks.quantize_checks import (
     Checks,
     Run,
     check_experts,
@@ -42,7 +43,6 @@ from scripts.bench.quantize_checks import (
     third_of_bytes_written,
     third_of_shards_complete,
 )
-from scripts.bench.synthetic_model import ROOT, write_checkpoint
 
 
 def stages(trace: dict[str, Any], started: float, ended: float) -> list[tuple[str, float, float, float, float]]:
