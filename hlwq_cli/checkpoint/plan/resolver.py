@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -89,17 +89,7 @@ def resolve(model: Any, stored: Mapping[str, Shape], transposed: Collection[str]
         stored: shapes of the checkpoint's tensors, by name.
         transposed: parameters that their modules hold as (..., in, out).
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming
-
-    mapping = get_model_conversion_mapping(model)
-    names = _Names(
-        model.base_model_prefix,
-        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
-        [entry for entry in mapping if isinstance(entry, WeightRenaming)],
-        [entry for entry in mapping if isinstance(entry, WeightConverter)],
-        frozenset(transposed),
-    )
+    names = _names_of(model, transposed)
     groups, unused = _grouped(names, stored)
     origins: dict[str, Origin] = {}
     for first, group in groups.items():
@@ -116,6 +106,43 @@ def resolve(model: Any, stored: Mapping[str, Shape], transposed: Collection[str]
         missing=tuple(sorted(_not_filled(model, set(names.shapes) - set(origins)))),
         mismatched=tuple(sorted(_described(n, g) for n, g in groups.items() if not _fits(model, names, n, g, stored))),
         shapes=names.shapes,
+    )
+
+
+def convert(
+    model: Any, parameter: str, stored: Mapping[str, Shape], read: Callable[[str], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return a parameter that is not made of whole stored rows, and those that are made together with it.
+
+    Args:
+        model: a transformers model, for its names and shapes.
+        parameter: one whose origin has no runs.
+        stored: shapes of the checkpoint's tensors, by name.
+        read: returns a stored tensor.
+    """
+    groups, _ = _grouped(_names_of(model, ()), stored)
+    for first, group in groups.items():
+        if group.converter is None or parameter not in _targets(first, group):
+            continue
+        converter = deepcopy(group.converter)
+        for pattern, sources in group.members.items():
+            converter.collected_tensors[pattern].extend(read(source) for source in sources)
+        result = converter.convert(first, model=model, config=model.config)
+        return {name: value[0] if isinstance(value, list) else value for name, value in result.items()}
+    raise KeyError(parameter)
+
+
+def _names_of(model: Any, transposed: Collection[str]) -> _Names:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+    mapping = get_model_conversion_mapping(model)
+    return _Names(
+        model.base_model_prefix,
+        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+        [entry for entry in mapping if isinstance(entry, WeightRenaming)],
+        [entry for entry in mapping if isinstance(entry, WeightConverter)],
+        frozenset(transposed),
     )
 
 
@@ -197,9 +224,13 @@ def _origins_of(model: Any, names: _Names, first: str, group: _Group, stored: Ma
         if found is not None:
             return found
         reason = reason or "its conversion does not move whole rows"
+    return {name: Origin(tuple(group.sources), None, False, reason) for name in _targets(first, group)}
+
+
+def _targets(first: str, group: _Group) -> list[str]:
+    """Return the names of the parameters that a group with a converter fills."""
     first_pattern, *others = group.converter.target_patterns
-    targets = [first, *(first.replace(first_pattern, other) for other in others)]
-    return {name: Origin(tuple(group.sources), None, False, reason) for name in targets}
+    return [first, *(first.replace(first_pattern, other) for other in others)]
 
 
 def _converted(
