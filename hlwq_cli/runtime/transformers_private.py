@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
     from transformers.cache_utils import DynamicLayer as DynamicLayer
@@ -285,6 +286,51 @@ def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Itera
                 del module.__dict__["forward"]
             else:
                 module.forward = own
+
+
+# --- Models whose weights come and go ---
+
+
+def fill_buffers(model: Any, unfilled: Collection[str], device: torch.device) -> None:
+    """Give a model on the meta device what no file holds, with the values that a new model has.
+
+    Args:
+        model: on the meta device.
+        unfilled: parameters and persistent buffers that are not stored; buffers that are not persistent come on top.
+        device: where to put them. Everything else stays on the meta device.
+    """
+    import torch
+
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name not in unfilled:
+            skip_initialization(tensor)
+    for path, module in model.named_modules():
+        for held in (module._parameters, module._buffers):
+            for own, tensor in held.items():
+                is_unfilled = f"{path}.{own}".lstrip(".") in unfilled or own in module._non_persistent_buffers_set
+                if tensor is not None and is_unfilled:
+                    empty = torch.empty_like(tensor, device=device)
+                    held[own] = torch.nn.Parameter(empty, False) if held is module._parameters else empty
+    with torch.no_grad():
+        model.initialize_weights()
+
+
+def set_device(model: Any, device: torch.device) -> None:
+    """Let a model say that it is on a device, although its parameters may be on the meta device; it stays for good."""
+    from transformers import PreTrainedModel
+
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            own = type(module)
+            members = {"device": property(lambda self: device), "__module__": own.__module__}
+            change_class(module, type(own.__name__, (own,), members))
+
+
+def choose_experts(model: Any, implementation_of: Callable[[nn.Module], str]) -> None:
+    """Choose the implementation of each experts module of a model; modules of one configuration share it."""
+    for module in model.modules():
+        if is_experts_module(module):
+            module.config._experts_implementation = implementation_of(module)
 
 
 # --- Attention and caches ---

@@ -47,6 +47,7 @@ class Manifest:
         kept: one record per kept tensor.
         dropped: name and reason of each tensor that was not written.
         format_version: version of the file format.
+        calibration: of a calibrated checkpoint: what it was calibrated with, and which tensors were not and why.
     """
 
     fingerprint: dict[str, Any]
@@ -59,6 +60,7 @@ class Manifest:
     kept: tuple[KeptRecord, ...]
     dropped: tuple[dict[str, str], ...]
     format_version: int = FORMAT_VERSION
+    calibration: dict[str, Any] | None = None
 
     @property
     def coded_bytes(self) -> int:
@@ -105,6 +107,8 @@ class Manifest:
     def dump(self) -> bytes:
         """Return the bytes of the file."""
         document = asdict(self) | {"coded": [dump_tensor(record) for record in self.coded]}
+        if self.calibration is None:
+            del document["calibration"]
         return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -152,9 +156,12 @@ def _no_number(word: str) -> None:
     raise ValueError(f"{word} is not valid JSON")
 
 
-def fingerprint(plan: Plan, max_shard_bytes: int, base_model: str | None) -> dict[str, Any]:
+def fingerprint(
+    plan: Plan, max_shard_bytes: int, base_model: str | None, calibration: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return everything that decides a run's bytes. Two runs with the same fingerprint write the same files."""
     return {
+        **({} if calibration is None else {"calibration": calibration}),
         "source": plan.source.fingerprint(),
         "recipe": plan.recipe.as_json(),
         "plan": plan.digest(),

@@ -28,6 +28,7 @@ class TensorRecord:
         runs: (index of the source, first row, count, step) of the rows, where they are not those of whole sources.
         transposed: whether `runs` count columns of the sources' matrices.
         source_shapes: shapes of the sources, where they do not follow from `shape` and their number.
+        loss: of a calibrated tensor: d'Hd / w'Hw, the relative squared error of the outputs, to 5 digits.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TensorRecord:
     runs: tuple[tuple[int, int, int, int], ...] = ()
     transposed: bool = False
     source_shapes: tuple[tuple[int, ...], ...] = ()
+    loss: float | None = None
 
     def parts(self, tensors: Mapping[str, TensorInfo]) -> tuple[SourceRows, ...] | None:
         """Return its rows in a source; None where the source lacks a tensor or has it in another shape."""
@@ -112,7 +114,7 @@ def default_source_shapes(shape: tuple[int, ...], count: int) -> tuple[tuple[int
     return (shape,) if count == 1 else ((math.prod(shape[:-1]) // count, shape[-1]),) * count
 
 
-def coded_record(planned: CodedTensor, blake3: str, nmse: float) -> TensorRecord:
+def coded_record(planned: CodedTensor, blake3: str, nmse: float, loss: float | None = None) -> TensorRecord:
     """The record of a coded tensor."""
     sources, whole = planned.sources, planned.is_concatenation
     runs = () if whole else tuple((sources.index(p.name), p.start, p.count, p.step) for p in planned.parts)
@@ -130,6 +132,7 @@ def coded_record(planned: CodedTensor, blake3: str, nmse: float) -> TensorRecord
         runs=runs,
         transposed=not whole and planned.parts[0].is_transposed,
         source_shapes=() if shapes == default_source_shapes(planned.shape, len(sources)) else shapes,
+        loss=None if loss is None else float(f"{loss:.4e}"),
     )
 
 
@@ -158,9 +161,9 @@ def _is_file_name(value: Any) -> bool:
 _FITS: dict[str, Callable[[Any], bool]] = {
     **{k: lambda v: isinstance(v, str) for k in ("name", "role", "dtype", "reason", "sha256", "blake3", "rule")},
     **dict.fromkeys(("bytes", "size", "source_bytes"), _is_count),
-    **{k: lambda v: isinstance(v, dict) for k in ("fingerprint", "tool")},
+    **{k: lambda v: isinstance(v, dict) for k in ("fingerprint", "tool", "calibration")},
     "bits": lambda v: type(v) is int and 2 <= v <= 8,
-    "nmse": lambda v: type(v) in (int, float) and math.isfinite(v) and v >= 0,
+    **dict.fromkeys(("nmse", "loss"), lambda v: type(v) in (int, float) and math.isfinite(v) and v >= 0),
     "shape": lambda v: isinstance(v, list) and all(map(_is_count, v)),
     "sources": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(s, str) for s in v),
     "runs": lambda v: _are_counts(v) and all(len(run) == 4 for run in v),
@@ -219,6 +222,7 @@ def dump_tensor(record: TensorRecord) -> dict[str, Any]:
     """Return a coded tensor's record for JSON; what says nothing is left out."""
     document = asdict(record)
     silent = [key for key in ("runs", "transposed", "source_shapes") if not document[key]]
+    silent += [key for key in ("loss",) if document[key] is None]
     return {key: value for key, value in document.items() if key not in silent}
 
 

@@ -1,11 +1,15 @@
 """The run of `quantize`: workers read, encode and write slices of tensors into shards. A killed run can be resumed."""
 
+from .calibration import CalibratedLayer, CalibratedTensor, Calibration
 from .devices import Device
 from .output_folder import quantization_config
 from .quantize import QuantizeResult, check_origin, check_unquantized, quantize
 from .trace import Trace, recorded
 
 __all__ = [
+    "CalibratedLayer",
+    "CalibratedTensor",
+    "Calibration",
     "Device",
     "QuantizeResult",
     "Trace",

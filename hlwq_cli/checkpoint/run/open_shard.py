@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from ...codec import SquaredError
 from ..format import Shard, ShardWriter
-from .slices import Slice
+from .slices import Slice, WholeTensor
 from .trace import Trace
 
 STEP_BYTES = 64 * 2**20
@@ -82,6 +82,7 @@ class OpenShard:
 
     Attributes:
         costs: squared error of each planned tensor so far.
+        losses: of each calibrated tensor, the squared error of its outputs.
         hashes: hashes of the planned tensors that are completely written.
         written: by planned tensor, the bytes of its first stored tensor that are written without a gap.
     """
@@ -89,12 +90,13 @@ class OpenShard:
     def __init__(self, shard: Shard, writer: ShardWriter, pending: Counter[str], trace: Trace) -> None:
         self.shard, self.writer, self.pending, self._trace = shard, writer, pending, trace
         self.costs: dict[str, SquaredError] = {}
+        self.losses: dict[str, SquaredError] = {}
         self.hashes: dict[str, Future[str]] = {}
         self._running: dict[str, RunningHash] = {}
         self.written: Counter[str] = Counter()
 
-    def mark_written(self, piece: Slice, cost: SquaredError, pool: Executor) -> None:
-        """Mark a slice as written, and update the hash of its tensor in a pool."""
+    def mark_written(self, piece: Slice | WholeTensor, cost: SquaredError, pool: Executor) -> None:
+        """Mark a slice or tensor as written, and update the hash of its tensor in a pool."""
         name = piece.planned.name
         self.costs[name] = self.costs.get(name, SquaredError()) + cost
         first, length = piece.written
@@ -105,7 +107,7 @@ class OpenShard:
             del self.pending[name]
         self._hash(piece, pool)
 
-    def _hash(self, piece: Slice, pool: Executor) -> None:
+    def _hash(self, piece: Slice | WholeTensor, pool: Executor) -> None:
         name = piece.planned.name
         if name not in self._running:
             byte_ranges = [self.writer.byte_ranges[tensor] for tensor, _, _ in piece.planned.stored_tensors]

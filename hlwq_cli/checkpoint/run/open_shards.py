@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ..format import FileRecord, Shard, ShardRecord, ShardWriter, coded_record, 
 from ..plan import CodedTensor
 from .open_shard import OpenShard
 from .schedule import Work
-from .slices import Slice
+from .slices import Slice, WholeTensor
 from .trace import Trace
 
 
@@ -22,14 +22,18 @@ class OpenShards:
     Args:
         out: the output folder, which must exist.
         work: all slices of the run.
+        calibrated: all tensors of the run that are written as a whole.
         hashers: number of threads that hash and sync.
         trace: records the hashing and syncing.
     """
 
-    def __init__(self, out: Path, work: Work, hashers: int, trace: Trace) -> None:
+    def __init__(
+        self, out: Path, work: Work, calibrated: Sequence[tuple[Shard, WholeTensor]], hashers: int, trace: Trace
+    ) -> None:
         self._out, self._trace = out, trace
         self._pending: dict[str, Counter[str]] = defaultdict(Counter)
-        for shard, piece in work:
+        pieces: list[tuple[Shard, Slice | WholeTensor]] = [*work, *calibrated]
+        for shard, piece in pieces:
             self._pending[shard.file][piece.planned.name] += 1
         self._hashing = ThreadPoolExecutor(hashers, "hash")
         self._open: dict[str, OpenShard] = {}
@@ -42,8 +46,8 @@ class OpenShards:
             self._open[shard.file] = OpenShard(shard, writer, self._pending[shard.file], self._trace)
         return self._open[shard.file]
 
-    def mark_written(self, open_shard: OpenShard, piece: Slice, cost: SquaredError) -> None:
-        """Mark a slice as written. After its last slice a shard is synced in the background."""
+    def mark_written(self, open_shard: OpenShard, piece: Slice | WholeTensor, cost: SquaredError) -> None:
+        """Mark a slice or tensor as written. After its last slice a shard is synced in the background."""
         open_shard.mark_written(piece, cost, self._hashing)
         if not open_shard.pending:
             self._closing[self._hashing.submit(self._close, open_shard)] = open_shard
@@ -75,7 +79,9 @@ class OpenShards:
         coded, kept = [], []
         for planned in open_shard.shard.planned:
             if isinstance(planned, CodedTensor):
-                coded.append(coded_record(planned, hashes[planned.name], open_shard.costs[planned.name].relative))
+                cost, loss = open_shard.costs[planned.name], open_shard.losses.get(planned.name)
+                relative = None if loss is None else loss.relative
+                coded.append(coded_record(planned, hashes[planned.name], cost.relative, relative))
             else:
                 kept.append(kept_record(planned, hashes[planned.name]))
         file = FileRecord(open_shard.shard.file, open_shard.writer.size, None)

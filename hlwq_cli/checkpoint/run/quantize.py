@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,15 @@ from ...devices import find_devices
 from ...errors import GateMissedError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
-from ..format import DEFAULT_SHARD_BYTES, Manifest, Shard, divide, fingerprint
+from ..format import DEFAULT_SHARD_BYTES, Manifest, Shard, ShardRecord, divide, fingerprint
 from ..io import PREFETCH_FILES, Source, is_repo_id, open_source
-from ..plan import Plan, Recipe, check_coded, make_plan, plan_warnings
+from ..plan import CodedTensor, Plan, Recipe, check_coded, make_plan, plan_warnings
+from .calibration import CalibratedCoder, Calibration
 from .devices import Device, join, peak_bytes, warm_up, worker_count
 from .finalize import PRIVATE_SOURCE, finalize
 from .journal import Journal
 from .output_folder import check_output_folder, make_folder
-from .pipeline import Pipeline
+from .pipeline import Pipeline, WrittenTensor
 from .slices import Slice
 from .trace import Trace
 from .worker_pool import RunOptions
@@ -66,6 +68,7 @@ def quantize(
     delete_source: bool = False,
     progress: ProgressCallback = ignore_progress,
     trace: Trace | None = None,
+    calibration: Calibration | None = None,
 ) -> QuantizeResult:
     """Quantize a checkpoint.
 
@@ -84,6 +87,8 @@ def quantize(
             it has been read.
         progress: called after each slice and shard.
         trace: records what each thread does.
+        calibration: where to get moments of layers' inputs, to code with error feedback. Then the bytes are the same
+            for the same calibration, kind of device and versions only.
 
     Raises:
         GateMissedError: nothing would be coded, or more than `max_unquantized` of the bytes would stay uncoded.
@@ -98,10 +103,11 @@ def quantize(
         with trace.span("plan"):
             source = open_source(model, revision)
             check_origin(source, delete_source, base_model)
+            check_calibration(calibration, recipe, delete_source)
             plan = make_plan(source, recipe)
             check_coded(plan)
             check_unquantized(plan, max_unquantized)
-            run = QuantizeRun(plan, Path(out), max_shard_bytes, base_model, progress)
+            run = QuantizeRun(plan, Path(out), max_shard_bytes, base_model, progress, calibration)
         join(starting)  # otherwise workers would take Python's global lock from the threads that start their kernels
         private = Path(out) / PRIVATE_SOURCE if delete_source else None
         return run.run(overwrite, RunOptions(devices, worker_count(devices, threads), trace, private))
@@ -117,6 +123,22 @@ def check_origin(source: Source, delete_source: bool, base_model: str | None) ->
         raise UsageError(f"--delete-source needs a Hub id, and {source.id} is a folder.", "Leave it out.")
     if base_model is not None and not is_repo_id(base_model):
         raise UsageError(f"--base-model {base_model!r} is not a valid repository id.", "Write owner/name.")
+
+
+def check_calibration(calibration: Calibration | None, recipe: Recipe, delete_source: bool) -> None:
+    """Raise UsageError if a run cannot be calibrated with these options."""
+    if calibration is None:
+        return
+    if recipe.scheme.scale != "log8":
+        raise UsageError(
+            f"Calibrated weights need scales of kind log8, not {recipe.scheme.scale}.",
+            "Choose another recipe, or leave --calibrate out.",
+        )
+    if delete_source:
+        raise UsageError(
+            "--delete-source cannot be used with --calibrate, which reads files more than once.",
+            "Leave one of them out.",
+        )
 
 
 def check_unquantized(plan: Plan, limit: float | None) -> None:
@@ -137,6 +159,7 @@ class QuantizeRun:
         max_shard_bytes: largest size of a shard.
         base_model: Hub id for the card, or None.
         progress: called after each slice and shard.
+        calibration: of the coded tensors, or None.
 
     Attributes:
         shards: all shards of the result.
@@ -152,10 +175,12 @@ class QuantizeRun:
         max_shard_bytes: int,
         base_model: str | None,
         progress: ProgressCallback,
+        calibration: Calibration | None = None,
     ) -> None:
-        self.plan, self.out, self.progress = plan, out, progress
+        self.plan, self.out, self.progress, self.calibration = plan, out, progress, calibration
         self.shards = divide(plan.tensors, max_shard_bytes)
-        self.fingerprint = fingerprint(plan, max_shard_bytes, base_model)
+        details = None if calibration is None else calibration.fingerprint
+        self.fingerprint = fingerprint(plan, max_shard_bytes, base_model, details)
         self.journal = Journal(out, self.fingerprint)
         self.done_bytes = 0
 
@@ -165,27 +190,54 @@ class QuantizeRun:
         if finished is not None:
             return self._result(finished, already_complete=True)
         self._check_space(replaced, options.private is not None)
+        plain = {} if self.calibration is None else self.calibration.prepare(self.plan)
         make_folder(self.out, replaced)
         self.journal.open()
         resumed = len(self.journal.shards)
         self.done_bytes = sum(_source_bytes(s) for s in self.shards if s.file in self.journal.shards)
         missing = [s for s in self.shards if s.file not in self.journal.shards]
-        with (
-            Pipeline(self.plan.source, self.out, missing, options) as pipeline,
-            closing(pipeline.run()) as events,
-        ):
-            for event in events:
-                if isinstance(event, Slice):
-                    self.done_bytes += event.source_bytes
-                    self._report(event.planned.name)
-                else:
-                    self.journal.add(event)
-                    self._report(event.file.name, file_done=True)
+        calibrated = self._calibrated(missing, plain)
+        with Pipeline(self.plan.source, self.out, missing, options, calibrated) as pipeline:
+            with closing(pipeline.run()) as events:
+                for event in events:
+                    if isinstance(event, Slice):
+                        self.done_bytes += event.source_bytes
+                        self._report(event.planned.name)
+                    else:
+                        self._finish(event)
+            if calibrated:
+                self._run_calibrated(pipeline, calibrated, options)
         options.trace.notes["peak_device_bytes"] = peak_bytes(options.devices)
         with options.trace.span("complete"):
             records = [self.journal.shards[s.file] for s in self.shards]
-            manifest = finalize(self.plan, self.out, self.shards, records, self.fingerprint)
+            details = None if self.calibration is None else (self.calibration, plain)
+            manifest = finalize(self.plan, self.out, self.shards, records, self.fingerprint, details)
         return self._result(manifest, resumed)
+
+    def _calibrated(self, missing: Sequence[Shard], plain: Mapping[str, str]) -> set[str]:
+        """Return the names of the coded tensors of shards that get moments."""
+        if self.calibration is None:
+            return set()
+        coded = [t for shard in missing for t in shard.planned if isinstance(t, CodedTensor)]
+        return {t.name for t in coded if t.name not in plain}
+
+    def _run_calibrated(self, pipeline: Pipeline, calibrated: set[str], options: RunOptions) -> None:
+        assert self.calibration is not None
+        with (
+            CalibratedCoder(self.plan.source, options.trace) as coder,
+            closing(self.calibration.layers(calibrated)) as layers,
+            closing(pipeline.run_calibrated(layers, coder)) as events,
+        ):
+            for event in events:
+                if isinstance(event, WrittenTensor):
+                    self.done_bytes += event.planned.source_bytes
+                    self._report(event.layer)
+                else:
+                    self._finish(event)
+
+    def _finish(self, record: ShardRecord) -> None:
+        self.journal.add(record)
+        self._report(record.file.name, file_done=True)
 
     def _result(self, manifest: Manifest, resumed: int = 0, already_complete: bool = False) -> QuantizeResult:
         share, warnings = self.plan.unquantized_share, plan_warnings(self.plan)

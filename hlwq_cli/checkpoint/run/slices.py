@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,18 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class WholeTensor:
+    """A coded tensor that is written as a whole, although perhaps in several steps."""
+
+    planned: CodedTensor
+
+    @property
+    def written(self) -> tuple[int, int]:
+        """First byte and number of bytes that it fills in the planned tensor's first stored tensor."""
+        return 0, stored_bytes(self.planned.stored_tensors[0])
+
+
+@dataclass(frozen=True)
 class CodedSlice:
     """What became of a slice.
 
@@ -94,12 +106,15 @@ class CodedSlice:
         return cls(weight, written, rows.error, rows.energy)
 
 
-def slices(shard: Shard, weights: int = SLICE_WEIGHTS) -> Iterator[Slice]:
+def slices(shard: Shard, weights: int = SLICE_WEIGHTS, without: Collection[str] = ()) -> Iterator[Slice]:
     """Cut the work of a shard into slices of at most `weights` weights, or of one row.
 
-    Each planned tensor has at least one slice, and no slice crosses source tensors.
+    Each planned tensor has at least one slice, and no slice crosses source tensors. Tensors named in `without` have
+    none.
     """
     for planned in shard.planned:
+        if planned.name in without:
+            continue
         if isinstance(planned, KeptTensor):
             step = 2 * weights
             for start in range(0, max(planned.info.nbytes, 1), step):

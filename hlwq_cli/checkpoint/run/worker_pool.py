@@ -64,6 +64,13 @@ class WorkerPool:
         """Read, encode and write a slice in a thread; see `Worker.code` for the result and errors."""
         return self._threads.submit(self._code, piece, writer)
 
+    def free(self) -> None:
+        """Free the buffers of workers that are not at work; it is an error to submit slices later."""
+        while not self._free.empty():
+            self._free.get_nowait()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # memory of the workers' streams is of no use to others
+
     def shutdown(self) -> None:
         """Cancel slices that have not begun, and wait until the threads have ended."""
         self._threads.shutdown(cancel_futures=True)
