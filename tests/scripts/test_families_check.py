@@ -9,9 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scripts.checks import families as check
-from scripts.checks.families import Family, NotRunError, Row, check_family, choose, relative_difference, sweep
-from scripts.checks.tiny_models import families
+from scripts.checks import family_sweep
+from scripts.checks.families import choose
+from scripts.checks.family_original import NotRunError, make_original, relative_difference
+from scripts.checks.family_page import Sweep, load, page, save
+from scripts.checks.family_steps import Row, check_family, far_weight, steps
+from scripts.checks.family_sweep import sweep
+from scripts.checks.tiny_models import Family, families
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about the tiny models
 LLAMA = Family("llama", "LlamaForCausalLM", "causal")
@@ -63,20 +67,20 @@ def test_a_damaged_checkpoint_is_found(
 
 
 def test_what_quantize_refuses_before_any_work_is_refused(tmp_path: Path) -> None:
-    original = check.make_original(LLAMA, tmp_path / "source")
+    original = make_original(LLAMA, tmp_path / "source")
     (tmp_path / "source" / WEIGHTS).write_bytes(b"no header")
-    row = check.steps(Row(LLAMA, ""), original, tmp_path, None)
+    row = steps(Row(LLAMA, ""), original, tmp_path, None)
     assert row.verdict.startswith("refused: ")
     assert row.verdict.endswith("(exit 1)")
     assert not row.failed
 
 
 def test_an_export_that_is_far_from_the_original_is_found(tmp_path: Path) -> None:
-    original = check.make_original(LLAMA, tmp_path / "source")
-    assert check.far_weight(original.model, original.model) == ""
+    original = make_original(LLAMA, tmp_path / "source")
+    assert far_weight(original.model, original.model) == ""
     other = original.load(tmp_path / "source")
     other.model.layers[1].mlp.up_proj.weight.data = other.model.layers[1].mlp.up_proj.weight.flip(0)
-    assert check.far_weight(original.model, other) == "model.layers.1.mlp.up_proj.weight"
+    assert far_weight(original.model, other) == "model.layers.1.mlp.up_proj.weight"
 
 
 def test_a_model_that_transformers_does_not_run_is_not_tried(tmp_path: Path) -> None:
@@ -85,7 +89,7 @@ def test_a_model_that_transformers_does_not_run_is_not_tried(tmp_path: Path) -> 
 
 
 def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "check_family", lambda *arguments: time.sleep(60))
+    monkeypatch.setattr(family_sweep, "check_family", lambda *arguments: time.sleep(60))
     answers = dict(sweep([LLAMA], 1, seconds=0.5))
     row = answers[LLAMA]
     assert isinstance(row, Row)
@@ -110,9 +114,19 @@ def test_a_sample_is_a_fixed_spread_over_all_auto_classes() -> None:
 
 def test_a_page_lists_what_failed_first_and_what_was_not_tried() -> None:
     wrong = Row(Family("zoo", "ZooModel", "base"), "WRONG: outputs differ by 1")
-    result = check.Sweep([Row(LLAMA, "equal", coded_share=0.75, difference=0.0), wrong], [(LLAMA, "is not built")])
-    lines = check.page(result, "python x").splitlines()
+    result = Sweep([Row(LLAMA, "equal", coded_share=0.75, difference=0.0), wrong], [(LLAMA, "is not built")])
+    lines = page(result, "python x").splitlines()
     rows = [line for line in lines if line.startswith("| ")]
     assert rows[1].startswith("| zoo | ZooModel | base | - |")
     assert rows[2].startswith("| llama | LlamaForCausalLM | causal | 75% | - | 0 | - | equal |")
     assert lines[-1] == "| llama | LlamaForCausalLM | is not built |"
+
+
+def test_a_resumed_sweep_keeps_what_did_not_fail_and_checks_the_rest(tmp_path: Path) -> None:
+    other, broken = Family("gpt2", "GPT2LMHeadModel", "causal"), Family("zoo", "ZooModel", "base")
+    done = Row(LLAMA, "equal", "bf16", 0.75, "", "", True, 0.0, "yes", 1.5)
+    save(Sweep([done, Row(broken, "error: x")], [(other, "is not built")]), tmp_path / "families", "python x")
+    resumed = load(tmp_path / "families")
+    assert (resumed.rows, resumed.skipped) == ([done], [])
+    assert resumed.without_done([LLAMA, other, broken]) == [other, broken]
+    assert load(tmp_path / "none").rows == []

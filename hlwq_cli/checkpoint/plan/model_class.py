@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ...errors import UnsupportedError
 from ..io import model_config
 
 
@@ -20,6 +21,9 @@ def build_model(config: Mapping[str, Any]) -> BuiltModel:
     """Build the transformers class that a config.json names in `architectures`.
 
     A checkpoint's own Python code is never run.
+
+    Raises:
+        UnsupportedError: transformers has the class and cannot build it here, so it could not load the result either.
     """
     names = config.get("architectures")
     if "model_type" not in config or not isinstance(names, list) or not names or not isinstance(names[0], str):
@@ -36,6 +40,27 @@ def build_model(config: Mapping[str, Any]) -> BuiltModel:
     try:
         settings = model_config(config)
         with torch.device("meta"):
-            return BuiltModel(model_class(settings))
+            return BuiltModel(model_class(_part_for(model_class, settings)))
+    except ImportError as error:
+        raise UnsupportedError(
+            f"transformers cannot build {names[0]} here: {_first_sentence(error)}.", "Install what it needs."
+        ) from error
     except Exception as error:  # whatever a class raises for a configuration that it does not accept
-        return BuiltModel(None, f"{names[0]} cannot be built: {type(error).__name__}")
+        raise UnsupportedError(
+            f"transformers cannot build {names[0]} from its config.json: {_first_sentence(error)}.",
+            "Correct config.json, or use a version of transformers that loads the checkpoint.",
+        ) from error
+
+
+def _part_for(model_class: Any, config: Any) -> Any:
+    """Return the configuration that a class takes: the whole, or the text model's, as from_pretrained does."""
+    wanted = model_class.config_class
+    if wanted is None or isinstance(config, wanted):
+        return config
+    text = config.get_text_config()
+    return text if isinstance(text, wanted) else config
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text.split(". ")[0].rstrip(".:") or type(error).__name__

@@ -103,6 +103,7 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     Raises:
         UsageError: a pattern of the recipe matches no tensor.
         CorruptError: the checkpoint does not fill its model.
+        UnsupportedError: transformers has the model's class and cannot build it.
     """
     _check_patterns(source, recipe)
     architecture = load_architecture(source.config)

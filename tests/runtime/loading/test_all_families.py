@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.checks.families import check_family
+from scripts.checks.family_steps import check_family
 from scripts.checks.tiny_models import AUTO_CLASSES, Family
 
 MIXTURES = {

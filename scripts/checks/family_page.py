@@ -1,0 +1,98 @@
+"""The results of a sweep as JSON, and as the page docs/families.md."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+import transformers
+
+import hlwq_cli
+from scripts.checks.family_steps import Row
+from scripts.checks.tiny_models import Family
+
+
+@dataclass
+class Sweep:
+    """The rows, and what was not tried, with the reason."""
+
+    rows: list[Row] = field(default_factory=list)
+    skipped: list[tuple[Family, str]] = field(default_factory=list)
+
+    def without_done(self, chosen: list[Family]) -> list[Family]:
+        """Return the classes of a list that are still to be checked."""
+        done = {row.family for row in self.rows}
+        return [family for family in chosen if family not in done]
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of a Markdown table."""
+    yield "| model type | class | auto class | coded | largest kept in layers | difference | generates | verdict |"
+    yield "|---" * 8 + "|"
+    for row in sorted(rows, key=lambda r: (not r.failed, r.family.model_type, r.family.class_name)):
+        share = "-" if row.coded_share is None else f"{row.coded_share:.0%}"
+        kept = f"{row.kept}: {row.kept_reason}" if row.kept else "-"
+        difference = "-" if row.difference is None else f"{row.difference:.1g}"
+        family = row.family
+        cells = (family.model_type, family.class_name, family.auto_class, share, kept, difference, row.generates)
+        yield "| " + " | ".join(map(cell, [*cells, row.verdict])) + " |"
+
+
+def cell(text: str) -> str:
+    """Return a text that fits a cell of a Markdown table."""
+    return text.replace("|", "/").replace("<", "&lt;")
+
+
+def page(result: Sweep, command: str) -> str:
+    """Return docs/families.md."""
+    counts = Counter(row.verdict.partition(":")[0] for row in result.rows)
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}, hlwq {hlwq_cli.__version__}"
+    head = [
+        "# Model families",
+        "",
+        f"Made by `{command}` on {date.today().isoformat()}.",
+        f"Versions: {versions}. Machine: {platform.machine()}, CPU.",
+        "",
+        f"{len(result.rows)} classes were tried: {counted}.",
+        "Each is a tiny model with random weights that was quantized with 6 bits.",
+        "It was verified, exported to bf16, and loaded by its class: the codes twice, the exported weights once.",
+        "",
+        "- `coded`: the share of the weights in matrices, embeddings and heads included. Tiny models have large",
+        "  embeddings for their size: the share of a real model is larger.",
+        "- `largest kept in layers`: the largest matrix that is kept and is neither embeddings nor a head.",
+        "- `difference`: of the outputs from those of the exported model, over the largest output.",
+        "- `generates`: the same tokens as the exported model. `-`: the original does not generate.",
+        "- `verdict`: `equal`, or `refused` by `hlwq quantize` before any work, with the reason.",
+        "",
+    ]
+    tail = ["", "## Not tried", "", "transformers alone does not build, save, load or run these here.", ""]
+    tail += ["| model type | class | reason |", "|---" * 3 + "|"]
+    skipped = sorted(result.skipped, key=lambda entry: (entry[0].model_type, entry[0].class_name))
+    tail += [f"| {f.model_type} | {f.class_name} | {cell(reason)} |" for f, reason in skipped]
+    return "\n".join([*head, *table(result.rows), *(tail if skipped else [])]) + "\n"
+
+
+def load(out: Path) -> Sweep:
+    """Return the rows of an earlier result that did not fail; nothing where there is no result."""
+    path = out.with_suffix(".json")
+    entries = json.loads(path.read_text())["rows"] if path.exists() else []
+    families = [Family(e.pop("model_type"), e.pop("class_name"), e.pop("auto_class")) for e in entries]
+    rows = [Row(**(entry | {"family": family})) for entry, family in zip(entries, families, strict=True)]
+    return Sweep([row for row in rows if not row.failed])
+
+
+def save(result: Sweep, out: Path, command: str) -> None:
+    """Write the result as JSON and as a page."""
+    document = {
+        "rows": [{**asdict(row), **asdict(row.family), "family": None} for row in result.rows],
+        "skipped": [{**asdict(family), "reason": reason} for family, reason in result.skipped],
+    }
+    out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    out.with_suffix(".md").write_text(page(result, command))
