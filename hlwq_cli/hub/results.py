@@ -46,7 +46,7 @@ def _section(document: Mapping[str, Any], has_chart: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_COLUMNS = ("model", "weights", "bits/weight", "KV bits", "PPL", "rise of ln PPL", "KL divergence", "same top-1")
+_COLUMNS = ("model", "weights", "bits/weight", "KV bits", "PPL", "rise of ln PPL", "KL divergence", "top-1 agreement")
 
 
 def _table(models: list[Mapping[str, Any]]) -> str:
@@ -69,7 +69,7 @@ def _cells(m: Mapping[str, Any]) -> dict[str, str]:
         cells["rise of ln PPL"] = f"{_number(d['log_ratio']):+.4f} ± {_number(d['error']):.4f}"
     if k := m.get("divergence"):
         cells["KL divergence"] = f"{_number(k['mean']):.5f} ± {_number(k['error']):.5f}"
-        cells["same top-1"] = f"{_number(k['same_top']):.4f} ± {_number(k['same_top_error']):.4f}"
+        cells["top-1 agreement"] = f"{_number(k['same_top']):.4f} ± {_number(k['same_top_error']):.4f}"
     return cells
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoint import open_coded
 from ..checkpoint.format import MANIFEST
-from ..checkpoint.io import HubRepo, is_repo_id
+from ..checkpoint.io import HubRepo, is_repo_id, weights_bytes
 from ..runtime.kv import GROUP, WINDOW, CodedLayer, KVBits, cache_argument, coded_cache
 from ..samples import resolve_model
 
@@ -64,10 +64,10 @@ def weights_size(path: str) -> tuple[int, float | None]:
     """
     folder = Path(resolve_model(path))
     if folder.is_dir() and not (folder / MANIFEST).exists():
-        return sum(p.stat().st_size for p in folder.glob("*.safetensors")), None
+        return weights_bytes(folder), None
     if not folder.exists() and is_repo_id(path):
         repo = HubRepo.find(path, None)
         if MANIFEST not in repo.files:
-            return repo.weights_bytes(), None
+            return weights_bytes(repo), None
     manifest = open_coded(folder if folder.is_dir() else path).manifest
     return manifest.output_bytes, manifest.bits_per_weight

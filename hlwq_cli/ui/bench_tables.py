@@ -55,7 +55,7 @@ def _table(console: Console, models: list[Measured]) -> None:
     if any(m.perplexity for m in models):
         columns += ["PPL", "ln PPL rise"]
     if any(m.divergence for m in models):
-        columns += ["KLD", "same top-1"]
+        columns += ["KLD", "top-1 agreement"]
     if any(m.speed for m in models):
         columns += ["prefill tok/s", "decode tok/s", "peak memory", "load s"]
     console.print("| " + " | ".join(columns) + " |")
@@ -74,7 +74,7 @@ def _cells(m: Measured, columns: list[str]) -> list[str]:
         cells["ln PPL rise"] = f"{m.delta.log_ratio:+.4f} ± {m.delta.error:.4f}"
     if m.divergence:
         cells["KLD"] = f"{m.divergence.mean:.5f} ± {m.divergence.error:.5f}"
-        cells["same top-1"] = f"{m.divergence.same_top:.4f} ± {m.divergence.same_top_error:.4f}"
+        cells["top-1 agreement"] = f"{m.divergence.same_top:.4f} ± {m.divergence.same_top_error:.4f}"
     if m.speed:
         cells["prefill tok/s"] = f"{m.speed.prefill.mean:.1f} ± {m.speed.prefill.deviation:.1f}"
         cells["decode tok/s"] = f"{m.speed.decode.mean:.1f} ± {m.speed.decode.deviation:.1f}"
@@ -135,7 +135,7 @@ def _details(console: Console, m: Measured) -> None:
         for b in d.buckets:
             console.print(
                 f"  reference confidence {b.low:.2f}-{b.high:.2f}: {b.tokens} tokens, KLD {b.kld:.5f}, "
-                f"same top-1 {b.same_top:.3f}"
+                f"top-1 agreement {b.same_top:.3f}"
             )
     if m.similarity:
         console.print(f"{m.path}: tensors with the largest error relative to the expected error of their width")

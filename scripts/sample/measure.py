@@ -23,11 +23,9 @@ from scripts.sample.pictures import FRESH_SEED, draw
 
 QUESTION = "What is in the picture?"
 BATCH = 25
-ROUTERS = Path(__file__).with_name("routers.yaml")
 RECIPES = [
     *(("default", bits) for bits in (8, 6, 5, 4, 3)),
     *(("classic", bits) for bits in (8, 6, 5, 4, 3)),
-    *((str(ROUTERS), bits) for bits in (8, 6, 5, 4, 3)),
 ]
 
 

@@ -9,6 +9,7 @@ from .slice_sizes import GPU_SLICE_WEIGHTS, SLICE_WEIGHTS
 from .source import Source
 from .source_rows import SourceRows
 from .weight_map import INDEX, collect_tensors, read_json, read_weight_map
+from .weights_bytes import weights_bytes
 
 __all__ = [
     "DTYPES",
@@ -34,4 +35,5 @@ __all__ = [
     "read_into",
     "read_json",
     "read_weight_map",
+    "weights_bytes",
 ]

@@ -140,10 +140,6 @@ class HubRepo:
         with hub_errors(self.id):
             return Path(hf_hub_download(self.id, file, revision=self.commit, library_name="hlwq", local_dir=folder))
 
-    def weights_bytes(self) -> int:
-        """Return the total size of its safetensors files, without those in sub-folders."""
-        return sum(size for name, size in self.sizes.items() if name.endswith(".safetensors") and "/" not in name)
-
     def header(self, file: str) -> dict[str, TensorInfo]:
         """The tensors of a safetensors file, from its first bytes only."""
         from huggingface_hub import get_session, hf_hub_url

@@ -12,6 +12,8 @@ _HEADS = frozenset(
 )
 _ROUTERS = frozenset(("router", "gate", "shared_expert_gate", "switch"))
 _ROUTER_CLASS = re.compile(r"Router|TopK|Topk|(MoE|Moe|MOE)\w*Gate(?!d)")
+ROUTERS_STAY = "routers stay exact"
+"""Why a router is kept: many modules that choose experts are not linear layers, and their codes load nowhere."""
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_layer")
 _SAME_AS_LINEAR = frozenset({"FalconLinear"})
 """Subclasses of torch.nn.Linear whose own forward computes x W^T + b as well."""
@@ -50,7 +52,7 @@ def parameter_kinds(model: Any) -> dict[str, ParameterKind]:
             if path in heads and kind.role != "embedding":
                 kind = ParameterKind("head", kind.is_codable, kind.is_transposed, kind.reason)
             elif parameter.ndim == 2 and _is_router(model, path, parameter.shape[0], counts):
-                kind = ParameterKind("router", False, False, "routers stay exact")
+                kind = ParameterKind("router", False, False, ROUTERS_STAY)
             kinds[f"{path}.{name}" if path else name] = kind
     return kinds
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from ...errors import GateMissedError
+from .architecture import CODED_ROLES
 from .plan import Plan
 from .planned import CodedTensor, KeptTensor, PlannedTensor
 
@@ -31,11 +32,18 @@ def check_coded(plan: Plan) -> None:
 def plan_warnings(plan: Plan) -> tuple[str, ...]:
     """Return what a user should know of a plan before it is run, one sentence each.
 
-    These are files of weights that are left out, a plan that was not held against the model's class, tensors that no
-    module takes, and the largest kept matrices if less than half of all weights in matrices are coded.
+    These are a retired recipe, files of weights that are left out, a plan that was not held against the model's class,
+    tensors that no module takes, matrices that stay although a width is asked for, and the largest kept matrices if
+    less than half of all weights in matrices are coded.
     A head that is tied to the embeddings counts as a matrix of its own, as it is multiplied by.
     """
-    return (*plan.source.warnings, *_class_warnings(plan), *_coverage_warnings(plan))
+    return (
+        *plan.recipe.warnings,
+        *plan.source.warnings,
+        *_class_warnings(plan),
+        *_request_warnings(plan),
+        *_coverage_warnings(plan),
+    )
 
 
 def _class_warnings(plan: Plan) -> list[str]:
@@ -46,6 +54,24 @@ def _class_warnings(plan: Plan) -> list[str]:
         more = f" and {len(plan.unused) - _MAX_NAMED} more" if len(plan.unused) > _MAX_NAMED else ""
         found.append(f"No module takes {', '.join(plan.unused[:_MAX_NAMED])}{more}: kept as in the source.")
     return found
+
+
+def _request_warnings(plan: Plan) -> list[str]:
+    """Name the matrices that --tensor or the recipe gives a width and that stay as they are."""
+    asked: dict[str, list[tuple[PlannedTensor, str]]] = defaultdict(list)
+    for tensor, reason in _kept_matrices(plan):
+        override = plan.recipe.override(tensor.name)
+        if reason in _BY_USER:
+            continue
+        if override is not None and override[1] is not None:
+            asked[f"--tensor {override[0].pattern}={override[1]}"].append((tensor, reason))
+        elif tensor.role not in CODED_ROLES and plan.recipe.bits.get(tensor.role) is not None:
+            asked[f"The recipe {plan.recipe.name}"].append((tensor, reason))
+    return [
+        f"{who} does not code {_examples(tensors)}: {reason}."
+        for who, kept in asked.items()
+        for reason, tensors in _by_reason(kept)
+    ]
 
 
 def _coverage_warnings(plan: Plan) -> list[str]:

@@ -11,6 +11,7 @@ from ...errors import UsageError
 from ..io import Source, SourceRows, TensorInfo
 from .architecture import Architecture, general_architecture, layout_digest, load_architecture
 from .by_class import FLOATS, plan_by_class
+from .codable import ROUTERS_STAY
 from .model_class import build_model
 from .planned import CodedTensor, KeptTensor, PlannedTensor
 from .recipe import Recipe
@@ -144,6 +145,8 @@ def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> Pla
     rule = architecture.role(info)
     if rule.keep:
         return KeptTensor(info, rule.role, rule.keep)
+    if rule.role == "router":
+        return KeptTensor(info, rule.role, ROUTERS_STAY)
     bits, reason = recipe.width(info.name, rule.role)
     if bits is None:
         return KeptTensor(info, rule.role, reason)

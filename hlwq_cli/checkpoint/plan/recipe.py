@@ -15,6 +15,10 @@ from ...errors import NotFoundError, UsageError
 from .architecture import ROLES, configs_folder
 
 Bits = int | None  # None keeps a tensor as it is
+_RETIRED = {
+    "routers": "The recipe routers is retired, as coded routers load nowhere: default is used, routers stay exact."
+}
+"""Names of earlier recipes that the default stands in for, and what is said then."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Recipe:
         overrides: (pattern, width) pairs; the last whose pattern is found in a tensor's name decides.
         include: where given, only tensors whose name one of these is found in are coded.
         exclude: tensors whose name one of these is found in are kept.
+        warnings: sentences about the name of the recipe.
     """
 
     name: str
@@ -36,6 +41,11 @@ class Recipe:
     overrides: tuple[tuple[re.Pattern[str], Bits], ...] = ()
     include: tuple[re.Pattern[str], ...] = ()
     exclude: tuple[re.Pattern[str], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def override(self, name: str) -> tuple[re.Pattern[str], Bits] | None:
+        """Return the last override whose pattern is found in a tensor's name, if any."""
+        return next((o for o in reversed(self.overrides) if o[0].search(name)), None)
 
     def width(self, name: str, role: str) -> tuple[Bits, str]:
         """Return the bits of a tensor, or None and the reason why it is kept."""
@@ -43,9 +53,8 @@ class Recipe:
             return None, "excluded"
         if self.include and not any(p.search(name) for p in self.include):
             return None, "not included"
-        for pattern, bits in reversed(self.overrides):
-            if pattern.search(name):
-                return bits, "kept by --tensor"
+        if (override := self.override(name)) is not None:
+            return override[1], "kept by --tensor"
         return self.bits.get(role), f"{role} stays exact"
 
     def as_json(self) -> dict[str, Any]:
@@ -88,6 +97,8 @@ def load_recipe(
     """
     if effort not in ("default", "fast"):
         raise UsageError(f"--effort is 'default' or 'fast', not {effort!r}.")
+    warnings = (_RETIRED[name],) if name in _RETIRED else ()
+    name = "default" if warnings else name
     document = _read(name)
     try:
         options = dict(document["scheme"])
@@ -108,6 +119,7 @@ def load_recipe(
         overrides=tuple(_override(t) for t in tensor),
         include=tuple(_pattern(p) for p in include),
         exclude=tuple(_pattern(p) for p in exclude),
+        warnings=warnings,
     )
 
 

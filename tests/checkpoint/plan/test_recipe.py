@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from hlwq_cli.checkpoint import Plan, load_recipe, make_plan, open_source
+from hlwq_cli.checkpoint.plan import plan_warnings
 from hlwq_cli.errors import NotFoundError, UsageError
+from tests.runtime.kinds import gpt2
 
 Family = Callable[[str], Path]
 
@@ -149,3 +151,35 @@ def test_recipe_file_that_makes_no_sense_is_a_usage_error(tmp_path: Path, text: 
     path.write_text(text)
     with pytest.raises(UsageError):
         load_recipe(str(path))
+
+
+def test_the_retired_recipe_routers_is_default_with_a_warning(plan: Callable[..., Plan]) -> None:
+    made = plan("mixtral", name="routers")
+    assert made.digest() == plan("mixtral").digest()
+    assert made.recipe.name == "default"
+    assert plan_warnings(made)[0].startswith("The recipe routers is retired, as coded routers load nowhere:")
+
+
+@pytest.mark.parametrize("which", ["mixtral", "qwen3_moe", "gemma4"])
+def test_a_router_that_is_asked_for_stays_exact_and_is_named(
+    plan: Callable[..., Plan], which: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("scheme: {block_size: 64, scale: log8}\nbits: {expert: bits, router: bits}\n")
+    for made, who in (
+        (plan(which, tensor=(r"router|mlp\.gate\.|moe\.gate\.=4",)), "--tensor router"),
+        (plan(which, name=str(path)), "The recipe mine"),
+    ):
+        assert [c.name for c in made.coded if c.role == "router"] == []
+        (said,) = (w for w in plan_warnings(made) if w.startswith(who) and "routers stay exact" in w)
+        assert " does not code " in said
+
+
+def test_a_table_of_positions_that_is_asked_for_is_named(tmp_path: Path) -> None:
+    made = make_plan(open_source(str(gpt2(tmp_path))), load_recipe(tensor=("wpe=4",)))
+    assert "--tensor wpe=4 does not code transformer.wpe.weight: a position table." in plan_warnings(made)
+
+
+def test_nothing_is_said_of_what_the_user_keeps(plan: Callable[..., Plan]) -> None:
+    made = plan("llama", tensor=("proj=keep", "down_proj=6"), exclude=(r"layers\.0\.mlp\.down",))
+    assert [w for w in plan_warnings(made) if "does not code" in w] == []

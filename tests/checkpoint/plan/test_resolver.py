@@ -10,12 +10,12 @@ import torch
 import transformers as t
 from safetensors.torch import load_file, save_file
 
-from hlwq_cli.checkpoint import load_recipe, make_plan, open_source
+from hlwq_cli.checkpoint import load_recipe, make_plan, open_source, quantize
 from hlwq_cli.checkpoint.plan import plan_warnings
 from hlwq_cli.checkpoint.plan.codable import parameter_kinds
 from hlwq_cli.checkpoint.plan.model_class import build_model
 from hlwq_cli.checkpoint.plan.resolver import Resolution, resolve
-from hlwq_cli.errors import CorruptError
+from hlwq_cli.errors import CorruptError, UnsupportedError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -107,3 +107,35 @@ def test_linear_layers_with_an_equal_forward_of_their_own_are_coded(tmp_path: Pa
     folder = saved(tmp_path / "m", lambda: t.FalconForCausalLM(t.FalconConfig(**sizes)))
     plan = make_plan(open_source(str(folder)), load_recipe())
     assert len(plan.coded) == 8
+
+
+def test_class_that_cannot_be_built_is_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "m", MODELS["one tied head"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "no such function"}))
+    with pytest.raises(UnsupportedError, match=r"build LlamaForCausalLM from its config\.json: ") as e:
+        make_plan(open_source(str(folder)), load_recipe())
+    assert (e.value.exit_code, "no such function" in e.value.what) == (1, True)
+
+
+def test_class_that_needs_a_package_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_package(*arguments: object) -> None:
+        raise ImportError("LlamaModel requires the timm library but it was not found in your environment. Install it")
+
+    folder = saved(tmp_path / "m", MODELS["one tied head"])
+    monkeypatch.setattr(t.LlamaModel, "__init__", without_package)
+    says = "transformers cannot build LlamaForCausalLM here: LlamaModel requires the timm library"
+    with pytest.raises(UnsupportedError, match=says):
+        quantize(str(folder), tmp_path / "out", load_recipe())
+    assert not (tmp_path / "out").exists()
+
+
+def test_class_of_a_part_is_built_from_the_part_of_the_config(tmp_path: Path) -> None:
+    text = t.Gemma3TextConfig(**SIZES)
+    folder = saved(tmp_path / "m", lambda: t.Gemma3ForCausalLM(text))
+    whole = t.Gemma3Config(text_config=text.to_dict()).to_dict() | {"architectures": ["Gemma3ForCausalLM"]}
+    alone = make_plan(open_source(str(folder)), load_recipe())
+    (folder / "config.json").write_text(json.dumps(whole))
+    plan = make_plan(open_source(str(folder)), load_recipe())
+    assert plan.unchecked == ""
+    assert [tensor.name for tensor in plan.coded] == [tensor.name for tensor in alone.coded]
