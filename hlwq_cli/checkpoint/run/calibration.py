@@ -210,7 +210,7 @@ class CalibratedCoder:
                 self._synchronize()
             with self._trace.span("code"):
                 rows = encode_feedback(weight.to(device), factor, planned.scheme)
-                return FeedbackRows(*(part.cpu() for part in rows))
+                return FeedbackRows(*_on_host(rows))
         except torch.OutOfMemoryError as error:
             if len(weight.shape) == 3 and len(weight) > 1:
                 raise
@@ -247,3 +247,15 @@ class CalibratedCoder:
         """Wait until at most so many writes are left."""
         while len(self._writes) > most:
             self._writes.popleft().result()
+
+
+def _on_host(parts: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors in host memory: pinned, which torch keeps for the next ones, as copies are quicker to such."""
+    there = list(parts)
+    if not there[0].is_cuda:
+        return there
+    here = [torch.empty(part.shape, dtype=part.dtype, pin_memory=True) for part in there]
+    for host, part in zip(here, there, strict=True):
+        host.copy_(part, non_blocking=True)
+    torch.cuda.synchronize(there[0].device)
+    return here

@@ -36,7 +36,12 @@ def moments(model: Any, inputs: Sequence[dict[str, torch.Tensor]]) -> Sums:
             )
     with torch.no_grad():
         for each in inputs:
-            model(**each)
+            model(
+                **{
+                    name: value.to(torch.float64) if value.is_floating_point() else value
+                    for name, value in each.items()
+                }
+            )
     return sums
 
 
