@@ -16,7 +16,7 @@ import pytest
 
 from .support.builders import FAMILIES, save_family
 from .support.hub_server import HubServer
-from .support.workers import LongestFirst, made_once, rank, shared_folder
+from .support.workers import made_once, rank, shared_folder
 
 MEMORY = Path("/dev/shm")
 MIN_FREE_MEMORY_BYTES = 2 * 2**30
@@ -32,6 +32,8 @@ os.environ.pop("HF_TOKEN", None)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from .support.scheduler import LongestFirst
+
     return LongestFirst(config, log)
 
 
