@@ -49,7 +49,7 @@ def bytes_table(_: argparse.Namespace) -> Iterator[str]:
 
 
 def fidelity_table(args: argparse.Namespace) -> Iterator[str]:
-    yield "| K bits, V bits | PPL | delta ln PPL, paired | KLD | 99 % | same top-1 |"
+    yield "| K bits, V bits | PPL | delta ln PPL, paired | KLD | 99 % | top-1 agreement |"
     yield "|---|---|---|---|---|---|"
     for pair in args.pairs:
         request = Request(
