@@ -38,7 +38,8 @@ from scripts.peers.peer_codecs import Peer
 FOUR_BIT_GRID = ("ggml Q4_0", "ggml Q4_K")
 OTHER_INPUTS = ("vision", "audio", "projector")
 HEADER = (
-    "| coding | bits per quantized weight | PPL | delta ln PPL, paired | KLD | top-1 agreement |\n|---|---|---|---|---|---|"
+    "| coding | bits per quantized weight | PPL | delta ln PPL, paired | KLD | top-1 agreement |\n"
+    "|---|---|---|---|---|---|"
 )
 
 
