@@ -7,7 +7,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ._version import __version__
 
@@ -17,6 +17,26 @@ _EPILOG = (
     "HLWQ_DEMO_AUTH=USER:PASSWORD is the login of the demo page. "
     "HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR have their usual meaning."
 )
+
+
+def _command_class(optional_values: dict[str, str]) -> type[TyperCommand]:
+    """Return the class of a command with options whose values may be left out; typer has no way to declare them.
+
+    Args:
+        optional_values: the value that stands for none, by option.
+    """
+
+    class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            """Fill in a value where an option is the last word, or another option follows it."""
+            filled: list[str] = []
+            for at, word in enumerate(args):
+                filled.append(word)
+                if word in optional_values and (at + 1 == len(args) or args[at + 1].startswith("-")):
+                    filled.append(optional_values[word])
+            return super().parse_args(ctx, filled)
+
+    return Command
 
 
 class _LazyGroup(TyperGroup):
@@ -30,7 +50,7 @@ class _LazyGroup(TyperGroup):
             return None
         module = importlib.import_module(f"hlwq_cli.commands.{cmd_name}")
         single = typer.Typer(add_completion=False)
-        single.command(cmd_name)(getattr(module, cmd_name))
+        single.command(cmd_name, cls=_command_class(getattr(module, "OPTIONAL_VALUES", {})))(getattr(module, cmd_name))
         return typer.main.get_command(single)
 
 

@@ -1,4 +1,4 @@
-"""The bundled sample: a small trained model with text and pictures, for a first run without a network."""
+"""The bundled sample, a small trained model with text and pictures, and the bundled calibration set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .errors import NotFoundError
 
 SAMPLE = "sample"
 _FOLDER = Path(__file__).parent / "sample"
+_CALIBRATION = Path(__file__).parent / "calibration_set"
 
 
 def resolve_model(model: str) -> str:
@@ -21,7 +22,19 @@ def sample_file(name: str) -> Path:
     Raises:
         NotFoundError: this installation lacks the file.
     """
-    path = _FOLDER / name
+    return _bundled(_FOLDER / name)
+
+
+def calibration_file(name: str) -> Path:
+    """Return the path of a file of the bundled calibration set, which `hlwq bench` never measures on.
+
+    Raises:
+        NotFoundError: this installation lacks the file.
+    """
+    return _bundled(_CALIBRATION / name)
+
+
+def _bundled(path: Path) -> Path:
     if not path.is_file():
-        raise NotFoundError(f"This installation has no bundled {name}.", "Install hlwq again.")
+        raise NotFoundError(f"This installation has no bundled {path.name}.", "Install hlwq again.")
     return path

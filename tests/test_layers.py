@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "errors": set(),
     "sizes": {"errors"},
     "progress": set(),
+    "hub_dataset": {"errors"},
     "samples": {"errors"},
     "startup": set(),
     "host_memory": set(),
@@ -25,8 +26,10 @@ MAY_IMPORT = {
     "codec": {"hlwq_kernels", "errors"},
     "checkpoint": {"codec", "hlwq_kernels", "errors", "progress", "sizes", "samples", "host_memory"}
     | {"devices", "_version"},
-    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory", "devices"},
-    "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "progress", "samples", "_version"},
+    "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory", "devices"}
+    | {"progress", "hub_dataset"},
+    "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "progress", "samples", "_version"}
+    | {"hub_dataset"},
     "hub": {"checkpoint", "errors", "progress", "sizes"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "progress", "sizes"},
     "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "progress", "sizes", "startup"}
@@ -56,7 +59,7 @@ ONLY_IN = {"gradio": "ui"}
 MAY_USE = {
     "hlwq_kernels": {"torch", "numpy", "numba", "triton", "cuda"},
     "codec": {"torch"},
-    "runtime": {"torch", "transformers", "PIL"},
+    "runtime": {"torch", "transformers", "PIL", "safetensors", "numpy", "gguf"},
     "hub": {"huggingface_hub"},
     "checkpoint": {"torch", "numpy", "blake3", "safetensors", "huggingface_hub", "yaml", "transformers"},
 }

@@ -2,12 +2,14 @@
 
 from ..progress import Progress
 from .format import (
+    OWN_TEXT_ORIGIN,
     CodedCheckpoint,
     DiffReport,
     ExportResult,
     InspectReport,
     Manifest,
     VerifyReport,
+    describe_calibration,
     diff,
     export,
     inspect,
@@ -16,9 +18,10 @@ from .format import (
 )
 from .io import Source, is_repo_id, open_source
 from .plan import CodedTensor, Estimate, KeptTensor, Plan, Recipe, check_coded, estimate, load_recipe, make_plan
-from .run import QuantizeResult, check_origin, check_unquantized, quantize, recorded
+from .run import QuantizeResult, check_calibration, check_origin, check_unquantized, quantize, recorded
 
 __all__ = [
+    "OWN_TEXT_ORIGIN",
     "CodedCheckpoint",
     "CodedTensor",
     "DiffReport",
@@ -33,9 +36,11 @@ __all__ = [
     "Recipe",
     "Source",
     "VerifyReport",
+    "check_calibration",
     "check_coded",
     "check_origin",
     "check_unquantized",
+    "describe_calibration",
     "diff",
     "estimate",
     "export",

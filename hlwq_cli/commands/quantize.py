@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..runtime.calibration_data import DEFAULT_TOKENS, OWN_TEXT, CalibrationRequest
 from ..sizes import parse_fraction, parse_size
 from ..startup import imports_without_gc, start_driver
 from ..ui import Format, FormatOption, JsonOption, QuietOption, Sink, handle_errors
 
 if TYPE_CHECKING:
     from ..checkpoint import Recipe, Source
+
+
+OPTIONAL_VALUES = {"--calibrate": OWN_TEXT}
+"""The value of an option that is given without one."""
 
 
 @handle_errors
@@ -39,6 +44,29 @@ def quantize(
     base_model: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Hub id that a local folder came from, for the card.")
     ] = None,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[DATA]",
+            help="Code with error feedback on DATA: .txt, .jsonl, sample, DATASET[:CONFIG[:SPLIT]], or a kept "
+            "calibration.safetensors; without DATA on the model's own text.",
+        ),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Code with error feedback on an importance matrix of llama.cpp."),
+    ] = None,
+    calibration_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens that --calibrate uses, at most.")
+    ] = DEFAULT_TOKENS,
+    seed: Annotated[int, typer.Option(help="Seed of the model's own text and of a dataset's order.")] = 0,
+    keep_calibration: Annotated[
+        bool,
+        typer.Option(
+            "--keep-calibration/--no-keep-calibration",
+            help="Keep the tokens in calibration.safetensors, to make the same bytes again.",
+        ),
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, from headers only; write nothing.")
     ] = False,
@@ -78,6 +106,9 @@ def quantize(
     resolved = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
     )
+    request = None
+    if calibrate is not None or imatrix is not None:
+        request = CalibrationRequest(calibrate, imatrix, calibration_tokens, seed, keep_calibration)
     max_fraction = None if max_unquantized is None else parse_fraction(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
@@ -94,6 +125,14 @@ def quantize(
 
     folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
     with recorded() as trace, progress_display(sink) as progress:
+        calibration = None
+        if request is not None:
+            from ..checkpoint import check_calibration
+            from ..runtime.calibration_data import CalibratedModel, make_calibration
+
+            check_calibration(resolved, delete_source)
+            target = CalibratedModel(model, revision, device, folder, reuse=not overwrite)
+            calibration = make_calibration(request, target, progress)
         result = run(
             model,
             folder,
@@ -108,6 +147,7 @@ def quantize(
             delete_source=delete_source,
             progress=progress,
             trace=trace,
+            calibration=calibration,
         )
     show_quantized(sink, result)
 

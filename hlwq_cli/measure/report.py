@@ -86,7 +86,7 @@ class BenchReport:
 
     Attributes:
         protocol: how the text was measured, or None.
-        note: a remark on the text for the user, or empty.
+        note: remarks on the text for the user, such as that a checkpoint was calibrated on it; or empty.
         reference: figures of the reference, or None.
         measured: figures of each checkpoint.
         failed: a sentence if the run ended early, else empty; the figures measured before that are in this report.

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import HlwqError, UsageError
 from ..progress import Progress, ProgressCallback, ignore_progress
+from ..runtime.calibration_data import overlap_note
 from ..runtime.loading import (
     check_answers_text,
     check_loadable,
@@ -79,6 +80,7 @@ class _Bench:
         self.request = request
         self.ref = ref
         self.progress = progress
+        self.paths: tuple[str, ...] = ()
         self.task_manager = open_tasks(request.tasks, request.task_folder) if request.tasks else None
         self.windows: Windows | None = None
         self.vocabulary: tuple[str, int] | None = None
@@ -89,6 +91,7 @@ class _Bench:
 
     def run(self, paths: Sequence[str]) -> BenchReport:
         """Measure the reference, then each checkpoint; a failure after the first of them ends the run early."""
+        self.paths = tuple(paths)
         configs = _configs([*([self.ref] if self.ref else []), *paths], self.request)
         note, failed = self._read_text(self.ref or paths[0], configs), ""
         try:
@@ -111,7 +114,8 @@ class _Bench:
         context = _shortest_context(configs, r)
         text = load_text(r.data)
         self.windows = make_windows(text, _tokenizer(path), r.protocol, r.window, r.windows, context)
-        return text.note
+        notes = (text.note, *(overlap_note(each, self.windows.ids) for each in self.paths))
+        return " ".join(note for note in notes if note)
 
     def _measure_reference(self, ref: str) -> None:
         found = Measured(ref, *weights_size(ref))

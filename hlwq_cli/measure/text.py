@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import HlwqError, NotFoundError, UsageError
+from ..errors import HlwqError, UsageError
+from ..hub_dataset import open_dataset
 from ..samples import sample_file
 
 WIKITEXT = "wikitext-2-raw"
@@ -59,16 +60,7 @@ def _bundled(note: str) -> Text:
 
 def _dataset(spec: str, name: str) -> Text:
     """Load the rows of the `text` column, joined by two newlines as in common perplexity scripts."""
-    from datasets import load_dataset
-
-    repo, _, rest = spec.partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        rows = load_dataset(repo, config or None, split=split or "test")
-    except Exception as error:
-        raise NotFoundError(
-            f"The dataset {spec} cannot be loaded: {type(error).__name__}.", "Give a text file, or --data sample."
-        ) from error
+    rows = open_dataset(spec, "test", "Give a text file, or --data sample.")
     if "text" not in rows.column_names:
         raise UsageError(f"The dataset {spec} has no column `text`; its columns are {', '.join(rows.column_names)}.")
     return Text(name, "\n\n".join(rows["text"]))

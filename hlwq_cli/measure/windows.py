@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ..errors import UsageError
+from ..runtime.loading import bos_token
 from .text import Text
 
 ProtocolName = Literal["paper", "llama.cpp"]
@@ -127,13 +128,6 @@ def make_windows(
     first = 1 if name == "paper" else size // 2 + 1
     protocol = Protocol(name, size, len(ids), size - first, bos is not None, text.name, text.sha256, context)
     return Windows(ids, first, protocol)
-
-
-def bos_token(tokenizer: Any) -> int | None:
-    """Return the id of BOS if the tokenizer adds it to a text by itself, else None (for example Qwen)."""
-    bos = tokenizer.bos_token_id
-    with_special = tokenizer("a")["input_ids"]
-    return int(bos) if bos is not None and with_special[:1] == [bos] else None
 
 
 def _rows(tokens: torch.Tensor, window: int, text: Text, bos_tokens: int = 0) -> torch.Tensor:

@@ -69,6 +69,14 @@ def show_quantized(sink: Sink, result: QuantizeResult) -> None:
         if m.coded:
             worst = max(m.coded, key=lambda t: t.nmse)
             console.print(f"Largest relative squared error: {worst.nmse:.2e} ({worst.name}).")
+        if m.calibration is not None:
+            from ..checkpoint import describe_calibration
+
+            without = len(m.calibration.get("without_moments", ()))
+            console.print(
+                f"Calibrated on {describe_calibration(m.calibration)}"
+                + (f"; {without} coded tensors had no moments." if without else ".")
+            )
         console.print(f"Next: hlwq inspect {result.path} --verify")
 
     value = {
@@ -83,20 +91,24 @@ def show_quantized(sink: Sink, result: QuantizeResult) -> None:
 
 def show_inspected(sink: Sink, report: InspectReport) -> None:
     """Show a checkpoint tensor by tensor, and its totals."""
+    from ..checkpoint import describe_calibration
 
     def human(console: Console) -> None:
         table = Table(box=None, header_style="bold")
-        for column in ("tensor", "role", "shape", "bits", "bytes", "nmse"):
-            table.add_column(
-                column, justify="right" if column in ("bits", "bytes", "nmse") else "left", overflow="fold"
-            )
+        numbers = ("bits", "bytes", "nmse") + (("loss",) if report.calibration else ())
+        for column in ("tensor", "role", "shape", *numbers):
+            table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
         for t in report.coded:
-            table.add_row(t.name, t.role, "x".join(map(str, t.shape)), str(t.bits), f"{t.bytes:,}", f"{t.nmse:.2e}")
+            loss = "" if t.loss is None else f"{t.loss:.2e}"
+            cells = t.name, t.role, "x".join(map(str, t.shape)), str(t.bits), f"{t.bytes:,}", f"{t.nmse:.2e}", loss
+            table.add_row(*cells[: 3 + len(numbers)])
         for k in report.kept:
             table.add_row(k.name, k.role, "x".join(map(str, k.shape)), k.dtype, f"{k.bytes:,}", "exact", style="dim")
         console.print(table)
         revision = f" at {report.source['revision']}" if report.source["revision"] else ""
         console.print(f"Made from {report.source['id']}{revision}; roles by {report.rule}.")
+        if report.calibration:
+            console.print(f"Calibrated on {describe_calibration(report.calibration)}.")
         console.print(f"Coded matrices: {', '.join(f'{n} {role}' for role, n in report.matrices.items())}.")
         _histogram(console, report.bits)
         console.print(

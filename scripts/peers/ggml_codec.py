@@ -50,6 +50,7 @@ CODECS = {
         Codec("Q4_K", 12, 256, 144, "Q5_0"),
         Codec("Q5_K", 13, 256, 176, "Q5_1"),
         Codec("Q6_K", 14, 256, 210, "Q8_0"),
+        Codec("IQ4_NL", 20, 32, 18),
     )
 }
 
@@ -76,14 +77,24 @@ def codec_for(name: str, columns: int) -> Codec:
     return codec_for(codec.fallback, columns)
 
 
-def quantize(weight: Weight, name: str, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
-    """Encode a float32 (rows, columns) weight into bytes; `out`, if given, receives them, to time encoding alone."""
+def quantize(
+    weight: Weight, name: str, out: npt.NDArray[np.uint8] | None = None, importance: Weight | None = None
+) -> npt.NDArray[np.uint8]:
+    """Encode a float32 (rows, columns) weight into bytes.
+
+    `out`, if given, receives them, to time encoding alone. `importance` weighs the errors of columns: an entry of an
+    imatrix, float32 (columns,), the mean squared inputs.
+    """
     rows, columns = weight.shape
     codec = codec_for(name, columns)
     source = np.ascontiguousarray(weight, np.float32)
     if out is None:
         out = np.empty(weight.size // codec.block * codec.bytes, np.uint8)
-    written = _library().ggml_quantize_chunk(codec.number, source.ctypes.data, out.ctypes.data, 0, rows, columns, None)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    pointer = None if weights is None else weights.ctypes.data
+    written = _library().ggml_quantize_chunk(
+        codec.number, source.ctypes.data, out.ctypes.data, 0, rows, columns, pointer
+    )
     if written != out.nbytes:
         raise RuntimeError(f"{codec.name} wrote {written} bytes, not {out.nbytes}")
     return out
@@ -91,16 +102,21 @@ def quantize(weight: Weight, name: str, out: npt.NDArray[np.uint8] | None = None
 
 def dequantize(data: npt.NDArray[np.uint8], name: str, shape: tuple[int, int]) -> Weight:
     """Decode the bytes of `quantize(weight, name)` to float32."""
-    function = getattr(_library(), f"dequantize_row_{codec_for(name, shape[1]).name.replace('Q', 'q')}")
+    function = getattr(_library(), f"dequantize_row_{_c_name(codec_for(name, shape[1]).name)}")
     function.restype, function.argtypes = None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     decoded = np.empty(shape, np.float32)
     function(data.ctypes.data, decoded.ctypes.data, decoded.size)
     return decoded
 
 
-def roundtrip(weight: Weight, name: str) -> tuple[Weight, float]:
-    """Return the weight after encoding and decoding, and the stored bits per weight."""
-    data = quantize(weight, name)
+def _c_name(name: str) -> str:
+    """Return a codec's name in the library's functions, such as q4_K or iq4_nl."""
+    return name.lower() if name.startswith("IQ") else name.replace("Q", "q")
+
+
+def roundtrip(weight: Weight, name: str, importance: Weight | None = None) -> tuple[Weight, float]:
+    """Return the weight after encoding and decoding, and the stored bits per weight; see `quantize`."""
+    data = quantize(weight, name, importance=importance)
     return dequantize(data, name, (weight.shape[0], weight.shape[1])), 8 * data.nbytes / weight.size
 
 

@@ -80,7 +80,7 @@ def codings(bits: int) -> list[Coding]:
         hlwq("blocks of 128", Scheme(bits, block_size=128)),
         hlwq("classic", Scheme.classic(bits)),
     ]
-    theirs = [ggml(n) for n in ggml_codec.CODECS if int(n[1]) == bits]
+    theirs = [ggml(n) for n in ggml_codec.CODECS if n.startswith(f"Q{bits}")]
     plain = [nearest(bits, g, symmetric) for symmetric in (False, True) for g in (64, 128)]
     return ours + theirs + plain
 

@@ -1,6 +1,7 @@
 """The bundled sample after quantize and export: perplexity and exact captions, at every width and for every recipe.
 
     python scripts/sample/measure.py [--windows 8] [--pictures 100]
+    python scripts/sample/measure.py --calibrate own    # 4 and 3 bits of the default recipe, calibrated
 
 Perplexity follows the `paper` protocol on the bundled addresses, paired with bf16. Captions of new pictures are greedy,
 and correct only if every letter is. Runs the real command line; computes in float32 on the CPU. Prints a table.
@@ -48,15 +49,19 @@ def measure(path: str, windows: Windows, pictures: int) -> tuple[torch.Tensor, i
     return score(model.model, windows), exact_captions(model, pictures)
 
 
-def coded_row(recipe: str, bits: int, windows: Windows, pictures: int, reference: torch.Tensor) -> str:
+def coded_row(
+    recipe: str, bits: int, calibrate: str | None, windows: Windows, pictures: int, reference: torch.Tensor
+) -> str:
+    options = [] if calibrate is None else ["--calibrate", calibrate]
     with tempfile.TemporaryDirectory() as folder:
         coded, plain = f"{folder}/coded", f"{folder}/plain"
-        result = hlwq("quantize", "sample", coded, "--bits", str(bits), "--recipe", recipe)
+        result = hlwq("quantize", "sample", coded, "--bits", str(bits), "--recipe", recipe, *options)
         hlwq("export", coded, plain)
         nlls, right = measure(plain, windows, pictures)
     p, d = perplexity(nlls), paired(nlls, reference)
     rise = f"{d.log_ratio:+.4f} ± {d.error:.4f}"
-    name, width = Path(recipe).stem, f"{result['bits_per_weight']:.3f}"
+    name = Path(recipe).stem + ("" if calibrate is None else ", calibrated")
+    width = f"{result['bits_per_weight']:.3f}"
     return f"| {name} | {bits} | {width} | {p.value:.2f} | {rise} | {right}/{pictures} |"
 
 
@@ -64,15 +69,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=100)
+    parser.add_argument("--calibrate", metavar="DATA", help="as of hlwq quantize; `own` is the model's own text")
     options = parser.parse_args()
+    recipes = RECIPES if options.calibrate is None else [("default", 4), ("default", 3)]
     tokenizer = HLWQModel.from_pretrained("sample", device="cpu").tokenizer
     windows = make_windows(load_text("sample"), tokenizer, "paper", limit=options.windows)
     print(windows.protocol.line)
     print("\n| recipe | bits | bits/weight | PPL | ln PPL rise | exact captions |\n|---|---|---|---|---|---|")
     reference, right = measure("sample", windows, options.pictures)
     print(f"| bf16 | 16 | 16 | {perplexity(reference).value:.2f} | | {right}/{options.pictures} |", flush=True)
-    for recipe, bits in RECIPES:
-        print(coded_row(recipe, bits, windows, options.pictures, reference), flush=True)
+    for recipe, bits in recipes:
+        row = coded_row(recipe, bits, options.calibrate, windows, options.pictures, reference)
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

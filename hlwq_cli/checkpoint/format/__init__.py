@@ -1,5 +1,6 @@
 """Coded checkpoints on disk: write and read shards and manifests; verify, inspect and export checkpoints."""
 
+from .calibration_text import OWN_TEXT_ORIGIN, calibration_options, describe_calibration
 from .export import ExportResult, export
 from .files import copy_file, disk_errors, write_file, write_json
 from .inspect import DiffReport, InspectReport, diff, inspect
@@ -17,6 +18,7 @@ __all__ = [
     "FORMAT_VERSION",
     "JOURNAL",
     "MANIFEST",
+    "OWN_TEXT_ORIGIN",
     "RESULTS",
     "SHARD",
     "CodedCheckpoint",
@@ -33,8 +35,10 @@ __all__ = [
     "base_model",
     "bytes_of",
     "bytes_to_verify",
+    "calibration_options",
     "coded_record",
     "copy_file",
+    "describe_calibration",
     "describe_differences",
     "diff",
     "disk_errors",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from .manifest import Manifest
 from .manifest_entries import KeptRecord, TensorRecord
@@ -29,6 +30,7 @@ class InspectReport:
         bits: number of coded weights by width.
         coded: one record per coded tensor.
         kept: one record per kept tensor.
+        calibration: what the checkpoint was calibrated with; None if it was not.
     """
 
     path: str
@@ -44,6 +46,7 @@ class InspectReport:
     bits: dict[int, int]
     coded: tuple[TensorRecord, ...]
     kept: tuple[KeptRecord, ...]
+    calibration: dict[str, Any] | None = None
 
     @property
     def matrices(self) -> dict[str, int]:
@@ -96,6 +99,7 @@ def inspect(path: str | os.PathLike[str], revision: str | None = None) -> Inspec
         bits=manifest.weights_by_bits,
         coded=manifest.coded,
         kept=manifest.kept,
+        calibration=manifest.calibration,
     )
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from ...sizes import format_size
 from ..io import is_repo_id
+from .calibration_text import calibration_options, describe_calibration
 from .manifest import Manifest
 from .manifest_entries import KeptRecord, TensorRecord
 from .model_kind import model_kind
@@ -88,6 +89,8 @@ def front_matter(card: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+_COLUMNS = ("role", "tensors", "matrices", "bits", "size", "relative squared error")
+
 _BODY = """
 # {title}, {bits}-bit HLWQ
 
@@ -111,8 +114,7 @@ any tool loads.
 {fidelity}
 ## What was coded
 
-| role | tensors | matrices | bits | size | relative squared error |
-|---|---|---|---|---|---|
+{coded_header}
 {coded}
 
 ## What stayed exact
@@ -127,7 +129,7 @@ any tool loads.
 
 hlwq {version}{revision}. Each block of {block} weights is rotated by a
 Walsh-Hadamard transform, which makes it nearly Gaussian, and coded with the Lloyd-Max centroids of a normal; scales are
-{scales}. Hashes of every tensor are in `hlwq_manifest.json`; `hlwq inspect {where} --verify` checks them.
+{scales}.{calibration} Hashes of every tensor are in `hlwq_manifest.json`; `hlwq inspect {where} --verify` checks them.
 
 ## References
 
@@ -153,13 +155,15 @@ def _body(
         before=format_size(manifest.source_bytes),
         coded_size=format_size(manifest.coded_bytes),
         kept_size=format_size(manifest.kept_bytes),
-        coded="\n".join(_coded_rows(manifest.coded)),
+        coded_header=_header((*_COLUMNS, "of the outputs") if manifest.calibration else _COLUMNS),
+        coded="\n".join(_coded_rows(manifest.coded, manifest.calibration is not None)),
         bpw=manifest.bits_per_weight,
         kept="\n".join(_kept_rows(manifest.kept)),
         command=quantize_command(manifest),
         version=manifest.tool["version"],
         revision=f", from revision `{revision}`" if revision else "",
         block=settings["block_size"],
+        calibration=_calibration(manifest),
         scales=f"{settings['scale']}{', searched' if recipe.get('search') else ''}",
     )
 
@@ -169,6 +173,19 @@ def _kinds(records: tuple[TensorRecord, ...]) -> str:
     roles = {t.role for t in records}
     named = [name for role, name in (("expert", "experts"), ("embedding", "embeddings")) if role in roles]
     return " and ".join([", ".join(["linear layers", *named[:-1]]), *named[-1:]])
+
+
+def _calibration(manifest: Manifest) -> str:
+    """Return what the weights were calibrated on, and how many were not, as sentences."""
+    if manifest.calibration is None:
+        return ""
+    text = (
+        f" Calibrated on {describe_calibration(manifest.calibration)}: later columns make up for the errors of earlier "
+        "ones, weighed by the moments of the layer's inputs (GPTQ, [arXiv 2210.17323](https://arxiv.org/abs/2210.17323)"
+        ", in the rotated basis)."
+    )
+    without = manifest.calibration.get("without_moments")
+    return f"{text} {len(without)} coded tensors had no moments." if without else text
 
 
 def _recipe(manifest: Manifest) -> Mapping[str, Any]:
@@ -189,22 +206,32 @@ def quantize_command(manifest: Manifest) -> str:
     for option in ("tensor", "include", "exclude"):
         for value in recipe.get(option, []):
             words += [f"--{option}", str(value)]
+    if manifest.calibration is not None:
+        words += calibration_options(manifest.calibration)
     if shard_bytes != DEFAULT_SHARD_BYTES:
         words += ["--max-shard-size", str(shard_bytes)]
     return shlex.join(words)
 
 
-def _coded_rows(records: tuple[TensorRecord, ...]) -> list[str]:
+def _coded_rows(records: tuple[TensorRecord, ...], is_calibrated: bool) -> list[str]:
     groups: dict[tuple[str, int], list[TensorRecord]] = defaultdict(list)
     for record in records:
         groups[record.role, record.bits].append(record)
     rows = []
     for (role, bits), group in groups.items():
-        errors = [t.nmse for t in group]
         size, matrices = format_size(sum(t.bytes for t in group)), sum(t.matrices for t in group)
-        spread = f"{min(errors):.2e} to {max(errors):.2e}"
-        rows.append(f"| {role} | {len(group)} | {matrices} | {bits} | {size} | {spread} |")
+        spread = _spread([t.nmse for t in group])
+        loss = f" {_spread([t.loss for t in group if t.loss is not None])} |" if is_calibrated else ""
+        rows.append(f"| {role} | {len(group)} | {matrices} | {bits} | {size} | {spread} |{loss}")
     return rows
+
+
+def _header(columns: tuple[str, ...]) -> str:
+    return f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+
+
+def _spread(errors: list[float]) -> str:
+    return f"{min(errors):.2e} to {max(errors):.2e}" if errors else ""
 
 
 def _kept_rows(records: tuple[KeptRecord, ...]) -> list[str]:

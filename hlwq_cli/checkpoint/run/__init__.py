@@ -3,7 +3,7 @@
 from .calibration import CalibratedLayer, CalibratedTensor, Calibration
 from .devices import Device
 from .output_folder import quantization_config
-from .quantize import QuantizeResult, check_origin, check_unquantized, quantize
+from .quantize import QuantizeResult, check_calibration, check_origin, check_unquantized, quantize
 from .trace import Trace, recorded
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Device",
     "QuantizeResult",
     "Trace",
+    "check_calibration",
     "check_origin",
     "check_unquantized",
     "quantization_config",

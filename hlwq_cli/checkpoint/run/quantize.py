@@ -103,7 +103,8 @@ def quantize(
         with trace.span("plan"):
             source = open_source(model, revision)
             check_origin(source, delete_source, base_model)
-            check_calibration(calibration, recipe, delete_source)
+            if calibration is not None:
+                check_calibration(recipe, delete_source)
             plan = make_plan(source, recipe)
             check_coded(plan)
             check_unquantized(plan, max_unquantized)
@@ -125,10 +126,8 @@ def check_origin(source: Source, delete_source: bool, base_model: str | None) ->
         raise UsageError(f"--base-model {base_model!r} is not a valid repository id.", "Write owner/name.")
 
 
-def check_calibration(calibration: Calibration | None, recipe: Recipe, delete_source: bool) -> None:
+def check_calibration(recipe: Recipe, delete_source: bool) -> None:
     """Raise UsageError if a run cannot be calibrated with these options."""
-    if calibration is None:
-        return
     if recipe.scheme.scale != "log8":
         raise UsageError(
             f"Calibrated weights need scales of kind log8, not {recipe.scheme.scale}.",

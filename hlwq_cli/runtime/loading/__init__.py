@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .config import read_config, supports_images, text_config
     from .context import Context, context_for, context_of
     from .load import check_loadable, load_model
-    from .processor import load_processor
+    from .processor import bos_token, load_processor
     from .quantizer import HLWQConfig, HLWQQuantizer, execution, offloaded_experts
     from .replace import module_names, replace_modules
 
@@ -19,6 +19,7 @@ __all__ = [
     "Context",
     "HLWQConfig",
     "HLWQQuantizer",
+    "bos_token",
     "check_answers_text",
     "check_loadable",
     "context_for",
@@ -57,7 +58,10 @@ __getattr__ = lazy_names(
             "check_loadable",
             "load_model",
         ),
-        "processor": ("load_processor",),
+        "processor": (
+            "bos_token",
+            "load_processor",
+        ),
         "quantizer": (
             "HLWQConfig",
             "HLWQQuantizer",

@@ -58,6 +58,13 @@ def open_processor(path: str, revision: str | None = None) -> LoadedProcessor:
         return LoadedProcessor(_tokenizer(path, revision), "its files describe no image processor")
 
 
+def bos_token(tokenizer: Any) -> int | None:
+    """Return the id of BOS if the tokenizer adds it to a text by itself, else None (for example Qwen)."""
+    bos = tokenizer.bos_token_id
+    with_special = tokenizer("a")["input_ids"]
+    return int(bos) if bos is not None and with_special[:1] == [bos] else None
+
+
 def _image_processor(path: str, revision: str | None, config: Any) -> Any:
     import transformers
 
