@@ -89,16 +89,18 @@ def configs_folder() -> Path:
 def load_architecture(config: Mapping[str, Any]) -> Architecture | None:
     """The architecture file for a model's config, by its `model_type`; None where there is none."""
     model_type = str(config.get("model_type", ""))
-    for name, document in _documents(configs_folder() / "architectures"):
+    for path in sorted((configs_folder() / "architectures").glob("*.yaml")):
+        document = _read(path)
         if model_type in document["model_types"]:
-            return _from_document(name, document)
+            return _from_document(path.stem, document)
     return None
 
 
 @cache
-def _documents(folder: Path) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """Names and contents of the files in a folder, which are read once: that takes as long as the plan of a model."""
-    return tuple((path.stem, yaml.safe_load(path.read_text())) for path in sorted(folder.glob("*.yaml")))
+def _read(path: Path) -> dict[str, Any]:
+    """Return a file's content, read once: that takes as long as the plan of a small model."""
+    document: dict[str, Any] = yaml.safe_load(path.read_text())
+    return document
 
 
 def _from_document(name: str, document: dict[str, Any]) -> Architecture:
