@@ -31,9 +31,10 @@ MAY_IMPORT = {
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "progress", "samples", "_version"}
     | {"hub_dataset"},
     "hub": {"checkpoint", "errors", "progress", "sizes"},
+    "vllm": {"checkpoint", "hlwq_kernels", "errors", "host_memory"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "progress", "sizes"},
     "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "progress", "sizes", "startup"}
-    | {"devices"},
+    | {"devices", "vllm"},
     "main": {"commands", "_version", "startup"},
     "hlwq_cli": {"_version", "checkpoint", "runtime"},
 }
@@ -55,11 +56,12 @@ INNER_FACES = {"hlwq_kernels.codes.blocks_numba", "hlwq_cli.runtime.loading.impo
 # A test of a script that lists every kernel of a decode step.
 MAY_REACH_INSIDE = {"tests.scripts.test_time_by_cause"}
 MAX_FILES = 15
-ONLY_IN = {"gradio": "ui"}
+ONLY_IN = {"gradio": "ui", "vllm": "vllm"}
 MAY_USE = {
     "hlwq_kernels": {"torch", "numpy", "numba", "triton", "cuda"},
     "codec": {"torch"},
     "runtime": {"torch", "transformers", "PIL", "safetensors", "numpy", "gguf"},
+    "vllm": {"torch", "transformers", "vllm"},
     "hub": {"huggingface_hub"},
     "checkpoint": {"torch", "numpy", "blake3", "safetensors", "huggingface_hub", "yaml", "transformers"},
 }

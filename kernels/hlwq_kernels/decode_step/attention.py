@@ -9,7 +9,7 @@ import torch
 from ..codes import ceil_div
 from ..common import CudaKernel, Scratch, dtype_macros
 from .norms import supports_decode_step
-from .reference import decode_attention_reference, qk_norm_rope_append_reference
+from .reference import decode_attention_reference, qk_norm_rope_append_reference, qk_norm_rope_reference
 from .types import DecodeCache, Norm
 
 _QK_NORM_ROPE = CudaKernel("decode_step/qk_norm_rope.cu", name="qk_norm_rope_append")
@@ -50,36 +50,85 @@ def qk_norm_rope_append(
     Returns:
         (rows, heads, size).
     """
-    rows, key_heads, slots, size = cache.keys.shape
+    rows, size = len(cache.keys), cache.keys.shape[-1]
     heads = queries.shape[1] // size
     if not supports_decode_step(queries) or size % 64:
         return qk_norm_rope_append_reference(queries, keys, values, of_queries, of_keys, cosines, sines, cache)
     out = queries.new_empty(rows, heads, size)
-    macros = (*dtype_macros(queries), ("THREADS", 32), ("SIZE", size), ("QUERIES", heads), ("KEYS", key_heads))
+    _launch_qk_norm_rope(
+        (queries, keys, values), of_queries, of_keys, (cosines, sines), cache.slot, (out, cache.keys, cache.values)
+    )
+    return out
+
+
+def qk_norm_rope(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    of_queries: Norm,
+    of_keys: Norm,
+    table: torch.Tensor,
+    positions: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Apply the norms of heads, and rotate queries and keys by their positions.
+
+    Args:
+        queries: (rows, heads * size); the stride of rows is free.
+        keys: (rows, key heads * size), likewise.
+        values: likewise; their norm has no weight.
+        of_queries: the norm of queries.
+        of_keys: the norm of keys, with the same eps.
+        table: (positions, size): the cosines of size / 2 angles, then their sines, of the dtype of `queries`.
+        positions: int64 (rows,).
+
+    Returns:
+        (rows, heads, size) and twice (rows, key heads, size).
+    """
+    size = table.shape[1]
+    heads, key_heads = queries.shape[1] // size, keys.shape[1] // size
+    if not supports_decode_step(queries) or size % 64:
+        return qk_norm_rope_reference(queries, keys, values, of_queries, of_keys, table, positions)
+    out = queries.new_empty(len(queries), heads, size)
+    k, v = (queries.new_empty(len(queries), key_heads, 1, size) for _ in range(2))
+    _launch_qk_norm_rope((queries, keys, values), of_queries, of_keys, (table, None), positions, (out, k, v))
+    return out, k.squeeze(2), v.squeeze(2)
+
+
+def _launch_qk_norm_rope(
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    of_queries: Norm,
+    of_keys: Norm,
+    angles: tuple[torch.Tensor, torch.Tensor | None],
+    slot: torch.Tensor,
+    outputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """Launch the kernel; with one table of angles, `slot` holds the positions of the rows."""
+    (out, key_cache, value_cache), queries = outputs, heads[0]
+    if not out.numel():
+        return
+    rows, count, size = out.shape
+    key_heads, slots = key_cache.shape[1:3]
+    macros = (
+        *dtype_macros(queries), ("THREADS", 32), ("SIZE", size), ("QUERIES", count), ("KEYS", key_heads),
+        ("TABLE", int(angles[1] is None)),
+    )  # fmt: skip
     _QK_NORM_ROPE.launch(
         queries.device,
         macros,
-        (heads + 2 * key_heads, rows),
+        (count + 2 * key_heads, rows),
         32,
-        queries,
-        queries.stride(0),
-        keys,
-        keys.stride(0),
-        values,
-        values.stride(0),
+        *(each for t in heads for each in (t, t.stride(0))),
         of_queries.weight,
         of_keys.weight,
-        cosines,
-        sines,
-        cache.slot,
+        *angles,
+        slot,
         ctypes.c_float(of_keys.eps),
         out,
-        cache.keys,
-        cache.values,
+        key_cache,
+        value_cache,
         slots,
         overlap=True,
     )
-    return out
 
 
 def decode_attention(

@@ -63,6 +63,23 @@ def qk_norm_rope_append_reference(
     return apply_rope(q, cosines, sines)
 
 
+def qk_norm_rope_reference(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    of_queries: Norm,
+    of_keys: Norm,
+    table: torch.Tensor,
+    positions: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compute `qk_norm_rope` in plain torch."""
+    size = table.shape[1]
+    q, k = (norm.torch(x.unflatten(1, (-1, size))) for norm, x in ((of_queries, queries), (of_keys, keys)))
+    v = Norm(None, of_keys.eps).torch(values.unflatten(1, (-1, size)))
+    cosines, sines = (torch.cat([half, half], dim=-1) for half in table[positions].chunk(2, dim=-1))
+    return apply_rope(q, cosines, sines), apply_rope(k, cosines, sines), v
+
+
 def apply_rope(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
     """Return heads (rows, heads, size) rotated by their position; cosines and sines (rows, size)."""
     first, second = x.chunk(2, dim=-1)

@@ -14,7 +14,7 @@ from ..codes import (
     weight_arguments,
 )
 from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms, shared_per_multiprocessor, supports_nvrtc
-from .gemv import gemv, supports_gemv
+from .gemv import GATE_IDS, gemv, supports_gemv
 
 MAX_FUSED_TOKENS = 16
 """Rows of activations that `gemm_small_m` takes at most. On an H100, decoding first takes 1.3 to 2.2 times as long for
@@ -33,8 +33,8 @@ def supports_gemm_small_m(x: torch.Tensor) -> bool:
 
 
 def supports_gate(x: torch.Tensor, weight: QuantizedWeight) -> bool:
-    """Return whether `multiply_codes` can apply a gate to `x`."""
-    return len(x) == 1 and supports_gemv(weight) and supports_gemm_small_m(x)
+    """Return whether `multiply_codes` can apply a gate to `x`: (rows, 2 * in) of up to MAX_FUSED_TOKENS rows."""
+    return 0 < len(x) <= MAX_FUSED_TOKENS and supports_gemm_small_m(x)
 
 
 def multiply_codes(
@@ -42,24 +42,27 @@ def multiply_codes(
 ) -> torch.Tensor:
     """Return x W^T + bias for 1 to MAX_FUSED_TOKENS rows: (rows, out), in the dtype of `x`, summed in float32.
 
-    With one of GATES, where `supports_gate` holds, x is (1, 2 * in), and gate(first half) * second half is multiplied.
+    With one of GATES, where `supports_gate` holds, x is (rows, 2 * in). Then gate(first half) * second half is
+    multiplied.
     """
     y = x.new_empty(len(x), weight.codes.shape[0])
     if len(x) == 1 and supports_gemv(weight):
         gemv(x, weight, bias, gate, y)
     else:
-        _gemm_small_m(x, weight, y, bias)
+        _gemm_small_m(x, weight, y, bias, gate)
     return y
 
 
-def _gemm_small_m(x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bias: torch.Tensor | None) -> None:
+def _gemm_small_m(
+    x: torch.Tensor, weight: QuantizedWeight, y: torch.Tensor, bias: torch.Tensor | None, gate: str | None
+) -> None:
     x, weight = x.contiguous(), to_kernel_layout(weight, False)
     tokens, n = len(x), weight.block_size
     blocks = weight.padded // n
     values, units = x.new_empty(tokens, weight.padded, dtype=torch.float16), x.new_empty(tokens, dtype=torch.float32)
-    rotating = (("N", n), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", 0))
+    rotating = (("N", n), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", GATE_IDS[gate]))
     threads = 32 * min(32, max(1, ceil_div(blocks, 2)))
-    _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1], blocks, values, units)
+    _ROTATE.launch(x.device, rotating, (tokens,), threads, x, x.shape[1] // (2 if gate else 1), blocks, values, units)
     groups, tiles = ceil_div(y.shape[1], _ROWS), ceil_div(tokens, 8)
     other_bytes = 1024 + 4096 * tiles  # the table of scale steps and the sums of all warps
     copies = table_copies(weight.bits, other_bytes)

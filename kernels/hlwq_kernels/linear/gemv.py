@@ -21,7 +21,8 @@ from ..common import DTYPE_IDS, CudaKernel, Macros, num_sms
 
 _NAMES = ("gemv", "moe_gemv_up", "moe_gemv_down")
 _KERNELS = [CudaKernel("linear/gemv.cu", name=name) for name in _NAMES]
-_GATES = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
+GATE_IDS = {None: 0, "silu": 1, "gelu_pytorch_tanh": 2}
+"""Values of the macro GATE in common/hadamard.cuh."""
 _SLICE = 32
 """Columns of a thread: LANE_CODES in common/dequant.cuh."""
 _BATCH = 4
@@ -35,7 +36,7 @@ _MAX_THREADS = 1024
 _RESIDENT = 896
 """Threads per multiprocessor: two CTAs of 448. With 72 registers each they fill the register file of an H100."""
 
-GATES = frozenset(name for name in _GATES if name)
+GATES = frozenset(name for name in GATE_IDS if name)
 """Gates that the kernels apply themselves."""
 
 
@@ -139,7 +140,7 @@ def _launch(
     shape = lay_out(y.shape[1], slices, at_once, num_sms(y.device))
     copies = table_copies(weight.bits, _other_shared_bytes(weight, slices, shape))
     macros: Macros = (
-        *kernel_macros(weight, y, shape.threads, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", _GATES[gate]),
+        *kernel_macros(weight, y, shape.threads, copies), ("INPUT", DTYPE_IDS[x.dtype]), ("GATE", GATE_IDS[gate]),
         ("COLUMNS", weight.padded), ("TEAMS", shape.teams), ("CTAS", shape.ctas), ("EXPERTS", kind), ("TOP_K", top_k),
         ("NAME", _NAMES[kind]),
     )  # fmt: skip
