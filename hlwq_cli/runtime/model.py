@@ -26,6 +26,8 @@ from .offload.budget import ExpertBudget
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .chat.template_process import TemplateProcess
+
 
 class HLWQModel:
     """A model and its processor, with text in and text out.
@@ -36,6 +38,7 @@ class HLWQModel:
         tokenizer: the tokenizer, in either case.
         generation: how answers are decoded.
         max_context: the longest conversation in tokens; None if the config does not say.
+        template_process: where chat templates run, with limits; None, the default, is this process, without limits.
 
     Example:
         >>> model = HLWQModel.from_pretrained("out")  # doctest: +SKIP
@@ -56,6 +59,7 @@ class HLWQModel:
         self.generation = Generation(model)
         context = context_of(model)
         self.max_context = None if context is None else context.tokens
+        self.template_process: TemplateProcess | None = None
         self._encoder = PromptEncoder(model, processor)
         self._without_images = without_images
 
@@ -165,18 +169,20 @@ class HLWQModel:
     def stream(self, text: str, images: Sequence[Image] | None = None, **options: Any) -> TextStream:
         """Answer one prompt piece by piece, with the options and errors of `generate`.
 
-        The model stops when the stream is cancelled, closed or dropped.
+        The prompt is prepared now, on the CPU; the model starts with the first piece. It stops when the stream is
+        cancelled, closed or dropped.
         """
         stop = tuple(options.pop("stop", ()))
         shaping = {key: options.pop(key) for key in ("system", "chat", "history") if key in options}
-        inputs = self.prepare([text], [list(images)] if images else None, **shaping)
+        inputs = self._encode([text], [list(images)] if images else None, **shaping)
         length = self._max_new_tokens(inputs, options.pop("max_new_tokens", 256))
         sampling = options.pop("temperature", 0.0), options.pop("top_p", 1.0), options.pop("seed", None)
         if options:
             raise UsageError(f"Unknown option of stream: {', '.join(sorted(options))}.")
 
         def generate(**hooks: Any) -> None:
-            self.generation.generate(**inputs, **self._options(length, *sampling, stop), **hooks)
+            placed = self._encoder.place(inputs)
+            self.generation.generate(**placed, **self._options(length, *sampling, stop), **hooks)
 
         return TextStream(self.tokenizer, inputs["input_ids"].shape[1], generate, stop)
 
@@ -190,6 +196,18 @@ class HLWQModel:
         history: Sequence[Turn] = (),
     ) -> Any:
         """Return the model's inputs for prompts: token ids, masks and pixels, padded on the left, on its device."""
+        return self._encoder.place(self._encode(prompts, images, system=system, chat=chat, history=history))
+
+    def _encode(
+        self,
+        prompts: Sequence[str],
+        images: Sequence[Sequence[Image]] | None = None,
+        *,
+        system: str | None = None,
+        chat: bool | None = None,
+        history: Sequence[Turn] = (),
+    ) -> Any:
+        """Return what `prepare` does, on the CPU."""
         before = [i for turn in history for i in turn.images]
         if (before or images is not None) and not self.supports_images:
             raise self._no_images()
@@ -202,7 +220,8 @@ class HLWQModel:
         if wrapped:
             asked = [Turn("user", t, i) for t, i in zip(texts, shown, strict=True)]
             in_parts = supports_images(self.model.config)
-            texts = [as_chat(self.processor, [*history, turn], system, in_parts) for turn in asked]
+            process = self.template_process
+            texts = [as_chat(self.processor, [*history, turn], system, in_parts, process) for turn in asked]
         return self._encoder.encode(texts, [[*before, *i] for i in shown], add_special_tokens=not wrapped)
 
     def _no_images(self) -> UsageError:

@@ -8,9 +8,11 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .conversation import Turn
+    from .template_process import TemplateProcess
     from .text_stream import TextStream
 
 __all__ = [
+    "TemplateProcess",
     "TextStream",
     "Turn",
 ]
@@ -18,6 +20,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "conversation": ("Turn",),
+        "template_process": ("TemplateProcess",),
         "text_stream": ("TextStream",),
     },
 )

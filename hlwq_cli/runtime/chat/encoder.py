@@ -33,7 +33,7 @@ class PromptEncoder:
         self.pad: int = pad if self._pads else _other_pad(model)
 
     def encode(self, texts: Sequence[str], images: Sequence[Sequence[Any]], add_special_tokens: bool) -> Any:
-        """Return the inputs of a batch on the model's device, without those that the model does not take.
+        """Return the inputs of a batch on the CPU, without those that the model does not take; see `place`.
 
         Raises:
             UsageError: a prompt without tokens.
@@ -48,6 +48,10 @@ class PromptEncoder:
         self._check_vocabulary(int(ids.max()))
         for name in [name for name in inputs if self._taken is not None and name not in self._taken]:
             del inputs[name]
+        return inputs
+
+    def place(self, inputs: Any) -> Any:
+        """Return inputs on the model's device, and those of floating point in its dtype."""
         inputs = inputs.to(self._model.device)
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.is_floating_point():
