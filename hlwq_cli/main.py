@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from ._version import __version__
 
 COMMANDS = ("quantize", "inspect", "bench", "demo", "export", "card", "push")
+_INTERRUPTED = 130
 _EPILOG = (
     "HLWQ_DEBUG=1 shows tracebacks. HLWQ_TRACE=FILE records what each thread of quantize does. "
     "HLWQ_DEMO_AUTH=USER:PASSWORD is the login of the demo page. "
@@ -48,7 +49,11 @@ class _LazyGroup(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"hlwq_cli.commands.{cmd_name}")
+        try:
+            module = importlib.import_module(f"hlwq_cli.commands.{cmd_name}")
+        except KeyboardInterrupt:  # typer would end with 1
+            sys.stderr.write("Error: Interrupted.\n")
+            raise SystemExit(_INTERRUPTED) from None
         single = typer.Typer(add_completion=False)
         single.command(cmd_name, cls=_command_class(getattr(module, "OPTIONAL_VALUES", {})))(getattr(module, cmd_name))
         return typer.main.get_command(single)

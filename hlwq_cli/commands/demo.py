@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -64,29 +63,33 @@ def demo(
 ) -> None:
     """Serve a web page to chat with a checkpoint, until Ctrl-C. Models that support images accept pictures."""
     sink = Sink(format, json, quiet)
+    try:
+        how = as_execution(execution)
+        load = _Load(device, dtype, how, kv_bits, gpu_memory)
+        _serve(sink, [path] if compare is None else [path, compare], load, (share, open_to_all, auth), port)
+    except KeyboardInterrupt:  # there is nothing to continue
+        sink.note("Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _serve(sink: Sink, paths: list[str], load: _Load, sharing: tuple[bool, bool, str | None], port: int | None) -> None:
     from ..runtime.kv import KVBits
     from ..runtime.offload import ExpertBudget
     from ..ui import show_demo, show_login
-    from ..ui.demo import check_gradio, check_port, choose_access, gradio_environment, served
+    from ..ui.demo import check_gradio, check_port, choose_access, ended_by_signals, gradio_environment, served
 
-    how = as_execution(execution)
-    access = choose_access(share, open_to_all, auth)
+    access = choose_access(*sharing)
     check_gradio()
     check_port(port)
-    bits = None if kv_bits is None else str(KVBits.parse(kv_bits))
-    ExpertBudget.parse(None, gpu_memory)  # raises before anything is loaded
-    load = _Load(device, dtype, how, bits, gpu_memory)
-    try:
-        with gradio_environment():
-            page = _page(sink, [path] if compare is None else [path, compare], load)
-            with served(page, access, port) as address:
-                show_login(sink, access)
-                signal.signal(signal.SIGTERM, _end)
-                show_demo(sink, address)
-                threading.Event().wait()
-    except KeyboardInterrupt:  # `handle_errors` would print the command line, and the password in it
-        sink.note("Stopped.")
-        raise typer.Exit(INTERRUPTED) from None
+    if load.kv_cache_nbits is not None:  # these raise before anything is loaded
+        load = replace(load, kv_cache_nbits=str(KVBits.parse(load.kv_cache_nbits)))
+    ExpertBudget.parse(None, load.gpu_memory)
+    with ended_by_signals(), gradio_environment():
+        page = _page(sink, paths, load)
+        with served(page, access, port) as address:
+            show_login(sink, access)
+            show_demo(sink, address)
+            threading.Event().wait()
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,3 @@ def _page(sink: Sink, paths: list[str], load: _Load) -> Any:
             model = HLWQModel.from_pretrained(path, **settings)
             shown.append(ShownModel(model, describe(path, model)))
     return build_page(shown)
-
-
-def _end(number: int, frame: object) -> None:
-    """Exit as on Ctrl-C, so that the server and its temporary files are cleaned up."""
-    raise SystemExit(128 + number)

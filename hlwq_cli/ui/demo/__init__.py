@@ -8,7 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .serve import Access, Address, check_gradio, check_port, choose_access, gradio_environment, served
+from .serve import (
+    Access,
+    Address,
+    check_gradio,
+    check_port,
+    choose_access,
+    ended_by_signals,
+    gradio_environment,
+    served,
+)
 
 if TYPE_CHECKING:
     from .page import ShownModel, build_page
@@ -26,6 +35,7 @@ __all__ = [
     "check_port",
     "choose_access",
     "describe",
+    "ended_by_signals",
     "gradio_environment",
     "served",
 ]

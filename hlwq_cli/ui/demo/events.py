@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 
 from ...errors import HlwqError, UsageError
-from ...runtime import HLWQModel
+from .exchange import Settings
 from .render import messages
-from .request_queue import RequestQueue
-from .session import Session, Settings
+from .session import Room, Session
 
 SEND, STOP = "Send", "Stop"
+_MAX_DIGITS = 20  # of a seed
 
 
 @dataclass(frozen=True)
@@ -39,33 +39,43 @@ class Parts:
     settings: list[Any]
 
 
-def connect(parts: Parts, models: Sequence[HLWQModel]) -> None:
+def connect(parts: Parts, room: Room) -> None:
     """Attach the event handlers.
 
     Events go through Gradio's queue, as only queued events can show errors on the page. It has no limit here;
     `RequestQueue` makes visitors wait for the model.
     """
-    box, chats, queue = parts.box, parts.chats, RequestQueue()
+    box, chats = parts.box, parts.chats
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     queued, at_once = {**quiet, "concurrency_limit": None}, {**quiet, "queue": False}
 
     def view(session: Session | None) -> list[Any]:
         return [messages(session, i) for i in range(len(chats))]
 
-    def ask(session: Session | None, message: Any) -> list[Any]:
+    def ask(session: Session | None, message: Any, *values: Any) -> list[Any]:
         session = session or Session()
         text, images = _read(message)
-        _show_errors(lambda: session.ask(text, images, len(models)))
+
+        def action() -> None:
+            _settings(*values)  # refused before the message is part of the conversation
+            session.ask(text, images, room)
+
+        _show_errors(action)
         return [session, _switched(box, busy=True, value=_empty(box)), *view(session)]
 
-    def retry(session: Session | None) -> list[Any]:
+    def retry(session: Session | None, *values: Any) -> list[Any]:
         session = session or Session()
-        _show_errors(session.retry)
+
+        def action() -> None:
+            _settings(*values)
+            session.retry()
+
+        _show_errors(action)
         return [session, _switched(box, busy=True), *view(session)]
 
     def answer(session: Session, *values: Any) -> Iterator[Any]:
         try:
-            for _ in session.answer(models, queue, _settings(*values)):
+            for _ in session.answer(room, _settings(*values)):
                 yield _outputs(view(session))
         except HlwqError as error:
             session.fail(str(error))
@@ -82,8 +92,8 @@ def connect(parts: Parts, models: Sequence[HLWQModel]) -> None:
 
     outputs = [parts.state, box, *chats]
     for event in (
-        box.submit(ask, [parts.state, box], outputs, **queued),
-        parts.again.click(retry, [parts.state], outputs, **queued),
+        box.submit(ask, [parts.state, box, *parts.settings], outputs, **queued),
+        parts.again.click(retry, [parts.state, *parts.settings], outputs, **queued),
     ):
         given = event.success(answer, [parts.state, *parts.settings], chats, **queued)
         given.then(lambda: _switched(box, busy=False), None, [box], **at_once)
@@ -96,9 +106,13 @@ def _settings(
     system: str | None, temperature: float, top_p: float, max_new_tokens: float, seed: str | None
 ) -> Settings:
     digits = (seed or "").strip()
-    if digits and not (digits.isascii() and digits.isdigit()):
-        raise UsageError(f"The seed {digits!r} is not a whole number.", "Leave it empty for a random seed.")
-    return Settings(system or "", temperature, top_p, int(max_new_tokens), int(digits) if digits else None)
+    if digits and not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS):
+        raise UsageError(f"The seed {digits[:40]!r} is not a whole number.", "Leave it empty for a random seed.")
+    try:
+        length = int(max_new_tokens)
+        return Settings(system or "", float(temperature), float(top_p), length, int(digits) if digits else None)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError("A setting is not a number.", "Set it again.") from error
 
 
 def _show_errors(action: Callable[[], None]) -> None:

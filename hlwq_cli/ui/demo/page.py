@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import Any
 import gradio as gr
 
 from ...runtime import HLWQModel
+from ...runtime.chat import TemplateProcess
 from .events import SEND, Parts, connect
+from .pictures import pixels_seen
 from .render import headline, summary_table
+from .session import Room, Session
 from .summary import CheckpointSummary
 
 CSS = Path(__file__).with_name("page.css")
 _MAX_LENGTH = 8192
+_FORGET_SECONDS = 24 * 3600
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "sans-serif")
 _MONO = ("ui-monospace", "Consolas", "monospace")
 
@@ -70,9 +75,24 @@ def build_page(shown: Sequence[ShownModel]) -> gr.Blocks:
                 settings = _settings(shown[0].model)
                 for other in shown[1:]:
                     _show_summary(other)
-        parts = Parts(gr.State(), chats, box, again, clear, settings)
-        connect(parts, [s.model for s in shown])
+        state = gr.State(time_to_live=_FORGET_SECONDS, delete_callback=_forget)
+        connect(Parts(state, chats, box, again, clear, settings), _room([s.model for s in shown]))
     return page
+
+
+def _room(models: Sequence[HLWQModel]) -> Room:
+    process = TemplateProcess()
+    for model in models:
+        model.template_process = process
+    if any(model.has_chat_template for model in models):
+        process.start()
+    return Room(models, Path(os.environ["GRADIO_TEMP_DIR"]), max(pixels_seen(m.processor) for m in models))
+
+
+def _forget(session: Session | None) -> None:
+    """Remove what a visitor left on the server."""
+    if session is not None:
+        session.clear()
 
 
 def _chat(shown: ShownModel, alone: bool) -> gr.Chatbot:

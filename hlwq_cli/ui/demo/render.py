@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...sizes import format_size
-from .session import Exchange, Reply, Session
+from .exchange import Exchange, Reply
+from .session import Session
 from .summary import CheckpointSummary
 
 _ENDS = {"stopped": "stopped", "full": "reached the maximum length"}

@@ -6,18 +6,21 @@ import contextlib
 import io
 import os
 import secrets
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from ...errors import HlwqError, UsageError
 
 HOST = "127.0.0.1"
 USER = "hlwq"
+_MAX_SESSIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,27 @@ def check_port(port: int | None) -> None:
 
 
 @contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the context as Ctrl-C does, so that its temporary files are removed.
+
+    A signal that is ignored, as under nohup, stays so.
+    """
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
 def gradio_environment() -> Iterator[None]:
     """Set Gradio's environment variables: no analytics, and a temporary folder for uploads, removed at the end."""
     with tempfile.TemporaryDirectory(prefix="hlwq-demo-") as folder:
@@ -110,10 +134,13 @@ def served(page: Any, access: Access, port: int | None) -> Iterator[Address]:
 def _launch(page: Any, access: Access, port: int | None) -> Address:
     from starlette.middleware import Middleware
 
+    from .guard import Guard
     from .headers import Headers
-    from .images import MAX_UPLOAD
     from .page import CSS, theme
+    from .pictures import MAX_UPLOAD
 
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"])
+    guard = Middleware(Guard, page=page, shared=access.share, uploads=uploads)
     _reach_loopback_directly()
     page.queue(api_open=False)
     try:
@@ -134,7 +161,8 @@ def _launch(page: Any, access: Access, port: int | None) -> Address:
             pwa=False,
             theme=theme(),
             css_paths=CSS,
-            app_kwargs={"middleware": [Middleware(Headers)]},
+            state_session_capacity=_MAX_SESSIONS,
+            app_kwargs={"middleware": [Middleware(Headers), guard]},
         )
     except OSError as error:
         raise HlwqError(f"There is no free port: {error}", "Use another --port.") from error

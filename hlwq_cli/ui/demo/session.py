@@ -3,66 +3,48 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ...errors import HlwqError, UsageError
 from ...runtime import HLWQModel
-from ...runtime.chat import TextStream, Turn
+from ...runtime.chat import TextStream
 from ...runtime.offload import memory_held
-from .images import MAX_IMAGES, open_image
+from .exchange import Exchange, Reply, Settings
+from .pictures import MAX_CONVERSATION_PIXELS, MAX_IMAGES, MAX_MESSAGE_PIXELS, keep_shrunk
+from .prepare import Prompt, TimeLimit, prepared
 from .request_queue import RequestQueue
 
 MAX_CHARACTERS = 1_000_000
+"""Characters of a message, and of a conversation with its answers."""
 _POLL_SECONDS = 0.5
 _STOP_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Sampling settings of an answer; see `HLWQModel.generate`."""
-
-    system: str = ""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    seed: int | None = None
-
-
-@dataclass
-class Reply:
-    """One model's answer so far.
+class Room:
+    """What the models of a page take, and where pictures are kept.
 
     Attributes:
-        text: the text so far.
-        tokens: number of tokens of the answer.
-        tokens_per_second: decode speed, without the first token.
-        memory: bytes held at the last token.
-        ahead: number of requests before this one, while it waits.
-        end: "" until it ends; then "done", "stopped", "full" (it reached the maximum length) or "failed".
-        problem: why it failed.
+        models: the models that answer.
+        folder: a folder for shrunk pictures.
+        max_pixels: pixels of a picture that the models see at most.
+        limit: on the time that a prompt takes to prepare.
+        queue: of the requests that wait for the models.
     """
 
-    text: str = ""
-    tokens: int = 0
-    tokens_per_second: float | None = None
-    memory: int = 0
-    ahead: int = 0
-    end: str = ""
-    problem: str = ""
-
-
-@dataclass
-class Exchange:
-    """A prompt, and the answer of each model."""
-
-    text: str
-    images: tuple[Path, ...]
-    replies: list[Reply]
+    models: Sequence[HLWQModel]
+    folder: Path
+    max_pixels: int
+    limit: TimeLimit = field(default_factory=TimeLimit)
+    queue: RequestQueue = field(default_factory=RequestQueue)
 
 
 @dataclass
@@ -78,22 +60,40 @@ class Session:
     _answering: threading.Lock = field(default_factory=threading.Lock)
     _current: TextStream | None = None
 
-    def ask(self, text: str, images: Sequence[Path], models: int) -> None:
-        """Add a prompt, to be answered next.
+    def ask(self, text: str, images: Sequence[Path], room: Room) -> None:
+        """Add a prompt, to be answered next. Its pictures are shrunk and kept in `room.folder`.
 
         Raises:
-            UsageError: it is empty or too long, another answer is in progress, or an image cannot be opened.
+            UsageError: it is empty or too long, the conversation gets too long, another answer is in progress, or an
+                image cannot be opened.
         """
         self._begin()
         if not text.strip() and not images:
             raise UsageError("The message is empty.", "Write something first.")
         if len(text) > MAX_CHARACTERS:
             raise UsageError(f"The message has {len(text):,} characters.", f"The maximum is {MAX_CHARACTERS:,}.")
+        if len(text) + sum(e.characters for e in self.exchanges) > MAX_CHARACTERS:
+            raise UsageError(f"The conversation has more than {MAX_CHARACTERS:,} characters.", "Clear it.")
         if len(images) > MAX_IMAGES:
             raise UsageError(f"The message has {len(images)} pictures.", f"The maximum is {MAX_IMAGES}.")
-        for path in images:
-            open_image(path)
-        self.exchanges.append(Exchange(text, tuple(images), [Reply() for _ in range(models)]))
+        kept, pixels = self._keep(images, room)
+        self.exchanges.append(Exchange(text, kept, pixels, [Reply() for _ in room.models]))
+
+    def _keep(self, images: Sequence[Path], room: Room) -> tuple[tuple[Path, ...], int]:
+        kept: list[Path] = []
+        pixels, earlier = 0, sum(e.pixels for e in self.exchanges)
+        try:
+            for path in images:
+                file, more = keep_shrunk(path, room.folder, min(room.max_pixels, MAX_MESSAGE_PIXELS // len(images)))
+                kept.append(file)
+                pixels += more
+                if earlier + pixels > MAX_CONVERSATION_PIXELS:
+                    limit = MAX_CONVERSATION_PIXELS // 10**6
+                    raise UsageError(f"The pictures of the conversation have over {limit} megapixels.", "Clear it.")
+        except BaseException:
+            _remove(kept)
+            raise
+        return tuple(kept), pixels
 
     def retry(self) -> None:
         """Discard the last answer, so that the prompt is answered again.
@@ -122,39 +122,49 @@ class Session:
                 reply.end, reply.problem = "failed", problem
 
     def clear(self) -> None:
-        """Stop, and discard the conversation."""
+        """Stop, and discard the conversation with its pictures."""
         self.stop()
-        self.exchanges = []
+        gone, self.exchanges = self.exchanges, []
+        _remove([path for exchange in gone for path in exchange.images])
 
-    def answer(self, models: Sequence[HLWQModel], queue: RequestQueue, settings: Settings) -> Iterator[None]:
+    def answer(self, room: Room, settings: Settings) -> Iterator[None]:
         """Answer the last prompt with each model in turn; yield whenever there is something new to show.
 
-        Closing the iterator stops the model and lets the next request in the queue use it.
+        The prompt is prepared before it joins the queue, so that neither a long text nor a hostile chat template makes
+        others wait. Closing the iterator stops the model and lets the next request in the queue use it.
         """
         if not self.exchanges or self.exchanges[-1].replies[0].end or not self._answering.acquire(blocking=False):
             return
         exchange, earlier = self.exchanges[-1], self.exchanges[:-1]
         try:
-            with queue.ticket() as ticket:
+            answers = []
+            for i, model in enumerate(room.models):
+                history = Prompt(exchange, earlier, i)
+                with _failures(exchange.replies[i]):
+                    answers.append((i, room.limit.run(partial(prepared, model, history, settings))))
+            yield
+            if not answers:
+                return
+            with room.queue.ticket() as ticket:
                 while not self._stopped.is_set() and not ticket.wait(_POLL_SECONDS):
                     exchange.replies[0].ahead = ticket.ahead
                     yield
-                for i, model in enumerate(models):
-                    yield from self._reply(model, exchange, _turns(earlier, i), exchange.replies[i], settings)
+                exchange.replies[0].ahead = 0
+                for i, answer in answers:
+                    yield from self._reply(room.models[i], answer, exchange.replies[i], settings)
         finally:
             self._end()
             self._answering.release()
 
-    def _reply(
-        self, model: HLWQModel, exchange: Exchange, history: list[Turn], reply: Reply, settings: Settings
-    ) -> Iterator[None]:
-        reply.ahead = 0
+    def _reply(self, model: HLWQModel, answer: TextStream, reply: Reply, settings: Settings) -> Iterator[None]:
         if self._stopped.is_set():
             reply.end = "stopped"
             yield
             return
-        try:
-            answer = self._start(model, exchange, history, settings)
+        with _failures(reply):
+            self._current = answer
+            if self._stopped.is_set():  # stop() was called between the check and the start
+                answer.cancel()
             try:
                 for piece in answer:
                     _count(reply, answer, piece, model)
@@ -165,37 +175,14 @@ class Session:
             _count(reply, answer, "", model)
             full = reply.tokens >= settings.max_new_tokens
             reply.end = "stopped" if self._stopped.is_set() else "full" if full else "done"
-        except HlwqError as error:
-            reply.end, reply.problem = "failed", str(error)
-        except Exception as error:
-            if os.environ.get("HLWQ_DEBUG") == "1":
-                traceback.print_exc(file=sys.stderr)
-            reply.end, reply.problem = "failed", f"{type(error).__name__}: {error}"
         yield
-
-    def _start(self, model: HLWQModel, exchange: Exchange, history: list[Turn], settings: Settings) -> TextStream:
-        answer = model.stream(
-            exchange.text,
-            [open_image(p) for p in exchange.images] or None,
-            history=history if model.has_chat_template else (),
-            system=settings.system.strip() or None,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            max_new_tokens=settings.max_new_tokens,
-        )
-        self._current = answer
-        if self._stopped.is_set():  # stop() was called between the check and the start
-            answer.cancel()
-        return answer
 
     def _begin(self) -> None:
         """Check that no answer is in progress; wait for one that was stopped to end."""
         if not self._answering.acquire(timeout=_STOP_SECONDS if self._stopped.is_set() else 0):
             raise UsageError("An answer is in progress.", "Wait for it, or stop it.")
         self._answering.release()
-        if self.exchanges and not self.exchanges[-1].replies[-1].end:
-            raise UsageError("An answer is pending.", "Wait for it, or stop it.")
+        self._end()  # of a prompt whose answer never started, as its settings were refused
         self._stopped.clear()
 
     def _end(self) -> None:
@@ -210,12 +197,19 @@ def _count(reply: Reply, answer: TextStream, piece: str, model: HLWQModel) -> No
     reply.memory = memory_held(model.model.device)
 
 
-def _turns(exchanges: Sequence[Exchange], model: int) -> list[Turn]:
-    """Return one model's conversation as turns, without the prompts that it did not answer."""
-    turns = []
-    for exchange in exchanges:
-        said = exchange.replies[model].text
-        if said:
-            turns.append(Turn("user", exchange.text, [open_image(p) for p in exchange.images]))
-            turns.append(Turn("assistant", said))
-    return turns
+@contextmanager
+def _failures(reply: Reply) -> Iterator[None]:
+    """Enter an exception in the reply as its end."""
+    try:
+        yield
+    except HlwqError as error:
+        reply.end, reply.problem = "failed", str(error)
+    except Exception as error:
+        if os.environ.get("HLWQ_DEBUG") == "1":
+            traceback.print_exc(file=sys.stderr)
+        reply.end, reply.problem = "failed", f"{type(error).__name__}: {error}"
+
+
+def _remove(kept: Sequence[Path]) -> None:
+    for path in kept:
+        shutil.rmtree(path.parent, ignore_errors=True)

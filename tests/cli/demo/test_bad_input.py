@@ -95,7 +95,10 @@ def test_try_again_without_an_answer_shows_an_error(open_chat: OpenChat) -> None
 def test_seed_that_is_not_a_number_shows_an_error(open_chat: OpenChat) -> None:
     one = greedy(open_chat)
     one.set("Seed", "abc")
-    assert "The seed 'abc' is not a whole number." in one.ask("We")
+    one.box.fill("We")
+    one.box.press("Enter")
+    assert_error_shown(one, "The seed 'abc' is not a whole number.")
+    expect(one.replies()).to_have_count(0)
     one.set("Seed", "")
     assert "seed" not in one.ask("We")
 
