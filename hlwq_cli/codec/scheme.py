@@ -34,11 +34,13 @@ class Scheme:
 
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int) or not MIN_BITS <= self.bits <= MAX_BITS:
-            raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {self.bits}.")
+            raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {self.bits}.", "Use one of these widths.")
         if not isinstance(self.block_size, int) or self.block_size not in BLOCK_SIZES:
-            raise UsageError(f"A block has {', '.join(map(str, BLOCK_SIZES))} weights, not {self.block_size}.")
+            raise UsageError(
+                f"A block has {', '.join(map(str, BLOCK_SIZES))} weights, not {self.block_size}.", "Use one of these."
+            )
         if self.scale not in SCALE_FORMATS:
-            raise UsageError(f"Block scales are 'log8' or 'fp16', not {self.scale!r}.")
+            raise UsageError(f"Block scales are 'log8' or 'fp16', not {self.scale!r}.", "Use one of these.")
 
     @classmethod
     def classic(cls, bits: int) -> Scheme:

@@ -96,7 +96,7 @@ def load_recipe(
         UsageError: a width, an expression or the recipe itself is not valid.
     """
     if effort not in ("default", "fast"):
-        raise UsageError(f"--effort is 'default' or 'fast', not {effort!r}.")
+        raise UsageError(f"--effort is 'default' or 'fast', not {effort!r}.", "Use one of these.")
     warnings = (_RETIRED[name],) if name in _RETIRED else ()
     name = "default" if warnings else name
     document = _read(name)
@@ -105,7 +105,7 @@ def load_recipe(
         options["search"] = bool(options.get("search", True)) and effort == "default"
         widths = {role: _role_width(str(value), bits) for role, value in document["bits"].items()}
         scheme = Scheme(bits, **options)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"The recipe {name} is not complete: {error}.", "See configs/recipes/default.yaml.") from error
     unknown = sorted(set(widths) - set(ROLES))
     if unknown:
@@ -130,8 +130,8 @@ def _read(name: str) -> dict[str, Any]:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise NotFoundError(f"There is no recipe {name}.", f"Recipes are {known}, or give a .yaml file.")
     try:
-        document = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: not UTF-8, or no such date
         raise UsageError(f"The recipe {name} is not valid YAML.", "See configs/recipes/default.yaml.") from error
     if not isinstance(document, dict):
         raise UsageError(f"The recipe {name} is not a mapping.", "See configs/recipes/default.yaml.")
@@ -166,7 +166,7 @@ def _checked(bits: int, clamp: bool = False) -> int:
     if clamp:
         return min(max(bits, MIN_BITS), MAX_BITS)
     if not MIN_BITS <= bits <= MAX_BITS:
-        raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {bits}.")
+        raise UsageError(f"A code has {MIN_BITS} to {MAX_BITS} bits, not {bits}.", "Use one of these widths.")
     return bits
 
 
@@ -174,4 +174,4 @@ def _pattern(text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise UsageError(f"{text!r} is not a regular expression: {error}.") from error
+        raise UsageError(f"{text!r} is not a regular expression: {error}.", "Correct it, or omit it.") from error
