@@ -6,6 +6,8 @@ import re
 
 from .errors import UsageError
 
+MAX_SIZE = 1e15
+"""The largest number in a size, before its unit."""
 _UNITS = {"T": 10**12, "G": 10**9, "M": 10**6, "K": 10**3}
 
 
@@ -20,7 +22,7 @@ def format_size(n: float) -> str:
 def parse_size(text: str) -> int:
     """Parse a size such as `2GB`, `500MB`, `1.5G` or a plain number of bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text.upper())
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) <= MAX_SIZE:
         raise UsageError(f"{text!r} is not a size.", "Use for example 2GB or 500MB.")
     return int(float(match[1]) * _UNITS.get(match[2], 1))
 

@@ -19,20 +19,21 @@ MAY_IMPORT = {
     "sizes": {"errors"},
     "progress": set(),
     "hub_dataset": {"errors"},
+    "printable": set(),
     "samples": {"errors"},
     "startup": set(),
     "host_memory": set(),
     "devices": {"errors"},
     "codec": {"hlwq_kernels", "errors"},
     "checkpoint": {"codec", "hlwq_kernels", "errors", "progress", "sizes", "samples", "host_memory"}
-    | {"devices", "_version"},
+    | {"devices", "_version", "printable"},
     "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory", "devices"}
     | {"progress", "hub_dataset"},
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "progress", "samples", "_version"}
     | {"hub_dataset"},
     "hub": {"checkpoint", "errors", "progress", "sizes"},
     "vllm": {"checkpoint", "hlwq_kernels", "errors", "host_memory"},
-    "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "progress", "sizes"},
+    "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "progress", "sizes", "printable"},
     "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "progress", "sizes", "startup"}
     | {"devices", "vllm"},
     "main": {"commands", "_version", "startup"},
@@ -63,7 +64,7 @@ MAY_USE = {
     "runtime": {"torch", "transformers", "PIL", "safetensors", "numpy", "gguf"},
     "vllm": {"torch", "transformers", "vllm"},
     "hub": {"huggingface_hub"},
-    "checkpoint": {"torch", "numpy", "blake3", "safetensors", "huggingface_hub", "yaml", "transformers"},
+    "checkpoint": {"torch", "numpy", "blake3", "filelock", "safetensors", "huggingface_hub", "yaml", "transformers"},
 }
 
 

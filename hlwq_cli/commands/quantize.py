@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,7 +89,8 @@ def quantize(
         str, typer.Option(help="Devices that code: auto, cpu, cuda, or several: cuda:0,cuda:1.")
     ] = "auto",
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads that read, code and write; default is one per processor.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Threads that read, code and write; default is one per processor."),
     ] = None,
     format: FormatOption = Format.auto,
     json: JsonOption = False,
@@ -123,7 +125,7 @@ def quantize(
     from ..checkpoint import quantize as run
     from ..ui import progress_display, show_quantized
 
-    folder = out or Path(f"{Path(model).resolve().name}-HLWQ-Q{bits}")
+    folder = out or Path(f"{Path(os.path.realpath(model)).name}-HLWQ-Q{bits}")
     with recorded() as trace, progress_display(sink) as progress:
         calibration = None
         if request is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import CodedCheckpoint, Manifest, open_coded
-from ..checkpoint.format import MANIFEST, file_record, model_card, write_file
+from ..checkpoint.format import MANIFEST, FileRecord, model_card, write_file
+from ..checkpoint.io import locked_folder
 from ..errors import NotFoundError
 from .results import fidelity_section
 
@@ -33,16 +35,10 @@ class CardResult:
     notes: tuple[str, ...]
 
 
-def open_folder(path: str | os.PathLike[str]) -> CodedCheckpoint:
-    """Open a finished checkpoint in a local folder.
-
-    Raises:
-        NotFoundError: there is no such folder, or its run is not finished.
-        HlwqError: other errors of `open_coded`.
-    """
-    if not Path(path).is_dir():
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Raise NotFoundError if there is no such local folder."""
+    if not os.path.isdir(path):
         raise NotFoundError(f"There is no folder {path}.", "Give the output folder of `hlwq quantize`.")
-    return open_coded(path)
 
 
 def remake_card(path: str | os.PathLike[str], repo: str | None = None) -> CardResult:
@@ -51,12 +47,19 @@ def remake_card(path: str | os.PathLike[str], repo: str | None = None) -> CardRe
     Args:
         path: folder of the checkpoint.
         repo: Hub id to load from, as the card states it.
+
+    Raises:
+        NotFoundError: there is no such folder, or its run is not finished.
+        ConflictError: another process writes into the folder.
+        HlwqError: other errors of `open_coded`.
     """
-    checkpoint = open_folder(path)
-    text, notes = render_card(checkpoint, repo)
-    card = checkpoint.folder / CARD
-    changed = not card.is_file() or card.read_bytes() != text.encode()
-    write_card(checkpoint.folder, checkpoint.manifest, text)
+    check_folder(path)
+    with locked_folder(Path(path)):
+        checkpoint = open_coded(path)
+        text, notes = render_card(checkpoint, repo)
+        card = checkpoint.folder / CARD
+        changed = not card.is_file() or card.read_bytes() != text.encode()
+        write_card(checkpoint.folder, checkpoint.manifest, text)
     return CardResult(card, changed, "\n## Fidelity\n" in text, notes)
 
 
@@ -75,6 +78,15 @@ def render_card(
 
 
 def write_card(folder: Path, manifest: Manifest, text: str) -> None:
-    """Write README.md, and the manifest with the hash of README.md."""
+    """Write the manifest with the hash of README.md, then README.md.
+
+    In this order, because a push that was killed in between must not take an edited card for its own.
+    """
+    write_file(folder / MANIFEST, manifest.with_files([card_record(text)]).dump())
     write_file(folder / CARD, text.encode())
-    write_file(folder / MANIFEST, manifest.with_files([file_record(folder, CARD)]).dump())
+
+
+def card_record(text: str) -> FileRecord:
+    """Return the size and hash of a card that need not be written yet."""
+    data = text.encode()
+    return FileRecord(CARD, len(data), hashlib.sha256(data).hexdigest())

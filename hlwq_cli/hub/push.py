@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import CodedCheckpoint, Manifest, verify
+from ..checkpoint import CodedCheckpoint, Manifest, open_coded, verify
 from ..checkpoint.format import MANIFEST, FileRecord, base_model, bytes_to_verify, with_all_hashes
-from ..checkpoint.io import hub_errors, is_repo_id
+from ..checkpoint.io import hub_errors, is_repo_id, locked_folder
 from ..errors import CorruptError, HlwqError, NotAllowedError, NotFoundError, UsageError
 from ..progress import ProgressCallback, ignore_progress
-from .card import CARD, open_folder, render_card, write_card
+from .card import CARD, card_record, check_folder, render_card, write_card
 from .remote import Changes, Remote, check_conflict, compare, read_remote
 from .retry import with_retries
 from .upload import Committed, create, push_errors, send
@@ -82,29 +83,51 @@ def push(
         ConflictError: the revision was changed by somebody else.
     """
     _check_arguments(repo, revision, pr)
-    checkpoint = open_folder(path)
+    check_folder(path)
+    options = _Options(repo, public, revision or "main", pr, overwrite, dry_run)
+    with nullcontext() if dry_run else locked_folder(Path(path)):
+        return _push(open_coded(path), options, progress)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Arguments of `push`."""
+
+    repo: str
+    public: bool
+    revision: str
+    pr: bool
+    overwrite: bool
+    dry_run: bool
+
+
+def _push(checkpoint: CodedCheckpoint, options: _Options, progress: ProgressCallback) -> PushResult:
+    """Push from a folder that is locked unless nothing is written; see `push`."""
     try:
         _check_token()
-        verified = _verified_manifest(checkpoint, progress)
+        verified, card_problem = _verified_manifest(checkpoint, progress)
     finally:
         checkpoint.close()
-    _check_role(repo)
-    remote = read_remote(repo, revision or "main")
-    _check_target(remote, pr)
+    _check_role(options.repo)
+    remote = read_remote(options.repo, options.revision)
+    _check_target(remote, options.pr)
     inherited, notes = _read_base_card(checkpoint)
-    text, more = render_card(checkpoint, repo, inherited)
-    notes += more + _visibility_notes(remote, public)
+    text, more = render_card(checkpoint, options.repo, inherited)
+    notes += more + _visibility_notes(remote, options.public)
+    if card_problem and card_record(text) not in checkpoint.manifest.files:  # else a push was killed before it wrote it
+        raise _damaged([card_problem], "Run `hlwq card` on the folder.")
     manifest, contents = _with_card(verified, text)
     changes = compare(remote, checkpoint.folder, _records(manifest), contents)
-    if not (overwrite or pr):
+    if not (options.overwrite or options.pr):
         check_conflict(remote, manifest, changes)
     done = None
-    if not dry_run:
+    if not options.dry_run:
         write_card(checkpoint.folder, verified, text)
-        done = _upload(remote, checkpoint.folder, changes, public, pr, progress)
-    private = remote.private if remote.exists else not public
+        checkpoint.check_unchanged()
+        done = _upload(remote, checkpoint.folder, changes, options.public, options.pr, progress)
+    private = remote.private if remote.exists else not options.public
     result = _result(remote, changes, done, private)
-    return replace(result, dry_run=dry_run, notes=notes)
+    return replace(result, dry_run=options.dry_run, notes=notes)
 
 
 def _result(remote: Remote, changes: Changes, done: Committed | None, private: bool) -> PushResult:
@@ -138,19 +161,22 @@ def _check_token() -> None:
         raise NotAllowedError("Pushing needs a token.", "Run `hf auth login`, or set HF_TOKEN.")
 
 
-def _verified_manifest(checkpoint: CodedCheckpoint, progress: ProgressCallback) -> Manifest:
-    """Verify a checkpoint; return its manifest with the hash of every file."""
+def _verified_manifest(checkpoint: CodedCheckpoint, progress: ProgressCallback) -> tuple[Manifest, str]:
+    """Verify a checkpoint; return its manifest with the hash of every file, and what is wrong with its card, or ""."""
     manifest = checkpoint.manifest
     verified = bytes_to_verify(manifest)
     total = verified + sum(f.size for f in manifest.files if f.sha256 is None)
     problems = verify(checkpoint, lambda event: progress(replace(event, total=total))).problems
-    if problems:
-        only_card = all(p.startswith(f"{CARD} ") for p in problems)
-        hint = "Run `hlwq card` on the folder." if only_card else "Quantize again, or download the checkpoint again."
-        raise CorruptError(f"{problems[0]} ({len(problems)} in all); nothing was sent.", hint)
-    return with_all_hashes(
+    if any(not p.startswith(f"{CARD} ") for p in problems):
+        raise _damaged(problems, "Quantize again, or download the checkpoint again.")
+    complete = with_all_hashes(
         checkpoint.folder, manifest, lambda event: progress(replace(event, done=verified + event.done, total=total))
     )
+    return complete, problems[0] if problems else ""
+
+
+def _damaged(problems: Sequence[str], hint: str) -> CorruptError:
+    return CorruptError(f"{problems[0]} ({len(problems)} in all); nothing was sent.", hint)
 
 
 def _check_role(repo: str) -> None:
@@ -197,11 +223,8 @@ def _visibility_notes(remote: Remote, public: bool) -> tuple[str, ...]:
 
 def _with_card(manifest: Manifest, text: str) -> tuple[Manifest, dict[str, bytes]]:
     """Return the manifest with the hash of a card that is not written yet, and the bytes of both files."""
-    import hashlib
-
-    card = text.encode()
-    complete = manifest.with_files([FileRecord(CARD, len(card), hashlib.sha256(card).hexdigest())])
-    return complete, {CARD: card, MANIFEST: complete.dump()}
+    complete = manifest.with_files([card_record(text)])
+    return complete, {CARD: text.encode(), MANIFEST: complete.dump()}
 
 
 def _records(manifest: Manifest) -> list[FileRecord]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..checkpoint import Manifest
 from ..checkpoint.format import MANIFEST, SHARD, FileRecord, describe_differences, hash_file, read_manifest
 from ..checkpoint.io import INDEX, hub_errors
 from ..errors import ConflictError, CorruptError, NotFoundError
 from .retry import with_retries
+
+_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -113,23 +116,26 @@ def compare(remote: Remote, folder: Path, records: list[FileRecord], contents: M
         contents: bytes of those files that are not written yet.
     """
 
-    def read(name: str) -> bytes:
-        return contents[name] if name in contents else (folder / name).read_bytes()
+    def open_file(name: str) -> BinaryIO:
+        return io.BytesIO(contents[name]) if name in contents else (folder / name).open("rb")
 
-    sent = tuple(r for r in records if not _is_there(remote.files.get(r.name), r, read))
+    sent = tuple(r for r in records if not _is_there(remote.files.get(r.name), r, open_file))
     ours = {r.name for r in records}
     older = {f.name for f in remote.manifest.files} if remote.manifest else set()
     removed = sorted(n for n in remote.files if n not in ours and (n in older or n == INDEX or SHARD.fullmatch(n)))
     return Changes(sent, tuple(removed), len(records) - len(sent))
 
 
-def _is_there(there: RemoteFile | None, record: FileRecord, read: Callable[[str], bytes]) -> bool:
+def _is_there(there: RemoteFile | None, record: FileRecord, open_file: Callable[[str], BinaryIO]) -> bool:
     if there is None or there.size != record.size:
         return False
     if there.sha256 is not None:
         return there.sha256 == record.sha256
-    data = read(record.name)
-    return there.blob == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    digest = hashlib.sha1(b"blob %d\0" % record.size)
+    with open_file(record.name) as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+    return there.blob == digest.hexdigest()
 
 
 def check_conflict(remote: Remote, ours: Manifest, changes: Changes) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..checkpoint.format import CHART, RESULTS, Manifest
+from ..checkpoint.io import read_text
 from ..errors import CorruptError
 from ..sizes import format_size
 
@@ -23,7 +24,7 @@ def fidelity_section(folder: Path, manifest: Manifest) -> tuple[str, str]:
     if not path.is_file():
         return "", ""
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(read_text(path))
         if document["checkpoint"] != manifest.digest:
             return "", f"{RESULTS} was measured on another checkpoint, so the card leaves it out."
         return _section(document, (folder / CHART).is_file()), ""
@@ -85,7 +86,7 @@ def _tasks(m: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:  # NaN is not
         raise ValueError(f"{value!r:.40} is not a number")
     return float(value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import CodedCheckpoint, open_coded
-from ..checkpoint.format import MANIFEST, TensorRecord
+from ..checkpoint.format import MANIFEST, TensorRecord, write_file
 from ..codec import lloyd_max
 from ..errors import NotFoundError, UsageError
 from ..samples import resolve_model
@@ -67,8 +68,10 @@ def _draw(report: BenchReport, path: Path, background: str, ink: str, grid: str)
         for panel, panel_axes in zip(panels, axes[0], strict=False):
             panel(panel_axes)
         figure.tight_layout()
-        figure.savefig(path, dpi=150)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=150)
         plt.close(figure)
+    write_file(path, image.getvalue())
     return path
 
 

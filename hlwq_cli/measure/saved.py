@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..checkpoint.format import CHART, MANIFEST, RESULTS, Manifest, file_record, read_manifest, write_file
-from ..checkpoint.io import is_repo_id
+from ..checkpoint.format import (
+    CHART,
+    MANIFEST,
+    RESULTS,
+    Manifest,
+    file_record,
+    read_manifest,
+    write_file,
+)
+from ..checkpoint.io import is_repo_id, locked_folder
 from ..errors import UsageError
 from .chart import draw
 from .report import BenchReport, Measured
@@ -34,9 +42,14 @@ def save_report(report: BenchReport) -> tuple[Path, ...]:
 
 def _save(report: BenchReport, measured: Measured) -> Path:
     folder = Path(measured.path)
+    with locked_folder(folder):
+        return _save_into(folder, report, measured)
+
+
+def _save_into(folder: Path, report: BenchReport, measured: Measured) -> Path:
     manifest = read_manifest(folder)
     document = json.dumps(_document(report, measured, manifest), indent=1, ensure_ascii=False)
-    write_file(folder / RESULTS, (document + "\n").encode())
+    write_file(folder / RESULTS, (document + "\n").encode(errors="replace"))
     with tempfile.TemporaryDirectory() as scratch:
         light, _ = draw(replace(report, measured=(measured,)), Path(scratch) / CHART)
         write_file(folder / CHART, light.read_bytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -13,9 +14,15 @@ from typing import ParamSpec
 import typer
 
 from ..errors import HlwqError
+from ..printable import one_line, printable
 
 P = ParamSpec("P")
 INTERRUPTED = 130
+_CONTINUING = ("quantize", "export", "push")
+"""Commands that continue an interrupted run; others start anew."""
+_LOGIN = "USER:PASSWORD"
+_TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{10,}|(?<=Bearer )[^'\"\s]+")
+"""Tokens of the Hub, and whatever stands in their place in a request."""
 
 
 def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -28,7 +35,7 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
-            _say("Interrupted.", f"Continue with: {shlex.join(['hlwq', *sys.argv[1:]])}")
+            _say("Interrupted.", _again())
             raise typer.Exit(INTERRUPTED) from None
         except HlwqError as error:
             _debug()
@@ -48,8 +55,28 @@ def handle_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 def _debug() -> None:
     if os.environ.get("HLWQ_DEBUG") == "1":
-        traceback.print_exc()
+        sys.stderr.write(printable(without_secrets(traceback.format_exc())))
 
 
 def _say(what: str, hint: str) -> None:
-    sys.stderr.write(f"Error: {what}\n" + (f"{hint}\n" if hint else ""))
+    sys.stderr.write("".join(f"{one_line(without_secrets(line))}\n" for line in (f"Error: {what}", hint) if line))
+
+
+def _again() -> str:
+    """Return the line that gives an interrupted command again, and what that does."""
+    words = list(sys.argv[1:])
+    for i, word in enumerate(words):
+        if word.startswith("--auth="):
+            words[i] = f"--auth={_LOGIN}"
+        elif i and words[i - 1] == "--auth":
+            words[i] = _LOGIN
+    verb = "Continue with" if words[:1] and words[0] in _CONTINUING else "Run it again with"
+    return f"{verb}: {shlex.join(['hlwq', *words])}"
+
+
+def without_secrets(text: str) -> str:
+    """Return a text without tokens of the Hub and without the login of the demo page."""
+    secrets = [os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HLWQ_DEMO_AUTH")]
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***").replace(ascii(secret)[1:-1], "***")
+    return _TOKENS.sub("***", text)

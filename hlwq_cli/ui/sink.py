@@ -7,12 +7,15 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from ..printable import printable
 
 SCHEMA = 1
 
@@ -26,7 +29,17 @@ class Format(StrEnum):
     quiet = "quiet"
 
 
-class _Out(Console):
+class _SafeConsole(Console):
+    """A console that escapes control characters of what it shows: names of strangers must not steer a terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control is None and not segment.text.isprintable():
+                segment = Segment(printable(segment.text), segment.style)
+            yield segment
+
+
+class _Out(_SafeConsole):
     """A console on stdout that raises BrokenPipeError for `Sink.result` to handle; Rich would end the program."""
 
     def on_broken_pipe(self) -> None:
@@ -41,7 +54,9 @@ class Sink:
         wide = 120 if not sys.stdout.isatty() else None
         # Brackets in file names must not be read as markup.
         self.out = _Out(width=wide, highlight=False, markup=False, soft_wrap=True)
-        self.err = Console(stderr=True, highlight=False, markup=False, width=wide if not sys.stderr.isatty() else None)
+        self.err = _SafeConsole(
+            stderr=True, highlight=False, markup=False, width=wide if not sys.stderr.isatty() else None
+        )
 
     def result(self, command: str, value: object, human: Callable[[Console], None], quiet: str) -> None:
         """Write a result: as JSON from `value`, for people with `human`, or as the one line `quiet`."""
@@ -57,7 +72,8 @@ class Sink:
             json.dump(document, sys.stdout, indent=1, allow_nan=False)
             sys.stdout.write("\n")
         elif self.format is Format.quiet:
-            sys.stdout.write(quiet + "\n")
+            is_shown = sys.stdout.isatty() or not _is_utf8(quiet)
+            sys.stdout.write((printable(quiet) if is_shown else quiet) + "\n")
         else:
             human(self.out)
 
@@ -65,6 +81,14 @@ class Sink:
         """Write a line to stderr, unless --quiet is given."""
         if self.format is not Format.quiet:
             self.err.print(text, soft_wrap=True)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the name of a file in another encoding
+        return False
+    return True
 
 
 def _plain(value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections import defaultdict
+import shutil
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,16 @@ from typing import NoReturn
 
 import torch
 
-from ...errors import ConflictError, NonFiniteError, OutOfSpaceError, UsageError
+from ..._version import __version__
+from ...errors import CorruptError, NonFiniteError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
-from ..io import DTYPES, INDEX, SLICE_WEIGHTS, TensorInfo
+from ..io import DTYPES, INDEX, SLICE_WEIGHTS, TensorInfo, check_unlocked, locked_folder, open_regular
 from ..plan import KeptTensor
+from .export_folder import ExportJournal, check_export_folder
 from .files import copy_file, disk_errors, write_json
 from .manifest import CHART, RESULTS
-from .manifest_entries import TensorRecord
+from .manifest_entries import FileRecord, TensorRecord
 from .reader import CodedCheckpoint, open_coded
 from .shard_writer import ShardWriter, bytes_of
 from .shards import Shard, divide, write_index
@@ -48,7 +51,8 @@ def export(
 
     Args:
         path: an HLWQ folder.
-        out: the folder to write; must be empty or absent.
+        out: the folder to write; must be empty or absent, or hold an unfinished export. That of the same checkpoint
+            with the same settings continues; another one is replaced.
         to: type of decoded weights, `bf16`, `f16` or `f32`; kept tensors keep theirs.
         max_shard_bytes: largest size of an output file.
         progress: called after every slice of a tensor.
@@ -59,12 +63,16 @@ def export(
     if to not in EXPORT_DTYPES:
         raise UsageError(f"--to is {', '.join(EXPORT_DTYPES)}, not {to!r}.")
     folder = Path(out)
-    with disk_errors(folder / INDEX):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConflictError(f"{folder} is not empty.", "Choose another folder; it is left as it is.")
+    check_export_folder(folder)
+    check_unlocked(folder)
     checkpoint = open_coded(path)
     try:
-        return _Export(checkpoint, folder, EXPORT_DTYPES[to], progress).run(max_shard_bytes)
+        run = _Export(checkpoint, folder, EXPORT_DTYPES[to], progress)
+        run.check_files()
+        run.make_room()
+        with locked_folder(folder):
+            check_export_folder(folder)
+            return run.run(max_shard_bytes)
     finally:
         checkpoint.close()
 
@@ -76,32 +84,71 @@ class _Export:
         for record in checkpoint.manifest.coded:
             for name, piece in _pieces_of(record):
                 self.pieces[name].append(piece)
+        self.tensors = self._tensors()
+        self.total = sum(t.nbytes for t in self.tensors)
         self.done = 0
         self.overflowing: set[str] = set()
-        self.is_new = not out.exists()
+        self.is_new = not os.path.lexists(out)
+
+    def check_files(self) -> None:
+        """Check before any work that tensors have different names, and that all files to copy are there.
+
+        Raises:
+            HlwqError: a file is missing, or not as the manifest states it.
+        """
+        names = Counter(t.name for t in self.tensors)
+        twice = sorted(name for name, count in names.items() if count > 1)
+        if twice:
+            raise CorruptError(f"The manifest makes {twice[0]} of two tensors.", "Fetch the checkpoint again.")
+        for record in self._sidecar_files().values() if self.checkpoint.repo is None else ():
+            descriptor = open_regular(self.checkpoint.path(record.name), record.name)
+            size = os.fstat(descriptor).st_size
+            os.close(descriptor)
+            if size != record.size:
+                raise CorruptError(
+                    f"{record.name} does not have the size in the manifest.", "Fetch the checkpoint again."
+                )
 
     def run(self, max_shard_bytes: int) -> ExportResult:
-        tensors = self._tensors()
-        total = sum(t.nbytes for t in tensors)
-        self._make_room(total)
-        shards = divide((KeptTensor(t, "", "") for t in tensors), max_shard_bytes)
+        """Write what is missing in the output folder, which is locked; see `export`."""
+        shards = divide((KeptTensor(t, "", "") for t in self.tensors), max_shard_bytes)
+        sidecars = self._sidecar_files()
+        files = [*(s.file for s in shards), INDEX, "config.json", *sidecars]
+        settings = {"checkpoint": self.checkpoint.manifest.digest, "to": self.dtype, "max_shard_bytes": max_shard_bytes}
+        journal = ExportJournal(self.out, settings | {"tool": __version__}, files)
+        finished = journal.open()
         for shard in shards:
-            writer = ShardWriter(self.out, shard)
-            try:
-                for planned in shard.planned:
-                    assert isinstance(planned, KeptTensor)
-                    for start, data in self._data(planned.info):
-                        writer.write(planned.info.name, start, data)
-                        self.done += data.nbytes
-                        self.progress(Progress(planned.info.name, self.done, total))
-                writer.finish()
-            except BaseException:
-                writer.abandon()
-                raise
+            if shard.file in finished:
+                self.done += shard.nbytes
+                continue
+            self._write(shard)
+            if not self.overflowing:
+                journal.add(shard.file)
         if self.overflowing:
-            self._refuse_overflow(shards)
-        self._write_sidecar_files(shards)
-        return ExportResult(self.out, total, len(tensors))
+            self._refuse_overflow(journal)
+        write_index(self.out, shards)
+        for name, record in sidecars.items():
+            copy_file(self.checkpoint.path(record.name), self.out, name, record.sha256)
+        self.checkpoint.check_unchanged()
+        config = {k: v for k, v in self.checkpoint.config.items() if k != "quantization_config"}
+        write_json(self.out / "config.json", config)  # last: without it nothing loads the folder
+        journal.close()
+        return ExportResult(self.out, self.total, len(self.tensors))
+
+    def _write(self, shard: Shard) -> None:
+        writer = ShardWriter(self.out, shard)
+        try:
+            for planned in shard.planned:
+                assert isinstance(planned, KeptTensor)
+                for start, data in self._data(planned.info):
+                    writer.write(planned.info.name, start, data)
+                    self.done += data.nbytes
+                    self.progress(Progress(planned.info.name, self.done, self.total))
+            self.checkpoint.check_unchanged()
+            writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
 
     def _tensors(self) -> list[TensorInfo]:
         """What to write, decoded tensors under their source's names: shapes from the rows each contributed."""
@@ -115,13 +162,14 @@ class _Export:
         kept = [self.checkpoint.tensors[k.name] for k in self.checkpoint.manifest.kept]
         return found + kept
 
-    def _make_room(self, total: int) -> None:
+    def make_room(self) -> None:
+        """Make the output folder, and raise OutOfSpaceError if its disk cannot hold what is missing."""
         with disk_errors(self.out / INDEX):
             self.out.mkdir(parents=True, exist_ok=True)
-        stat = os.statvfs(self.out)
-        if stat.f_bavail * stat.f_frsize < total:
+            there = sum(p.stat().st_size for p in self.out.glob("*.safetensors"))
+        if shutil.disk_usage(self.out).free + there < self.total:
             raise OutOfSpaceError(
-                f"{self.out} needs {format_size(total)} of disk.", "Free some or choose another folder."
+                f"{self.out} needs {format_size(self.total)} of disk.", "Free some or choose another folder."
             )
 
     def _data(self, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
@@ -157,10 +205,9 @@ class _Export:
             rows[begin : begin + (within - 1) * piece.step + 1 : piece.step] = cast
         return rows
 
-    def _refuse_overflow(self, shards: tuple[Shard, ...]) -> NoReturn:
+    def _refuse_overflow(self, journal: ExportJournal) -> NoReturn:
         """Remove what was written, and raise NonFiniteError."""
-        for shard in shards:
-            (self.out / shard.file).unlink()
+        journal.remove_files()
         if self.is_new:
             self.out.rmdir()
         first, count = min(self.overflowing), len(self.overflowing)
@@ -171,16 +218,11 @@ class _Export:
             "Use --to bf16 or --to f32.",
         )
 
-    def _write_sidecar_files(self, shards: tuple[Shard, ...]) -> None:
-        write_index(self.out, shards)
-        write_json(
-            self.out / "config.json", {k: v for k, v in self.checkpoint.config.items() if k != "quantization_config"}
-        )
+    def _sidecar_files(self) -> dict[str, FileRecord]:
+        """Return the checkpoint's other files, by their names in the export."""
         skipped = ("config.json", "README.md", INDEX, RESULTS, CHART)
-        for record in self.checkpoint.manifest.files:
-            if record.name not in skipped and not record.is_shard:
-                name = "README.md" if record.name == "README.source.md" else record.name
-                copy_file(self.checkpoint.path(record.name), self.out / name)
+        found = [r for r in self.checkpoint.manifest.files if r.name not in skipped and not r.is_shard]
+        return {"README.md" if r.name == "README.source.md" else r.name: r for r in found}
 
 
 @dataclass(frozen=True)

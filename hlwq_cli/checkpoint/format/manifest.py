@@ -13,16 +13,21 @@ from typing import Any
 
 from ..._version import __version__
 from ...errors import CorruptError, NotFoundError
+from ..io import read_text
 from ..plan import Plan
+from .files import json_bytes
 from .manifest_entries import (
     FileRecord,
     KeptRecord,
     TensorRecord,
     check_fields,
+    coded_record,
     dump_tensor,
+    kept_record,
     read_file,
     read_kept,
     read_tensor,
+    tensors_digest,
 )
 from .shards import FORMAT_VERSION, LAYOUT
 
@@ -93,9 +98,21 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """sha256 of the fingerprint and all tensor hashes. It does not depend on the card or other sidecar files."""
+        """sha256 of the fingerprint and all tensor hashes.
+
+        It does not depend on the card or other sidecar files, nor on when files of the source were changed.
+        """
         tensors = sorted([[t.name, t.blake3] for t in self.coded] + [[t.name, t.blake3] for t in self.kept])
-        return hashlib.sha256(json.dumps([self.fingerprint, tensors], sort_keys=True).encode()).hexdigest()
+        source = self.fingerprint.get("source")
+        if isinstance(source, dict):
+            source = {key: value for key, value in source.items() if key != "modified"}
+        fingerprint = {**self.fingerprint, "source": source} if "source" in self.fingerprint else self.fingerprint
+        return hashlib.sha256(json.dumps([fingerprint, tensors], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def tensors_digest(self) -> str:
+        """Return what the fingerprint states as `tensors`: a hash of what every tensor is and what it is made of."""
+        return tensors_digest(self.coded, self.kept)
 
     def with_files(self, records: Iterable[FileRecord]) -> Manifest:
         """Return this manifest with files added or replaced."""
@@ -109,7 +126,7 @@ class Manifest:
         document = asdict(self) | {"coded": [dump_tensor(record) for record in self.coded]}
         if self.calibration is None:
             del document["calibration"]
-        return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+        return json_bytes(document, indent=1)
 
 
 def read_manifest(folder: Path, name: str = "") -> Manifest:
@@ -131,7 +148,7 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
             f"{name} is not an HLWQ checkpoint: it has no {MANIFEST}.", "Make one with `hlwq quantize`."
         )
     try:
-        document = json.loads(path.read_text(), parse_constant=_no_number)
+        document = json.loads(read_text(path), parse_constant=_no_number)
         version = document["format_version"]
         if version != FORMAT_VERSION:
             raise CorruptError(f"{path} has format version {version}, not {FORMAT_VERSION}.", "Update hlwq.")
@@ -142,7 +159,10 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
         document["kept"] = tuple(read_kept(t) for t in document["kept"])
         document["dropped"] = tuple(dict(d) for d in document["dropped"])
         check_fields("manifest", document)
-        return Manifest(**document)
+        manifest = Manifest(**document)
+        if manifest.fingerprint.get("tensors", manifest.tensors_digest) != manifest.tensors_digest:
+            raise ValueError("its tensors are not those of its fingerprint")
+        return manifest
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptError(f"{path} is not a valid manifest: {error}.", "Fetch the checkpoint again.") from error
 
@@ -167,9 +187,16 @@ def fingerprint(
         "plan": plan.digest(),
         "max_shard_bytes": max_shard_bytes,
         "layout": LAYOUT,
+        "tensors": tensors_digest(
+            [coded_record(t, "", 0.0) for t in plan.coded], [kept_record(t, "") for t in plan.kept]
+        ),
         "base_model": base_model,
         "tool": __version__,
     }
+
+
+_LATER = ("modified", "tensors")
+"""Keys that results made before they existed do not have: such a result is compared without them."""
 
 
 def describe_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
@@ -186,6 +213,6 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
+        elif a != b and not (key in _LATER and key not in theirs):
             found.append(f"{prefix}{key} (now {a}, then {b})")
     return found

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Any
 
 from ..io import SourceRows, TensorInfo
@@ -142,6 +146,19 @@ def kept_record(planned: KeptTensor, blake3: str) -> KeptRecord:
     return KeptRecord(info.name, planned.role, info.dtype, info.shape, info.nbytes, blake3, planned.reason)
 
 
+def tensors_digest(coded: Iterable[TensorRecord], kept: Iterable[KeptRecord]) -> str:
+    """Return a hash of what every tensor is and what it is made of: all of the records but hashes and errors."""
+    entries: list[list[Any]] = [
+        [t.name, t.role, t.shape, t.bits, t.sources, t.runs, t.transposed, t.shapes_of_sources] for t in coded
+    ]
+    entries += [[t.name, t.role, t.shape, t.dtype, t.reason] for t in kept]
+    return hashlib.sha256(json.dumps(sorted(entries, key=itemgetter(0))).encode()).hexdigest()
+
+
+MAX_FLOAT = sys.float_info.max
+"""A JSON number may be larger, and then it cannot be converted. NaN is not less than it either."""
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
@@ -163,7 +180,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("bytes", "size", "source_bytes"), _is_count),
     **{k: lambda v: isinstance(v, dict) for k in ("fingerprint", "tool", "calibration")},
     "bits": lambda v: type(v) is int and 2 <= v <= 8,
-    **dict.fromkeys(("nmse", "loss"), lambda v: type(v) in (int, float) and math.isfinite(v) and v >= 0),
+    **dict.fromkeys(("nmse", "loss"), lambda v: type(v) in (int, float) and 0 <= v <= MAX_FLOAT),
     "shape": lambda v: isinstance(v, list) and all(map(_is_count, v)),
     "sources": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(s, str) for s in v),
     "runs": lambda v: _are_counts(v) and all(len(run) == 4 for run in v),

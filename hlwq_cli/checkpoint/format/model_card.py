@@ -5,7 +5,6 @@ It is made only from the files of the result, so that it can be written again at
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping
@@ -17,13 +16,12 @@ import yaml
 from ...sizes import format_size
 from ..io import is_repo_id
 from .calibration_text import calibration_options, describe_calibration
+from .card_head import INHERITED, front_matter, is_text, read_card
 from .manifest import Manifest
 from .manifest_entries import KeptRecord, TensorRecord
 from .model_kind import model_kind
 from .shards import DEFAULT_SHARD_BYTES
 
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n", re.DOTALL)
-_INHERITED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 NOTES_MARK = "<!-- What stands below this line is yours: it is kept when the card is made again. -->"
 
 
@@ -52,7 +50,8 @@ def model_card(
     known = {**inherited, **front_matter(folder / "README.md"), **front_matter(folder / "README.source.md")}
     front = yaml.safe_dump(_front_matter(known, config, base), sort_keys=False, allow_unicode=True)
     body = _body(config, manifest, title, base, repo or "FOLDER", fidelity)
-    return f"---\n{front}---\n{body}\n{NOTES_MARK}\n{_notes(folder / 'README.md')}"
+    text = f"---\n{front}---\n{body}\n{NOTES_MARK}\n{_notes(folder / 'README.md')}"
+    return text.encode(errors="replace").decode()  # names may hold what UTF-8 cannot
 
 
 def base_model(manifest: Manifest, config: Mapping[str, Any]) -> str | None:
@@ -62,12 +61,11 @@ def base_model(manifest: Manifest, config: Mapping[str, Any]) -> str | None:
 
 
 def _notes(card: Path) -> str:
-    text = card.read_text(errors="replace") if card.is_file() else ""
-    return text.partition(NOTES_MARK)[2].lstrip("\n")
+    return read_card(card).partition(NOTES_MARK)[2].lstrip("\n")
 
 
 def _front_matter(known: Mapping[str, Any], config: Mapping[str, Any], base: str | None) -> dict[str, Any]:
-    front: dict[str, Any] = {key: known[key] for key in _INHERITED if key in known}
+    front: dict[str, Any] = {key: known[key] for key in INHERITED if is_text(known.get(key))}
     front.setdefault("pipeline_tag", model_kind(config).pipeline_tag)
     if base:
         front["base_model"] = base
@@ -79,17 +77,8 @@ def _front_matter(known: Mapping[str, Any], config: Mapping[str, Any], base: str
     return front
 
 
-def front_matter(card: Path) -> dict[str, Any]:
-    """Return the YAML block at the start of a card, or an empty dict."""
-    match = _FRONT_MATTER.match(card.read_text(errors="replace")) if card.is_file() else None
-    try:
-        document = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
 _COLUMNS = ("role", "tensors", "matrices", "bits", "size", "relative squared error")
+
 
 _BODY = """
 # {title}, {bits}-bit HLWQ

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 
 from ...codec import BLOCK_SIZES, MAX_BITS, MIN_BITS, Coded, Scheme, decode, part_name, unpack_codes
-from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from ...errors import CorruptError, HlwqError, NotFoundError, UnsupportedError, UsageError
 from ...samples import resolve_model
 from ..io import (
     DTYPE_NAMES,
     DTYPES,
     INDEX,
+    MAX_ROW_WEIGHTS,
     HubRepo,
     PrefetchedFiles,
     TensorInfo,
+    check_config,
     collect_tensors,
     is_repo_id,
     read_header,
@@ -31,6 +33,19 @@ from ..io import (
 from .manifest import MANIFEST, Manifest, read_manifest
 from .manifest_entries import FileRecord, TensorRecord
 from .shards import FORMAT_VERSION
+from .unlisted import check_listed, files_below
+
+_MAX_CENTROID = float(torch.finfo(torch.float32).max)
+Identity = tuple[int, int, int] | None
+
+
+def _identity(path: Path) -> Identity:
+    """Return what changes when a file is replaced or written to; None if it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass
@@ -44,6 +59,7 @@ class CodedCheckpoint:
         tensors: all tensors of the shards, by stored name.
         codebooks: float32 centroids by width, from config.json.
         repo: the Hub repository that files are fetched from on demand, or None.
+        opened: what manifest and shards of a local folder were when they were opened, by name.
     """
 
     folder: Path
@@ -52,6 +68,7 @@ class CodedCheckpoint:
     tensors: dict[str, TensorInfo]
     codebooks: dict[int, torch.Tensor]
     repo: HubRepo | None = None
+    opened: dict[str, Identity] = field(default_factory=dict, repr=False)
     _files: PrefetchedFiles = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +127,22 @@ class CodedCheckpoint:
         """Fill a buffer with a stored tensor's data from byte `start`."""
         read_into(self._files.descriptor(info.file), buffer, info.offset + start, info.file)
 
+    def check_unchanged(self) -> None:
+        """Raise CorruptError if manifest or shards of a local folder were replaced since they were opened."""
+        changed = [name for name, before in self.opened.items() if _identity(self.folder / name) != before]
+        if changed == [MANIFEST] and self._has_same_tensors():
+            return  # its card was made again
+        if changed:
+            raise CorruptError(
+                f"{self.folder} was replaced while it was read ({changed[0]}).", "Run the same command again."
+            )
+
+    def _has_same_tensors(self) -> bool:
+        try:
+            return read_manifest(self.folder).digest == self.manifest.digest
+        except HlwqError:  # it is gone, as a new run began
+            return False
+
     def close(self) -> None:
         """Close the files."""
         self._files.close()
@@ -124,10 +157,11 @@ def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> Cod
         NotFoundError: it is not an HLWQ checkpoint, or an unfinished one.
         UnsupportedError: its format is newer than this library.
         CorruptError: two of its files contradict each other; the message names the tensor.
+        GateMissedError: it holds a file that its manifest does not list and that a loader would read.
     """
     path = resolve_model(str(path))
     folder, repo = Path(path), None
-    if not folder.exists() and is_repo_id(str(path)):
+    if not os.path.lexists(folder) and is_repo_id(str(path)):
         repo = HubRepo.find(str(path), revision)
         folder = repo.root
         for file in ("config.json", MANIFEST, INDEX):
@@ -135,18 +169,22 @@ def open_coded(path: str | os.PathLike[str], revision: str | None = None) -> Cod
                 repo.fetch(file)
     elif revision is not None:
         raise UsageError(f"--revision needs a Hub id, and {path} is a folder.", "Leave it out.")
-    elif not folder.is_dir():
+    elif not os.path.isdir(folder):
         raise NotFoundError(f"There is no folder {path}.", "Give an HLWQ checkpoint's folder, or a Hub id owner/name.")
+    opened = {MANIFEST: _identity(folder / MANIFEST)}
     manifest = read_manifest(folder, str(path))
+    check_listed(repo.files if repo else files_below(folder), manifest, str(path))
     config = read_json(folder / "config.json", "config.json")
+    check_config(config, str(path))
     settings = _check_settings(config, folder)
     index = folder / INDEX
     weight_map = read_weight_map(index) if index.exists() else None
     shards = [f for f in manifest.files if f.is_shard]
+    opened |= {f.name: _identity(folder / f.name) for f in shards}
     headers = {f.name: repo.header(f.name) if repo else _header(folder, f) for f in shards}
     tensors = collect_tensors(headers, weight_map)
     codebooks = {int(b): torch.tensor(c, dtype=torch.float32) for b, c in settings["codebooks"].items()}
-    checkpoint = CodedCheckpoint(folder, config, manifest, tensors, codebooks, repo)
+    checkpoint = CodedCheckpoint(folder, config, manifest, tensors, codebooks, repo, {} if repo else opened)
     _check_tensors(checkpoint)
     return checkpoint
 
@@ -188,7 +226,7 @@ def _check_settings(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _is_codebook(centroids: Any, length: int) -> bool:
     if not isinstance(centroids, list) or len(centroids) != length:
         return False
-    if any(type(c) not in (int, float) or not math.isfinite(c) for c in centroids):
+    if any(type(c) not in (int, float) or not abs(c) <= _MAX_CENTROID for c in centroids):
         return False
     return all(a < b for a, b in pairwise(centroids))
 
@@ -203,6 +241,11 @@ def _check_tensors(checkpoint: CodedCheckpoint) -> None:
                 "Fetch the checkpoint again.",
             )
     for record in checkpoint.manifest.coded:
+        if record.shape[-1] > MAX_ROW_WEIGHTS:
+            raise CorruptError(
+                f"{record.name} has rows of {record.shape[-1]:,} weights, more than {MAX_ROW_WEIGHTS:,}.",
+                "Fetch the checkpoint again.",
+            )
         if record.bits not in checkpoint.codebooks:
             raise CorruptError(
                 f"{record.name} has {record.bits} bits, for which config.json has no codebook.", "Fetch it again."

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from ...errors import CorruptError
 from ..plan import stored_bytes
-from .files import disk_errors, sync_folder
+from .files import create_file, disk_errors, partial_path, sync_folder
 from .shards import Shard, shard_header
 
 
@@ -42,7 +42,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self.path = folder / shard.file
-        self.partial = folder / f".{shard.file}.partial"
+        self.partial = partial_path(self.path)
         header = shard_header(shard.stored_tensors)
         self.byte_ranges: dict[str, tuple[int, int]] = {}
         at = len(header)
@@ -51,7 +51,7 @@ class ShardWriter:
             at += stored_bytes(output)
         self.size = at
         with disk_errors(self.path):
-            self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            self._fd = create_file(self.partial, 0o644)
             try:
                 os.ftruncate(self._fd, at)
                 self._write(header, 0)

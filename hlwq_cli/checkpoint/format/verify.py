@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
+from ...errors import CorruptError, NotFoundError
 from ...progress import ProgressCallback, ProgressCounter, ignore_progress
-from ..io import DTYPES, TensorInfo
+from ..io import DTYPES, TensorInfo, open_regular
 from .manifest import Manifest
 from .manifest_entries import FileRecord, KeptRecord, TensorRecord
 from .reader import CodedCheckpoint
@@ -101,9 +102,13 @@ def verify(checkpoint: CodedCheckpoint, progress: ProgressCallback = ignore_prog
 
 
 def _check_file(checkpoint: CodedCheckpoint, record: FileRecord, count: Count) -> list[str]:
-    path = checkpoint.path(record.name)
-    if not path.is_file():
+    try:
+        path = checkpoint.path(record.name)
+        os.close(open_regular(path, record.name))
+    except NotFoundError:
         return [f"{record.name} is missing"]
+    except CorruptError:
+        return [f"{record.name} is not a regular file"]
     if record.sha256 is None:
         return _check_unstated(checkpoint, record, path)
     if hash_file(path, count) != record.sha256:
@@ -151,8 +156,11 @@ def _check_scales(checkpoint: CodedCheckpoint, record: TensorRecord) -> list[str
     for info in checkpoint.stored(record)[1:]:
         if info.dtype == "U8":
             continue
-        values = torch.frombuffer(checkpoint.read_bytes(info, 0, info.nbytes), dtype=DTYPES[info.dtype])
-        bad = int((~(values.isfinite() & (values >= 0))).sum())
+        bad = 0
+        for at in range(0, info.nbytes, _STEP):
+            data = checkpoint.read_bytes(info, at, min(_STEP, info.nbytes - at))
+            values = torch.frombuffer(data, dtype=DTYPES[info.dtype])
+            bad += int((~(values.isfinite() & (values >= 0))).sum())
         if bad:
             problems.append(f"{info.name} has {bad} values that are negative, infinite or NaN")
     return problems

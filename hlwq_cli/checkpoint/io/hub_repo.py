@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ...errors import HlwqError, NotAllowedError, NotFoundError
+from ...errors import CorruptError, HlwqError, NotAllowedError, NotFoundError
+from .local_files import is_inside
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -39,6 +40,7 @@ def hub_errors(repo: str, action: str = "read") -> Iterator[None]:
     """
     from huggingface_hub import errors
 
+    _check_token()
     try:
         with _unwrapped():
             yield
@@ -80,6 +82,17 @@ def hub_errors(repo: str, action: str = "read") -> Iterator[None]:
                 f"The Hub cannot be reached for {repo}.", "Check the network, or give a local folder."
             ) from error
         raise
+
+
+def _check_token() -> None:
+    """Raise NotAllowedError if the token has characters that no request can carry; it is not shown."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise NotAllowedError(
+            "The token of the Hub has characters that no token has.", "Set HF_TOKEN again, or run `hf auth login`."
+        )
 
 
 def _when(error: HfHubHTTPError) -> str:
@@ -128,10 +141,12 @@ class HubRepo:
         with hub_errors(repo):
             info = HfApi(library_name="hlwq").model_info(repo, revision=revision, files_metadata=True)
         commit = info.sha or "main"
+        sizes = {s.rfilename: s.size for s in sorted(info.siblings or [], key=lambda s: s.rfilename)}
+        _check_names(repo, commit, sizes)
         folder = repo_folder_name(repo_id=repo, repo_type="model")
         root = Path(constants.HF_HUB_CACHE) / folder / "snapshots" / commit
-        sizes = {s.rfilename: s.size or 0 for s in sorted(info.siblings or [], key=lambda s: s.rfilename)}
-        return cls(repo, commit, list(sizes), root, sizes)
+        known = {name: size if isinstance(size, int) and size > 0 else 0 for name, size in sizes.items()}
+        return cls(repo, commit, list(known), root, known)
 
     def fetch(self, file: str, folder: Path | None = None) -> Path:
         """Download a file into the cache, or into `folder`, unless it is there, and return its path."""
@@ -145,25 +160,52 @@ class HubRepo:
         from huggingface_hub import get_session, hf_hub_url
         from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-        from .safetensors_file import parse_header
+        from .safetensors_file import LARGEST_HEADER, parse_header
 
         url = hf_hub_url(self.id, file, revision=self.commit)
         headers = build_hf_headers(library_name="hlwq")
 
         def get(first: int, last: int) -> tuple[bytes, int]:
-            response = get_session().get(
-                url, headers={**headers, "Range": f"bytes={first}-{last}"}, follow_redirects=True
-            )
-            hf_raise_for_status(response)
-            of = response.headers.get("Content-Range", f"/{len(response.content)}")
-            return response.content, int(of.rpartition("/")[2])
+            asked = {**headers, "Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+            with get_session().stream("GET", url, headers=asked, follow_redirects=True) as response:
+                if response.is_error:
+                    response.read()  # the message of the error
+                hf_raise_for_status(response)
+                return _part(response, first, last, file)
 
         with hub_errors(self.id):
             start, size = get(0, 2**17 - 1)
             length = int.from_bytes(start[:8], "little")
-            if 8 + length > len(start) and length < 100_000_000:
+            if 8 + length > len(start) and length <= LARGEST_HEADER:
                 start += get(len(start), 8 + length - 1)[0]
+        if len(start) < 8 + length:
+            raise CorruptError(f"{file} is cut short or is not a safetensors file.", "Fetch it again.")
         return parse_header(start[8 : 8 + length], file, size)[0]
+
+
+def _check_names(repo: str, commit: str, names: Iterable[str]) -> None:
+    """Refuse names that would be paths outside the folder: the answer may come from a mirror."""
+    for name in (commit, *names):
+        if not is_inside(name):
+            raise CorruptError(f"The Hub lists the file {name!r} in {repo}.", "Do not trust this repository.")
+
+
+def _part(response: Any, first: int, last: int, file: str) -> tuple[bytes, int]:
+    """Return bytes `first` to `last` of a streamed file, and the size of the whole file.
+
+    A server that does not know ranges sends the file from its start; no more of it is read than is needed.
+    """
+    knows_ranges = response.status_code == 206
+    skipped, wanted = (0 if knows_ranges else first), last + 1 - first
+    data = bytearray()
+    for chunk in response.iter_raw(2**16):
+        data += chunk
+        if len(data) >= skipped + wanted:
+            break
+    said = response.headers.get("Content-Range" if knows_ranges else "Content-Length", "").rpartition("/")[2]
+    if not said.isdecimal():
+        raise CorruptError(f"The Hub does not say how large {file} is.", "Try again later.")
+    return bytes(data[skipped : skipped + wanted]), int(said)
 
 
 def ask_once(repo: str, revision: str | None) -> None:

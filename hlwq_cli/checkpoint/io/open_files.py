@@ -9,6 +9,8 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from pathlib import Path
 
+from .local_files import open_regular
+
 PREFETCH_FILES = 2
 """Maximum number of files held at a time by a run that reads them in order: the current one and the next."""
 
@@ -58,7 +60,7 @@ class PrefetchedFiles:
     def _fill(self, file: str, future: Future[int]) -> bool:
         """Locate and open a file, set the future's result or error, and return whether the file is open."""
         try:
-            descriptor = os.open(self._locate(file), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = open_regular(self._locate(file), file)
         except BaseException as error:
             with suppress(InvalidStateError):
                 future.set_exception(error)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import NotFoundError, UnsupportedError, UsageError
+from ...errors import CorruptError, NotFoundError, UnsupportedError, UsageError
+from ...printable import CONTROL
 from ...samples import resolve_model
 from .hub_repo import HubRepo, is_repo_id
-from .model_config import model_config
+from .local_files import check_inside, list_files, read_json, read_text
+from .model_config import check_config, model_config
 from .safetensors_file import TensorInfo, read_header
 from .source import Source
 from .weight_files import MODULES, WEIGHT_SUFFIXES, find_weight_files, module_folders, sort_other_weights
-from .weight_map import collect_tensors, read_json
+from .weight_map import collect_tensors
 
 _MADE_HERE = ("hlwq_manifest.json", ".hlwq_run.jsonl")
 _TIED_NAMES = re.compile(
@@ -39,11 +42,11 @@ def open_source(model: str, revision: str | None = None) -> Source:
     """
     model = resolve_model(model)
     path = Path(model).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # false where the name is too long; Path.is_dir would raise
         if revision is not None:
             raise UsageError(f"--revision needs a Hub id, and {model} is a folder.")
         source = _open_folder(model, path)
-    elif is_repo_id(model) and not path.exists():
+    elif is_repo_id(model) and not os.path.lexists(path):
         source = _open_repo(model, revision)
     else:
         raise NotFoundError(f"There is no folder {model}.", "Give a folder with a checkpoint, or a Hub id owner/name.")
@@ -54,15 +57,20 @@ def open_source(model: str, revision: str | None = None) -> Source:
 
 
 def _open_folder(model: str, root: Path) -> Source:
+    check_inside(root, "config.json")
     config = read_json(root / "config.json", "config.json")
-    made = {p.parent for p in root.rglob("*") if p.name in _MADE_HERE} - {root}
-    found = (p for p in root.rglob("*") if p.is_file() and not made & set(p.parents))
-    sizes = {str(p.relative_to(root)): p.stat().st_size for p in sorted(found)}
+    sizes = {name: status.st_size for name, status in list_files(root).items()}
+    made = {str(Path(name).parent) for name in sizes if Path(name).name in _MADE_HERE} - {"."}
+    sizes = {name: size for name, size in sizes.items() if not made.intersection(map(str, Path(name).parents))}
+    source = Source(model, None, config, {}, (), root)
 
     def header(file: str) -> dict[str, TensorInfo]:
-        return read_header(root / file, file)[0]
+        return read_header(source.path(file), file)[0]
 
-    return _assemble(Source(model, None, config, {}, (), root), sizes, header)
+    _assemble(source, sizes, header)
+    for name in source.sidecar_files:
+        check_inside(root, name)
+    return source
 
 
 def _open_repo(model: str, revision: str | None) -> Source:
@@ -83,6 +91,7 @@ def _assemble(source: Source, sizes: Mapping[str, int], header: Callable[[str], 
     def read(file: str) -> dict[str, Any]:
         return read_json(source.path(file), file)
 
+    check_config(source.config, source.id)
     files = find_weight_files(source.id, sizes, source.config, read)
     headers = {f: header(f) for f in files.names}
     source.tensors = collect_tensors(headers, files.weight_map, files.extra, lambda n: _may_be_tied(source.config, n))
@@ -90,18 +99,26 @@ def _assemble(source: Source, sizes: Mapping[str, int], header: Callable[[str], 
     loaded_bytes = sum(t.nbytes for t in source.tensors.values())
     others = sort_other_weights(sizes, files.names, loaded_bytes, modules)
     copied = set(others.copied)
-    source.sidecar_files = tuple(
-        n for n in sizes if n in copied or (not n.endswith(WEIGHT_SUFFIXES) and not _is_hidden(n))
-    )
-    source.sidecar_bytes = sum(sizes[n] for n in copied)
-    source.warnings = others.warnings
+    wanted = [n for n in sizes if n in copied or (not n.endswith(WEIGHT_SUFFIXES) and not _is_hidden(n))]
+    odd = [n for n in wanted if CONTROL.search(n)]
+    source.sidecar_files = tuple(n for n in wanted if n not in odd)
+    source.sidecar_bytes = sum(sizes[n] for n in copied.difference(odd))
+    source.warnings = (*others.warnings, *_odd_names(odd))
     return source
+
+
+def _odd_names(names: Sequence[str]) -> list[str]:
+    """Return a warning about files whose names no manifest can hold: not UTF-8, or with control characters."""
+    if not names:
+        return []
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"Left out, as their names are not UTF-8 or have control characters: {names[0]!a}{more}."]
 
 
 def _module_folders(path: Path) -> set[str]:
     try:
-        return module_folders(json.loads(path.read_text()))
-    except (ValueError, RecursionError):  # transformers does not read it, so it need not be valid
+        return module_folders(json.loads(read_text(path)))
+    except (ValueError, RecursionError, CorruptError):  # transformers does not read it, so it need not be valid
         return set()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 
 from ...errors import CorruptError
+from ...printable import CONTROL
+from .local_files import open_regular, read_errors
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -39,7 +42,12 @@ DTYPE_BITS = {
     **{"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_LARGEST_HEADER = 100_000_000
+LARGEST_HEADER = 25_000_000
+"""The longest header in bytes. 400,000 entries fit; reading them takes 500 MB of memory."""
+_MAX_TENSORS = 400_000
+_MAX_DIMENSIONS = 64
+"""Of a tensor, as torch has it."""
+_MAX_SIZE = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,10 @@ def read_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict[str,
     Raises:
         CorruptError: the file is not a safetensors file, is cut short, or its header contradicts itself.
     """
-    size = path.stat().st_size
-    with path.open("rb") as f:
+    with os.fdopen(open_regular(path, file), "rb") as f, read_errors(path, file):
+        size = os.fstat(f.fileno()).st_size
         length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+        if size < 8 or length > min(size - 8, LARGEST_HEADER):
             raise CorruptError(f"{file} is cut short or is not a safetensors file.", "Fetch it again.")
         raw = f.read(length)
     return parse_header(raw, file, size)
@@ -93,11 +101,14 @@ def read_header(path: Path, file: str) -> tuple[dict[str, TensorInfo], dict[str,
 def parse_header(raw: bytes, file: str, size: int) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """Parse and check the JSON header of a file of `size` bytes; see `read_header`."""
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = json.loads(raw.decode(), object_pairs_hook=_ObjectReader())
     except (ValueError, RecursionError) as error:
         raise CorruptError(f"The header of {file} is not valid: {error}.", "Fetch it again.") from error
     if not isinstance(header, dict):
         raise CorruptError(f"The header of {file} is not an object.", "Fetch it again.")
+    odd = next((name for name in header if CONTROL.search(name)), None)
+    if odd is not None:
+        raise CorruptError(f"The header of {file} has the name {odd!r}, with control characters.", "Fetch it again.")
     metadata = header.pop("__metadata__", {})
     start = 8 + len(raw)
     tensors = {name: _tensor_info(name, entry, file, start) for name, entry in header.items()}
@@ -105,12 +116,21 @@ def parse_header(raw: bytes, file: str, size: int) -> tuple[dict[str, TensorInfo
     return tensors, metadata
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is listed twice")
-    return result
+class _ObjectReader:
+    """Makes dicts of the objects in a header. It refuses duplicate names, and more objects than a header may have."""
+
+    def __init__(self) -> None:
+        self._objects = 0
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self._objects += 1
+        if self._objects > _MAX_TENSORS:
+            raise ValueError(f"it has more than {_MAX_TENSORS:,} entries")
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            counts = Counter(name for name, _ in pairs)
+            raise ValueError(f"{next(name for name, count in counts.items() if count > 1)!r} is listed twice")
+        return result
 
 
 def _tensor_info(name: str, entry: Any, file: str, start: int) -> TensorInfo:
@@ -121,6 +141,8 @@ def _tensor_info(name: str, entry: Any, file: str, start: int) -> TensorInfo:
         raise CorruptError(f"The header of {file} has an invalid entry for {name}.", "Fetch it again.") from error
     if dtype not in DTYPE_BITS:
         raise CorruptError(f"{name} in {file} has the unknown type {dtype}.", "Fetch it again.")
+    if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) > _MAX_SIZE:
+        raise CorruptError(f"{name} in {file} has a shape that no tensor can have.", "Fetch it again.")
     if min((*shape, begin, end - begin)) < 0 or (end - begin) * 8 != math.prod(shape) * DTYPE_BITS[dtype]:
         raise CorruptError(
             f"{name} in {file} has {end - begin} bytes, which does not fit its type {dtype} and shape {list(shape)}.",

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from ...errors import CorruptError
 from .hub_repo import HubRepo
+from .local_files import check_inside, open_regular, read_errors
 from .open_files import PREFETCH_FILES, PrefetchedFiles
 from .safetensors_file import DTYPES, TensorInfo, read_header, read_into
 from .weight_files import WEIGHT_SUFFIXES
@@ -71,6 +72,7 @@ class Source:
     def path(self, file: str) -> Path:
         """Return the local path of a sidecar file. The file is fetched first if it is not there."""
         if self.repo is None:
+            check_inside(self.root, file)
             return self.root / file
         return self.repo.fetch(file, self._private_folder(file) if file.endswith(WEIGHT_SUFFIXES) else None)
 
@@ -105,8 +107,11 @@ class Source:
         self._private = private
         if private is not None and private.is_dir():
             kept = {folder.name for f in files[:PREFETCH_FILES] if (folder := self._private_folder(f)) is not None}
-            for old in set(os.listdir(private)) - kept:
-                shutil.rmtree(private / old)
+            for old in private.iterdir():
+                if old.is_symlink() or not old.is_dir():  # hlwq makes folders only
+                    old.unlink()
+                elif old.name not in kept:
+                    shutil.rmtree(old)
         self._files.prefetch(files)
 
     def open_file(self, file: str) -> None:
@@ -124,7 +129,7 @@ class Source:
 
     def _locate(self, file: str) -> Path:
         if self.repo is None:
-            return self.root / file
+            return self.path(file)
         path = self.repo.fetch(file, self._private_folder(file))
         header, _ = read_header(path, file)
         planned = {t.name: t for t in self.tensors.values() if t.file == file}
@@ -147,26 +152,43 @@ class Source:
     def fingerprint(self) -> dict[str, Any]:
         """Return what identifies the source: id and commit, or the size and a hash of each file.
 
-        The hash of a file of weights covers its header and both ends of each tensor.
+        The hash of a file of weights covers its header and both ends of each tensor. So the time of its last change is
+        a part of the fingerprint, too.
         """
         if self.repo is not None:
             return {"repo": self.id, "revision": self.revision}
-        hashes = {f: hashlib.sha256(_header(self.root / f)) for f in sorted({t.file for t in self.tensors.values()})}
+        hashes = {f: hashlib.sha256(_header(self.path(f))) for f in sorted({t.file for t in self.tensors.values()})}
         for info in self.tensors.values():
             n = min(_SAMPLE, info.nbytes)
             hashes[info.file].update(self.read_bytes(info, 0, n) + self.read_bytes(info, info.nbytes - n, n))
         return {
-            "files": {f: [(self.root / f).stat().st_size, h.hexdigest()[:16]] for f, h in hashes.items()},
-            "others": {n: _sha256(self.root / n)[:16] for n in self.sidecar_files},
+            "files": {f: [self.path(f).stat().st_size, h.hexdigest()[:16]] for f, h in hashes.items()},
+            "others": {n: _sha256(self.path(n))[:16] for n in self.sidecar_files},
+            "modified": self._times_of_change(),
         }
+
+    def _times_of_change(self) -> dict[str, int]:
+        """Return when each local file of weights was changed last, in nanoseconds."""
+        return {f: self.path(f).stat().st_mtime_ns for f in sorted({t.file for t in self.tensors.values()})}
+
+    def check_unchanged(self, fingerprint: Mapping[str, Any]) -> None:
+        """Raise CorruptError if a local file of weights has changed since `fingerprint` was made."""
+        if self.repo is not None:
+            return
+        before = fingerprint["modified"]
+        changed = [name for name, time in self._times_of_change().items() if time != before[name]]
+        if changed:
+            raise CorruptError(
+                f"{changed[0]} of {self.id} was changed while it was read.", "Run again, with --overwrite."
+            )
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
+    with os.fdopen(open_regular(path), "rb") as f, read_errors(path, path.name):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _header(path: Path) -> bytes:
-    with path.open("rb") as f:
+    with os.fdopen(open_regular(path), "rb") as f, read_errors(path, path.name):
         length = f.read(8)
         return length + f.read(int.from_bytes(length, "little"))

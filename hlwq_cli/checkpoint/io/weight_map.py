@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import CorruptError, NotFoundError
+from ...errors import CorruptError
+from .local_files import is_inside, read_json
 from .safetensors_file import TensorInfo
 
 INDEX = "model.safetensors.index.json"
-
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise NotFoundError(
-            f"There is no {name} in {path.parent}.", "Give the folder that holds a checkpoint's config and weights."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CorruptError(f"{name} is not valid JSON: {error}.", "Fetch it again.") from error
-    if not isinstance(document, dict):
-        raise CorruptError(f"{name} is not a JSON object.", "Fetch it again.")
-    return document
 
 
 def read_weight_map(path: Path) -> dict[str, str]:
@@ -48,16 +33,11 @@ def parse_weight_map(document: Mapping[str, Any], index: str, has_folders: bool 
     if not isinstance(weight_map, dict):
         raise CorruptError(f"{index} has no weight_map.", "Fetch it again.")
     for name, file in weight_map.items():
-        if not _is_inside(file) or not (has_folders or "/" not in file):
+        if not is_inside(file) or not (has_folders or "/" not in file):
             raise CorruptError(
                 f"{index} places {name} in {file!r}, outside the folder.", "Do not trust this checkpoint."
             )
     return weight_map
-
-
-def _is_inside(file: Any) -> bool:
-    """Whether a name in an index is that of a file below the index's folder."""
-    return isinstance(file, str) and "\0" not in file and not {"", ".", ".."} & set(file.split("/"))
 
 
 def collect_tensors(

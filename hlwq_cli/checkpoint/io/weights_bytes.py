@@ -9,8 +9,8 @@ from typing import Any
 
 from ...errors import UnsupportedError
 from .hub_repo import HubRepo
+from .local_files import list_files, read_json
 from .weight_files import find_weight_files
-from .weight_map import read_json
 
 _PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
@@ -24,8 +24,7 @@ def weights_bytes(source: Path | HubRepo) -> int:
     if isinstance(source, HubRepo):
         name, sizes = source.id, source.sizes
     else:
-        files = (p for p in source.rglob("*") if p.is_file())
-        name, sizes = str(source), {p.relative_to(source).as_posix(): p.stat().st_size for p in files}
+        name, sizes = str(source), {file: status.st_size for file, status in list_files(source).items()}
 
     def read(file: str) -> dict[str, Any]:
         return read_json(source.fetch(file) if isinstance(source, HubRepo) else source / file, file)

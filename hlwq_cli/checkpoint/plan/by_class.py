@@ -8,7 +8,7 @@ from typing import Any
 
 from ...codec import Scheme
 from ...errors import CorruptError
-from ..io import Source, SourceRows, TensorInfo
+from ..io import MAX_ROW_WEIGHTS, Source, SourceRows, TensorInfo
 from .architecture import CODED_ROLES, Architecture
 from .codable import ParameterKind, parameter_kinds
 from .planned import CodedTensor, KeptTensor, PlannedTensor
@@ -17,6 +17,7 @@ from .resolver import Origin, Resolution, resolve
 from .same_bytes import have_same_bytes
 
 FLOATS = ("BF16", "F16", "F32")
+LONG_ROWS = f"its rows have more than {MAX_ROW_WEIGHTS:,} weights"
 _OWN_ROLES = ("embedding", "expert", "head", "router")
 _NAMED = 8
 
@@ -136,12 +137,18 @@ class _Decisions:
             (not kind.is_codable, kind.reason),
             (parameter in self.shared, "shared by modules that are not linear layers"),
             (origin.runs is None, origin.reason),
+            (self._columns(parameter, kind) > MAX_ROW_WEIGHTS, LONG_ROWS),
             (len(types) > 1 or not types <= set(FLOATS), f"{', '.join(sorted(types))} is no weight type"),
         ):
             if refused:
                 return role, why
         assert bits is not None
         return self._within(parameter, role, bits, origin, kind) or (role, "would not get smaller")
+
+    def _columns(self, parameter: str, kind: ParameterKind) -> int:
+        """Return the number of weights in a row, as it is coded."""
+        shape = self.resolution.shapes[parameter]
+        return shape[-2 if kind.is_transposed else -1] if len(shape) > 1 else 0
 
     def _within(self, parameter: str, role: str, bits: int, origin: Origin, kind: ParameterKind) -> CodedTensor | None:
         """Return a parameter coded, unless that takes as many bytes as its weights."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from ...errors import UnsupportedError
+from ...errors import CorruptError, UnsupportedError
 from ..io import model_config
 
 
@@ -17,12 +18,25 @@ class BuiltModel(NamedTuple):
     reason: str = ""
 
 
-def build_model(config: Mapping[str, Any]) -> BuiltModel:
+_SPARE_MODULES = 10_000
+_MODULES_PER_TENSOR = 20
+
+
+class _TooManyModulesError(Exception):
+    """A model has more modules than the tensors of its checkpoint can fill."""
+
+
+def build_model(config: Mapping[str, Any], num_tensors: int = 1_000_000) -> BuiltModel:
     """Build the transformers class that a config.json names in `architectures`.
 
     A checkpoint's own Python code is never run.
 
+    Args:
+        config: the content of config.json.
+        num_tensors: how many tensors the checkpoint has. A model of far more modules is not built to its end.
+
     Raises:
+        CorruptError: the model has far more modules than the checkpoint has tensors.
         UnsupportedError: transformers has the class and cannot build it here, so it could not load the result either.
     """
     names = config.get("architectures")
@@ -39,8 +53,13 @@ def build_model(config: Mapping[str, Any]) -> BuiltModel:
 
     try:
         settings = model_config(config)
-        with torch.device("meta"):
+        with torch.device("meta"), _limited_modules(_MODULES_PER_TENSOR * num_tensors + _SPARE_MODULES):
             return BuiltModel(model_class(_part_for(model_class, settings)))
+    except _TooManyModulesError as error:
+        raise CorruptError(
+            f"{names[0]} with the settings of config.json has far more parts than the {num_tensors:,} tensors fill.",
+            "Correct config.json, or fetch the checkpoint again.",
+        ) from error
     except ImportError as error:
         raise UnsupportedError(
             f"transformers cannot build {names[0]} here: {_first_sentence(error)}.", "Install what it needs."
@@ -64,3 +83,23 @@ def _part_for(model_class: Any, config: Any) -> Any:
 def _first_sentence(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text.split(". ")[0].rstrip(".:") or type(error).__name__
+
+
+@contextmanager
+def _limited_modules(limit: int) -> Iterator[None]:
+    """Raise _TooManyModulesError inside this context when more than `limit` modules are put into others."""
+    from torch.nn.modules.module import register_module_module_registration_hook
+
+    count = 0
+
+    def check(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > limit:
+            raise _TooManyModulesError
+
+    hook = register_module_module_registration_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from ...codec import Scheme
-from ...errors import UsageError
-from ..io import Source, SourceRows, TensorInfo
+from ...errors import UnsupportedError, UsageError
+from ..io import MAX_ROW_WEIGHTS, Source, SourceRows, TensorInfo
 from .architecture import Architecture, general_architecture, layout_digest, load_architecture
-from .by_class import FLOATS, plan_by_class
+from .by_class import FLOATS, LONG_ROWS, plan_by_class
 from .codable import ROUTERS_STAY
 from .model_class import build_model
 from .planned import CodedTensor, KeptTensor, PlannedTensor
@@ -104,13 +105,32 @@ def make_plan(source: Source, recipe: Recipe) -> Plan:
     Raises:
         UsageError: a pattern of the recipe matches no tensor.
         CorruptError: the checkpoint does not fill its model.
-        UnsupportedError: transformers has the model's class and cannot build it.
+        UnsupportedError: transformers has the model's class and cannot build it, or two tensors of the result would
+            have one name.
     """
     _check_patterns(source, recipe)
+    plan = _plan(source, recipe)
+    _check_names(plan)
+    return plan
+
+
+def _check_names(plan: Plan) -> None:
+    """Refuse names that collide in the result, as `q_proj.base` does with the base of `q_proj.weight`."""
+    stored = [name for planned in plan.tensors for name, _, _ in planned.stored_tensors]
+    for names in (stored, [planned.name for planned in plan.tensors]):
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
+        if twice:
+            raise UnsupportedError(
+                f"Two tensors of the result would be called {twice[0]}.",
+                "Rename one of them in the source, or keep the other one with --tensor 'REGEX=keep'.",
+            )
+
+
+def _plan(source: Source, recipe: Recipe) -> Plan:
     architecture = load_architecture(source.config)
     if architecture is not None and layout_digest(source.config, source.tensors) in architecture.verified:
         return _plan_by_names(source, recipe, architecture)
-    built = build_model(source.config)
+    built = build_model(source.config, len(source.tensors))
     if built.model is None:
         return _plan_by_names(source, recipe, architecture or general_architecture(), built.reason)
     made = plan_by_class(source, built.model, architecture or general_architecture(), recipe)
@@ -155,6 +175,8 @@ def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> Pla
         return KeptTensor(info, rule.role, f"shape {list(info.shape)} is no matrix")
     if info.dtype not in FLOATS:
         return KeptTensor(info, rule.role, f"{info.dtype} is no weight type")
+    if info.shape[-1] > MAX_ROW_WEIGHTS:
+        return KeptTensor(info, rule.role, LONG_ROWS)
     name = info.name if three else info.name.removesuffix(".weight")
     return _code(name, rule.role, info.shape, bits, recipe, (SourceRows.whole(info),)) or KeptTensor(
         info, rule.role, "would not get smaller"

@@ -24,10 +24,7 @@ from ..format import (
 from ..io import INDEX
 from ..plan import Plan
 from .calibration import Calibration
-from .output_folder import copy_sidecar_files, quantization_config
-
-PRIVATE_SOURCE = ".hlwq_source"
-"""Folder within the output where `--delete-source` keeps fetched files until they have been read."""
+from .output_folder import PRIVATE_SOURCE, copy_sidecar_files, quantization_config
 
 
 def finalize(

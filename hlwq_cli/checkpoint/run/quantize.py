@@ -16,19 +16,28 @@ from ...devices import find_devices
 from ...errors import GateMissedError, OutOfSpaceError, UsageError
 from ...progress import Progress, ProgressCallback, ignore_progress
 from ...sizes import format_size
-from ..format import DEFAULT_SHARD_BYTES, Manifest, Shard, ShardRecord, divide, fingerprint
-from ..io import PREFETCH_FILES, Source, is_repo_id, open_source
+from ..format import (
+    DEFAULT_SHARD_BYTES,
+    Manifest,
+    Shard,
+    ShardRecord,
+    card_warnings,
+    divide,
+    fingerprint,
+)
+from ..io import PREFETCH_FILES, Source, check_unlocked, is_repo_id, open_source
 from ..plan import CodedTensor, Plan, Recipe, check_coded, make_plan, plan_warnings
 from .calibration import CalibratedCoder, Calibration
 from .devices import Device, join, peak_bytes, warm_up, worker_count
-from .finalize import PRIVATE_SOURCE, finalize
+from .finalize import finalize
 from .journal import Journal
-from .output_folder import check_output_folder, make_folder
+from .output_folder import PRIVATE_SOURCE, begin, check_output_folder, locked_output, written_files
 from .pipeline import Pipeline, WrittenTensor
 from .slices import Slice
 from .trace import Trace
 from .worker_pool import RunOptions
 
+_CARD = "README.md"
 _SPARE_BYTES = 64 * 2**20
 
 
@@ -101,6 +110,7 @@ def quantize(
     source = None
     try:
         with trace.span("plan"):
+            check_unlocked(Path(out))
             source = open_source(model, revision)
             check_origin(source, delete_source, base_model)
             if calibration is not None:
@@ -165,6 +175,7 @@ class QuantizeRun:
         fingerprint: everything that decides the bytes.
         journal: the shards that are finished.
         done_bytes: bytes of the source that are done.
+        warnings: sentences for the user about the plan and the source's card.
     """
 
     def __init__(
@@ -180,18 +191,25 @@ class QuantizeRun:
         self.shards = divide(plan.tensors, max_shard_bytes)
         details = None if calibration is None else calibration.fingerprint
         self.fingerprint = fingerprint(plan, max_shard_bytes, base_model, details)
-        self.journal = Journal(out, self.fingerprint)
+        self.journal = Journal(out, self.fingerprint, written_files(plan.source))
         self.done_bytes = 0
+        self.warnings = (*plan_warnings(plan), *_card_warnings(plan.source))
 
     def run(self, overwrite: bool, options: RunOptions) -> QuantizeResult:
         """Write what is missing in the folder, then finalize it; see `quantize` for `overwrite` and the errors."""
-        finished, replaced = check_output_folder(self.out, self.fingerprint, overwrite)
+        finished, _ = check_output_folder(self.out, self.fingerprint, overwrite)
         if finished is not None:
             return self._result(finished, already_complete=True)
+        with locked_output(self.out):
+            finished, replaced = check_output_folder(self.out, self.fingerprint, overwrite)
+            if finished is not None:  # by another process, since the look before
+                return self._result(finished, already_complete=True)
+            return self._run(replaced, options)
+
+    def _run(self, replaced: list[str], options: RunOptions) -> QuantizeResult:
         self._check_space(replaced, options.private is not None)
         plain = {} if self.calibration is None else self.calibration.prepare(self.plan)
-        make_folder(self.out, replaced)
-        self.journal.open()
+        begin(self.out, self.journal, replaced)
         resumed = len(self.journal.shards)
         self.done_bytes = sum(_source_bytes(s) for s in self.shards if s.file in self.journal.shards)
         missing = [s for s in self.shards if s.file not in self.journal.shards]
@@ -206,6 +224,7 @@ class QuantizeRun:
                         self._finish(event)
             if calibrated:
                 self._run_calibrated(pipeline, calibrated, options)
+        self.plan.source.check_unchanged(self.fingerprint["source"])
         options.trace.notes["peak_device_bytes"] = peak_bytes(options.devices)
         with options.trace.span("complete"):
             records = [self.journal.shards[s.file] for s in self.shards]
@@ -239,8 +258,8 @@ class QuantizeRun:
         self._report(record.file.name, file_done=True)
 
     def _result(self, manifest: Manifest, resumed: int = 0, already_complete: bool = False) -> QuantizeResult:
-        share, warnings = self.plan.unquantized_share, plan_warnings(self.plan)
-        return QuantizeResult(self.out, manifest, share, resumed, already_complete, warnings)
+        share = self.plan.unquantized_share
+        return QuantizeResult(self.out, manifest, share, resumed, already_complete, self.warnings)
 
     def _check_space(self, replaced: list[str], with_source: bool) -> None:
         there = {*replaced, *(s.file for s in self.shards)}
@@ -259,6 +278,10 @@ class QuantizeRun:
         done, total = self.done_bytes, self.plan.source_bytes
         files_done, files = len(self.journal.shards), len(self.shards)
         self.progress(Progress(stage, done, total, file_done=file_done, files_done=files_done, files=files))
+
+
+def _card_warnings(source: Source) -> tuple[str, ...]:
+    return card_warnings(source.path(_CARD)) if _CARD in source.sidecar_files else ()
 
 
 def _source_bytes(shard: Shard) -> int:

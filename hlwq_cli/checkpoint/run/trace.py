@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import NotFoundError
+from ..format import new_file, write_file
 
 
 @dataclass
@@ -42,7 +43,11 @@ class Trace:
             self.spans.append((what, nbytes, threading.current_thread().name, start, time.time()))
 
     def save(self, path: Path) -> None:
-        """Write Chrome's trace format: one complete event per span, in microseconds."""
+        """Write the trace to a file; see `dump`."""
+        write_file(path, self.dump())
+
+    def dump(self) -> bytes:
+        """Return the trace in Chrome's format: one complete event per span, in microseconds."""
         threads = {name: number for number, name in enumerate(dict.fromkeys(span[2] for span in self.spans))}
         events: list[dict[str, Any]] = [
             {"name": "thread_name", "ph": "M", "pid": 0, "tid": number, "args": {"name": name}}
@@ -60,29 +65,38 @@ class Trace:
             }
             for what, nbytes, thread, start, end in self.spans
         ]
-        path.write_text(json.dumps({"traceEvents": events, "otherData": self.notes}))
+        return json.dumps({"traceEvents": events, "otherData": self.notes}).encode()
 
 
 @contextmanager
 def recorded() -> Iterator[Trace]:
     """Yield a trace that is saved to the file in HLWQ_TRACE when the context ends, even after an error.
 
-    Without HLWQ_TRACE the trace records nothing.
+    The file is opened at the start, so that an hour of work does not end in an error. Without HLWQ_TRACE the trace
+    records nothing.
 
     Raises:
         NotFoundError: the folder of the file does not exist.
+        NotAllowedError: the file cannot be written.
     """
     path = os.environ.get("HLWQ_TRACE")
-    if path and not Path(path).parent.is_dir():
+    if not path:
+        yield Trace(recording=False)
+        return
+    if not Path(path).parent.is_dir():
         raise NotFoundError(f"HLWQ_TRACE is {path}, but its folder does not exist.", "Create it, or name another file.")
-    trace = Trace(recording=bool(path))
-    if path and (started := _process_start()) is not None:
+    trace = Trace()
+    if (started := _process_start()) is not None:
         trace.spans.append(("start Python", 0, threading.current_thread().name, started, time.time()))
-    try:
-        yield trace
-    finally:
-        if path:
-            trace.save(Path(path))
+    failure = None
+    with new_file(Path(path)) as file:
+        try:
+            yield trace
+        except BaseException as error:
+            failure = error
+        file.write(trace.dump())
+    if failure is not None:
+        raise failure
 
 
 def _process_start() -> float | None:

@@ -27,7 +27,8 @@ def model_class(config: Any) -> Any:
     """Return the transformers class of a checkpoint: the one that its config names, else the one of its model type."""
     import transformers
 
-    named = getattr(transformers, architecture(config) or "-", None)
+    name = architecture(config)
+    named = getattr(transformers, name, None) if name.isidentifier() else None
     if inspect.isclass(named) and issubclass(named, transformers.PreTrainedModel) and _fits(named, config):
         return named
     for mapping in _mappings(config):

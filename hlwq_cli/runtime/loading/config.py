@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ...checkpoint import is_repo_id
-from ...checkpoint.io import ask_once, hub_errors
+from ...checkpoint.format import check_folder_listed
+from ...checkpoint.io import ask_once, check_config, hub_errors
 from ...errors import CorruptError, HlwqError, NotFoundError, UnsupportedError
 
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
     """Turn errors of the Hub, or of a folder, into ours."""
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         with hub_errors(path):
             yield
         return
@@ -28,7 +31,7 @@ def reading(path: str) -> Iterator[None]:
 
 def check_exists(path: str) -> None:
     """Raise NotFoundError if a path is neither a folder nor a valid Hub id."""
-    if not Path(path).is_dir() and (Path(path).exists() or not is_repo_id(path)):
+    if not os.path.isdir(path) and (os.path.lexists(path) or not is_repo_id(path)):
         raise NotFoundError(f"There is no folder {path}.", "Give the folder of a checkpoint, or a Hub id owner/name.")
 
 
@@ -38,20 +41,25 @@ def read_config(path: str, revision: str | None = None) -> Any:
     Raises:
         UnsupportedError: transformers does not know the model, or the checkpoint needs code of its own.
         CorruptError: config.json has an invalid value.
+        GateMissedError: files are there that the checkpoint's manifest does not list.
     """
     import transformers
 
     with reading(path):
-        if not Path(path).is_dir():
+        if os.path.isdir(path):
+            check_folder_listed(Path(path))
+        else:
             ask_once(path, revision)
         try:
+            settings, _ = transformers.PreTrainedConfig.get_config_dict(path, revision=revision)
+            check_config(settings, path)
             config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         except (HlwqError, OSError):
             raise
         except Exception as error:  # a config class may check its values in any way
             raise _not_read(path, revision, error) from error
     name = architecture(config)
-    if name and not hasattr(transformers, name) and _names_model_code(getattr(config, "auto_map", None)):
+    if name and not _is_model_class(name) and _names_model_code(getattr(config, "auto_map", None)):
         raise custom_code(path)
     return config
 
@@ -86,6 +94,14 @@ def _not_read(path: str, revision: str | None, error: Exception) -> HlwqError:
     return UnsupportedError(
         f"{path} has no config.json of a model that transformers knows.", "Give the folder or Hub id of a checkpoint."
     )
+
+
+def _is_model_class(name: str) -> bool:
+    """Return whether transformers has a model class of a name, which is a stranger's."""
+    import transformers
+
+    named = getattr(transformers, name, None) if name.isidentifier() else None
+    return inspect.isclass(named) and issubclass(named, transformers.PreTrainedModel)
 
 
 def _names_model_code(auto_map: Any) -> bool:

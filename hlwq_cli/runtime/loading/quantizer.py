@@ -6,11 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...checkpoint.format import FORMAT_VERSION
+from ...checkpoint.format import FORMAT_VERSION, check_folder_listed
 from ...errors import UnsupportedError
 from ..modules.embedding import HLWQEmbedding
 from ..modules.format import CodedModule, Execution, QuantFormat
@@ -107,6 +108,8 @@ class HLWQQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         files = list(kwargs.get("checkpoint_files") or [])
+        for folder in {Path(file).parent for file in files}:
+            check_folder_listed(folder)
         shapes = stored_shapes(files)
         codes = module_names(model, codes_shapes(shapes))
         self.dtypes = {name: p.dtype for name, p in model.named_parameters()}

@@ -1,6 +1,9 @@
 """Inconsistent and hostile HLWQ folders are refused with a message that names the tensor or file."""
 
 import json
+import math
+import os
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.cli.run_command import assert_refused, hlwq
-from tests.support.files import edit_header, edit_json, read_json, read_tensors, tree
+from tests.support.builders import tiny_llama
+from tests.support.files import edit_header, edit_json, read_json, read_tensors, tree, write_header
 
 CONFIG, MANIFEST, INDEX = "config.json", "hlwq_manifest.json", "model.safetensors.index.json"
 Q = "model.layers.0.self_attn.q_proj"
@@ -240,3 +244,57 @@ def test_reading_changes_no_file(folder: Path) -> None:
         hlwq("inspect", folder, *options)
     assert tree(folder) == before
     assert read_tensors(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("sources", [f"{Q.replace('q_proj', 'k_proj')}.weight"]), ("role", "mlp"), ("source_shapes", [[128, 128]])],
+)
+def test_manifest_that_makes_a_tensor_of_another_source_is_refused(folder: Path, field: str, value: Any) -> None:
+    manifest = read_json(folder / MANIFEST)
+    for record in manifest["coded"]:
+        if record["name"] == Q:
+            record[field] = value
+    edit_json(folder / MANIFEST, coded=manifest["coded"])
+    refused(folder, 1, "its tensors are not those of its fingerprint")
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), 1e308, -1e308])
+def test_number_beyond_any_float_is_refused(folder: Path, number: float) -> None:
+    edit_settings(folder, codebooks={"5": [*BOOK[:-1], number]})
+    refused(folder, 1, "codebook in config.json is not 32 ascending numbers.")
+    edit_settings(folder, codebooks={"5": BOOK})
+    first, *others = read_json(folder / MANIFEST)["coded"]
+    edit_json(folder / MANIFEST, coded=[first | {"nmse": -abs(number)}, *others])
+    refused(folder, 1, "nmse of")
+
+
+def test_memory_of_verify_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
+    """A sparse result of one matrix: 40 million rows of 64 weights, 1.2 GB of zeros that take no disk."""
+    rows = 40_000_000
+    out = tmp_path / "out"
+    assert hlwq("quantize", tiny_llama(tmp_path / "m"), out, "--bits", "2").code == 0
+    manifest = read_json(out / MANIFEST)
+    record = manifest["coded"][0]
+    parts = {"codes": ("U8", [rows, 16]), "scales": ("U8", [rows, 1]), "base": ("BF16", [rows])}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "format_version": "1"}}
+    at = 0
+    for part, (dtype, shape) in parts.items():
+        size = math.prod(shape) * (2 if dtype == "BF16" else 1)
+        header[f"{record['name']}.{part}"] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    shard = write_header(out / "model.safetensors", header)
+    os.truncate(shard, shard.stat().st_size + at)
+    files = [f | ({"size": shard.stat().st_size} if f["sha256"] is None else {}) for f in manifest["files"]]
+    del manifest["fingerprint"]["tensors"]
+    coded = [record | {"shape": [rows, 64], "bytes": at}]
+    edit_json(out / MANIFEST, coded=coded, kept=[], files=files, fingerprint=manifest["fingerprint"])
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 600_000_000
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        ran = hlwq("inspect", out, "--verify")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert ran.code == 6, ran.err
+    assert "does not match the manifest" in ran.err

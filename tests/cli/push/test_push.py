@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hlwq_cli.checkpoint import load_recipe, quantize
-from hlwq_cli.checkpoint.format import read_manifest
+from hlwq_cli.checkpoint.format import read_manifest, write_file
+from hlwq_cli.checkpoint.io import locked_folder
 from hlwq_cli.hub.push import push
 from hlwq_cli.progress import Progress
 from tests.cli.push.push_command import REPO, TOKEN, push_json, remote_files
@@ -246,4 +247,36 @@ def test_card_leaves_out_figures_of_another_checkpoint(folder: Path) -> None:
 def test_card_written_again_has_the_same_bytes(folder: Path) -> None:
     before = tree(folder)
     assert hlwq("card", folder).out == f"{folder / 'README.md'}: unchanged.\n"
+    assert tree(folder) == before
+
+
+def test_push_killed_between_card_and_manifest_continues(
+    account: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder then holds the former card, and a manifest that states the hash of the new one."""
+
+    class Killed(BaseException):
+        pass
+
+    def write_until_the_card(path: Path, data: bytes) -> None:
+        if path.name == "README.md":
+            raise Killed
+        write_file(path, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("hlwq_cli.hub.card.write_file", write_until_the_card)
+        with pytest.raises(Killed):
+            push(folder, REPO)
+    assert hlwq("inspect", folder, "--verify").code == 6
+    assert account.written() == []
+    push_json(folder, REPO)
+    assert remote_files(account) == tree(folder)
+    assert hlwq("inspect", folder, "--verify").code == 0
+
+
+def test_push_from_a_folder_that_another_process_writes_into_is_refused(account: HubServer, folder: Path) -> None:
+    before = tree(folder)
+    with locked_folder(folder):
+        assert_refused(hlwq("push", folder, REPO), 5, "Another process of hlwq writes into")
+        assert hlwq("push", folder, REPO, "--dry-run").code == 0
     assert tree(folder) == before
