@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ...checkpoint import CodedTensor, Plan
+from ...checkpoint.format import write_file
 from ...checkpoint.run import CalibratedLayer
 from ...devices import find_devices
 from .deterministic import deterministic, fix_workspace
@@ -118,7 +119,7 @@ class StreamCalibration:
     def write_files(self, out: Path) -> tuple[str, ...]:
         """Write the files that were given."""
         for name, content in self.files.items():
-            (out / name).write_bytes(content)
+            write_file(out / name, content)
         return tuple(self.files)
 
     @property
