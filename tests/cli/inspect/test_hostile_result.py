@@ -248,7 +248,7 @@ def test_reading_changes_no_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("sources", [f"{Q.replace('q_proj', 'k_proj')}.weight"]), ("role", "mlp"), ("source_shapes", [[128, 128]])],
+    [("sources", [f"{Q.replace('q_proj', 'k_proj')}.weight"]), ("role", "mlp"), ("source_shapes", [[64, 256]])],
 )
 def test_manifest_that_makes_a_tensor_of_another_source_is_refused(folder: Path, field: str, value: Any) -> None:
     manifest = read_json(folder / MANIFEST)
