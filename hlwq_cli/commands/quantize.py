@@ -61,13 +61,13 @@ def quantize(
         int, typer.Option(metavar="N", help="Tokens that --calibrate uses, at most.")
     ] = DEFAULT_TOKENS,
     seed: Annotated[int, typer.Option(help="Seed of the model's own text and of a dataset's order.")] = 0,
-    keep_calibration: Annotated[
+    no_keep_calibration: Annotated[
         bool,
         typer.Option(
-            "--keep-calibration/--no-keep-calibration",
-            help="Keep the tokens in calibration.safetensors, to make the same bytes again.",
+            "--no-keep-calibration",
+            help="Do not keep the tokens in calibration.safetensors, which makes the same bytes again.",
         ),
-    ] = True,
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan, from headers only; write nothing.")
     ] = False,
@@ -110,7 +110,7 @@ def quantize(
     )
     request = None
     if calibrate is not None or imatrix is not None:
-        request = CalibrationRequest(calibrate, imatrix, calibration_tokens, seed, keep_calibration)
+        request = CalibrationRequest(calibrate, imatrix, calibration_tokens, seed, not no_keep_calibration)
     max_fraction = None if max_unquantized is None else parse_fraction(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:

@@ -30,7 +30,7 @@ def test_feedback_cuts_the_loss_of_rounding() -> None:
     weight, h = torch.randn(16, 192, generator=torch.Generator().manual_seed(3)), correlated(192)
     plain, _ = gptq(weight, torch.eye(192), 64)
     fed, _ = gptq(weight, h, 64)
-    assert loss(weight, fed, h) < 0.5 * loss(weight, plain, h)
+    assert loss(weight, fed, h) < 0.6 * loss(weight, plain, h)
 
 
 def test_the_factor_is_that_of_the_inverse_and_unused_inputs_do_no_harm() -> None:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .overlap import overlap, overlap_note
     from .prepare import CalibratedModel, make_calibration
     from .request import DEFAULT_TOKENS, OWN_TEXT, CalibrationRequest
+    from .shared_sequences import overlap, overlap_note
     from .tokens import CALIBRATION_FILE, CalibrationTokens, load_tokens
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "overlap": (
+        "shared_sequences": (
             "overlap",
             "overlap_note",
         ),
