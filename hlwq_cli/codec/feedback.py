@@ -19,7 +19,7 @@ _CHUNK_BYTES = 2**29
 def feedback_factor(moments: Moments, block_size: int, name: str = "weight") -> FeedbackFactor:
     """Rotate moments and factor their inverse.
 
-    In float64 on the CPU, and in the dtype of the moments on a GPU.
+    In float64 on the CPU, and in the dtype of the moments on a GPU. The factor is float32.
 
     Args:
         moments: shrunk by `shrink`. Their memory may become that of the result.
@@ -33,18 +33,17 @@ def feedback_factor(moments: Moments, block_size: int, name: str = "weight") -> 
         NonFiniteError: a moment is NaN or infinite.
         UnsupportedError: the moments are not positive definite, even with three times the damping.
     """
-    d = moments.inputs
     h = moments.h if moments.h.is_cuda else moments.h.to(torch.float64)
     stacked = h if moments.has_experts else h[None]
-    padded = padded_columns(d, block_size)
-    in_place = stacked.shape[1:] == (padded, padded)
-    upper = stacked if in_place else stacked.new_empty((len(stacked), padded, padded))
-    cost = stacked.new_empty((len(stacked), padded))
+    padded = padded_columns(moments.inputs, block_size)
+    in_place = stacked.shape[1:] == (padded, padded) and stacked.dtype == torch.float32
+    upper = stacked if in_place else stacked.new_empty((len(stacked), padded, padded), dtype=torch.float32)
+    cost = stacked.new_empty((len(stacked), padded), dtype=torch.float32)
     chunk = max(1, _CHUNK_BYTES // (padded * padded * h.element_size()))
+    factor = _factor_diagonals if moments.is_diagonal else _factor_full
     for first in range(0, len(stacked), chunk):
         part = slice(first, first + chunk)
-        rotated = _rotated(stacked[part], moments.is_diagonal, block_size)
-        upper[part], cost[part] = _factor(rotated, name)
+        upper[part], cost[part] = factor(stacked[part], padded, block_size, name)
     return FeedbackFactor(upper, cost) if moments.has_experts else FeedbackFactor(upper[0], cost[0])
 
 
@@ -53,15 +52,28 @@ def _damping(diagonal: torch.Tensor) -> torch.Tensor:
     return diagonal.mean(dim=-1, keepdim=True) * (DAMPING / (1 + DAMPING))
 
 
-def _rotated(h: torch.Tensor, is_diagonal: bool, block_size: int) -> torch.Tensor:
-    """Return padded moments in the rotated basis, (experts, padded, padded); padding has the damping alone."""
-    padding = -h.shape[-1] % block_size
-    damping = _damping(h if is_diagonal else h.diagonal(dim1=-2, dim2=-1))
-    if is_diagonal:
-        h = torch.diag_embed(h)
-    h = torch.nn.functional.pad(h, (0, padding, 0, padding))
+def _factor_full(h: torch.Tensor, padded: int, block_size: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return V and the costs of moments (experts, inputs, inputs); padding has the damping alone."""
+    padding = padded - h.shape[-1]
+    whole = torch.nn.functional.pad(h, (0, padding, 0, padding))
     if padding:
-        h.diagonal(dim1=-2, dim2=-1)[..., -padding:] = damping
+        whole.diagonal(dim1=-2, dim2=-1)[..., -padding:] = _damping(h.diagonal(dim1=-2, dim2=-1))
+    return _factor(_rotated(whole, block_size), name)
+
+
+def _factor_diagonals(h: torch.Tensor, padded: int, block_size: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same for diagonals (experts, inputs): blocks are independent."""
+    experts, padding = len(h), padded - h.shape[-1]
+    whole = torch.cat([h, _damping(h).expand(-1, padding)], dim=1)
+    blocks = torch.diag_embed(whole.reshape(-1, block_size))
+    unit, cost = _factor(_rotated(blocks, block_size), name)
+    upper = h.new_zeros(experts, padded, padded)
+    places = upper.view(experts, -1, block_size, padded // block_size, block_size).diagonal(dim1=1, dim2=3)
+    places.copy_(unit.view(experts, -1, block_size, block_size).permute(0, 2, 3, 1))
+    return upper, cost.view(experts, padded)
+
+
+def _rotated(h: torch.Tensor, block_size: int) -> torch.Tensor:
     matrix = hadamard(torch.eye(block_size, dtype=h.dtype, device=h.device)) * block_size**-0.5
     for _ in range(2):
         h = (h.unflatten(-1, (-1, block_size)) @ matrix).flatten(-2).mT

@@ -30,7 +30,8 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 @jit
-def _round_up_bf16(x):  # type: ignore[no-untyped-def]
+def round_up_bf16(x):  # type: ignore[no-untyped-def]
+    """Return the smallest bfloat16 not below a non-negative float32, as float32."""
     bits = np.float32(x).view(np.uint32)
     return np.uint32((bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32)
 
@@ -48,7 +49,7 @@ def _round_fp16(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _step_below(steps, ratio):  # type: ignore[no-untyped-def]
+def step_below(steps, ratio):  # type: ignore[no-untyped-def]
     """Return the largest k with steps[k] <= ratio."""
     low, high = 0, 256
     while high - low > 1:
@@ -140,7 +141,7 @@ def measure(row, down, inverse_root, inverse_outermost, order, z, energy, outerm
         energy[b] = _tree_sum(work, order)
         outermost[b] = largest * inverse_outermost
         base = max(base, max(np.sqrt(energy[b] / f32(n)) * _HEADROOM, outermost[b]))
-    return _round_up_bf16(base)
+    return round_up_bf16(base)
 
 
 @jit
@@ -150,12 +151,12 @@ def log8_candidates(energy, outermost, base, search, steps, order, stored_scales
     count = 1
     if search:
         count = CANDIDATES
-        middle = _step_below(steps, rms / base)
+        middle = step_below(steps, rms / base)
         for j in range(count - 1):
             stored_scales[j] = min(max(middle + SEARCH_LOW + j, 1), 255)
-        stored_scales[count - 1] = max(_step_below(steps, outermost / base), 1)
+        stored_scales[count - 1] = max(step_below(steps, outermost / base), 1)
     else:
-        stored_scales[0] = max(_step_below(steps, rms * _HALF_STEP / base), 1)
+        stored_scales[0] = max(step_below(steps, rms * _HALF_STEP / base), 1)
     for j in range(count):
         scales[j] = base * steps[np.int32(stored_scales[j])]
     return count

@@ -123,12 +123,12 @@ def kernel_table(tables: CodeTables, config: EncodeKernelConfig) -> npt.NDArray[
     parts: list[npt.NDArray[np.float32]] = [
         head, SCALE_STEPS, np.array([np.inf], np.float32), SEARCH_FACTORS, tables.centroids * np.float32(coarse),
     ]  # fmt: skip
-    pairs = _pairs(tables.boundaries * np.float32(coarse), config.span)
+    pairs = boundary_pairs(tables.boundaries * np.float32(coarse), config.span)
     words = [*(p.view(np.int32) for p in parts), pairs.reshape(-1)]
     return np.concatenate([*words, searched_values(tables).view(np.int32)])
 
 
-def _pairs(boundaries: Float32Array, span: int) -> npt.NDArray[np.int32]:
+def boundary_pairs(boundaries: Float32Array, span: int) -> npt.NDArray[np.int32]:
     """Return for cells around -span / 2 .. span / 2 the boundary inside, or the next one, and the code below it."""
     middles = np.arange(span + 1) - span / 2
     lower, upper = middles - 0.5 - _OVERLAP, middles + 0.5 + _OVERLAP

@@ -104,14 +104,6 @@ __device__ inline u32 wished_base(float first, const Measure& m, float scale, fl
     return __float_as_uint(fmaxf(__fsqrt_rn(m.energy * (1.0f / N)) * HEADROOM, m.largest * inverse_outermost));
 }
 
-// The largest k with steps[k] <= ratio: a guess that is off by one at most, then the table decides.
-__device__ inline int step_below(const float* steps, float ratio) {
-    int k = (int)floorf(lg2_approx(fmaxf(ratio, 1e-3f)) * 32.0f) + 255;
-    k = min(max(k, 0), 255);
-    k -= steps[k] > ratio;
-    return k + (steps[k + 1] <= ratio);
-}
-
 // Where candidates start, and the one at which the largest coefficient meets the outermost centroid: steps for LOG8,
 // else norms to be rounded. Without SEARCH the start is the only candidate.
 struct Wanted {
@@ -195,11 +187,6 @@ __device__ inline T over_row(T value, uint4* scratch, int rows, int width, int m
     }
     __syncthreads();  // every row's result is there
     return results[mine];
-}
-
-__device__ inline void replicate(u32* to, const u32* from, int count, int words, int copies) {
-    for (int i = threadIdx.x; i < count * words * copies; i += blockDim.x)
-        to[i] = from[i / (words * copies) * words + i % words];
 }
 
 // Copies the tables, as encode/cuda_gpu.py lays them out, to where they are read from.

@@ -65,6 +65,20 @@ __device__ inline float error_by_cells(const float (&z)[N], float inverse, float
     });
 }
 
+// The largest k with steps[k] <= ratio: a guess that is off by one at most, then the table decides.
+__device__ inline int step_below(const float* steps, float ratio) {
+    int k = (int)floorf(lg2_approx(fmaxf(ratio, 1e-3f)) * 32.0f) + 255;
+    k = min(max(k, 0), 255);
+    k -= steps[k] > ratio;
+    return k + (steps[k + 1] <= ratio);
+}
+
+// Copies a table of `count` entries of `words` words to shared memory, `copies` times next to each other.
+__device__ inline void replicate(u32* to, const u32* from, int count, int words, int copies) {
+    for (int i = threadIdx.x; i < count * words * copies; i += blockDim.x)
+        to[i] = from[i / (words * copies) * words + i % words];
+}
+
 // One plane's bits of the 8 codes of group g: even codes lie in the bytes of one word, odd ones in those of another.
 template <int BELOW, int WIDTH>
 __device__ inline void put(u32 (&words)[WORDS], int g, u32 even, u32 odd) {
@@ -85,9 +99,20 @@ __device__ inline void pack(u32 (&words)[WORDS], int g, const u32 (&c)[8]) {
     if (BITS % 2) put<BITS % 2 ? BITS - 1 : 0, 1>(words, g, even, odd);
 }
 
+// The code of x, which is u in coarse cells. A cell's pair is the boundary in it, or the next, and the code below that;
+// `position` may err by far less than cells overlap (see encode/cuda_config.py), and the comparison with the boundary is
+// exact.
+__device__ __forceinline__ u32 code_of(float x, float u, float inverse_span, u32 pairs) {
+    const float position = __saturatef(__fmaf_rn(x, inverse_span, 0.5f));
+    const u32 cell = __float_as_uint(__fmaf_rn(position, (float)SPAN, MAGIC));
+    float boundary;
+    u32 c;
+    ld_shared_v2(cell * (8 * PAIR_COPIES) + pairs, boundary, c);
+    return c + (__float_as_uint(boundary - u) >> 31);  // one more where the boundary is below u
+}
+
 // Codes a block; returns the error in squared coarse cells, and leaves squares in z. `inverse` turns z into coarse
-// cells. A cell's pair is the boundary in it, or the next, and the code below that; `position` may err by far less than
-// cells overlap (see encode/cuda_gpu.py), and the comparison with the boundary is exact.
+// cells.
 __device__ inline float code(float (&z)[N], float inverse, u32 pairs, u32 centroids, u32 (&words)[WORDS]) {
     const float inverse_span = inverse * (1.0f / SPAN);
 #pragma unroll
@@ -96,11 +121,7 @@ __device__ inline float code(float (&z)[N], float inverse, u32 pairs, u32 centro
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float x = z[8 * g + i], u = x * inverse;
-            const float position = __saturatef(__fmaf_rn(x, inverse_span, 0.5f));
-            const u32 cell = __float_as_uint(__fmaf_rn(position, (float)SPAN, MAGIC));
-            float boundary;
-            ld_shared_v2(cell * (8 * PAIR_COPIES) + pairs, boundary, c[i]);
-            c[i] += __float_as_uint(boundary - u) >> 31;  // one more where the boundary is below u
+            c[i] = code_of(x, u, inverse_span, pairs);
             const float d = u - ld_shared_f32(c[i] * 4 + centroids);
             z[8 * g + i] = d * d;
         }

@@ -20,12 +20,17 @@ from __future__ import annotations
 import torch
 
 from ..codes import CodeTables
-from .feedback_reference import encode_feedback_reference
-from .feedback_types import FeedbackFactor, FeedbackRows
+from ..common import supports_nvrtc
+from .feedback_types import LARGEST_BLOCK, FeedbackFactor, FeedbackRows
 
 
 def encode_feedback(
-    weight: torch.Tensor, factor: FeedbackFactor, tables: CodeTables, block_size: int, search: bool = True
+    weight: torch.Tensor,
+    factor: FeedbackFactor,
+    tables: CodeTables,
+    block_size: int,
+    search: bool = True,
+    rows_per_warp: int = 1,
 ) -> FeedbackRows:
     """Encode weights with `log8` scales and error feedback.
 
@@ -35,8 +40,21 @@ def encode_feedback(
         tables: the codebook.
         block_size: a power of two from 32 to 256.
         search: try 31 scales per block and keep the best, rather than two.
+        rows_per_warp: rows that a warp of the CUDA kernel codes at once, 1 or 2; it changes the speed alone.
     """
-    single = weight.dim() == 2
-    stacked = FeedbackFactor(factor.upper[None], factor.cost[None]) if single else factor
-    coded = encode_feedback_reference(weight[None] if single else weight, stacked, tables, block_size, search)
-    return FeedbackRows(*(field[0] for field in coded)) if single else coded
+    if weight.dim() == 2:
+        stacked = FeedbackFactor(factor.upper[None], factor.cost[None])
+        coded = encode_feedback(weight[None], stacked, tables, block_size, search, rows_per_warp)
+        return FeedbackRows(*(field[0] for field in coded))
+    if supports_nvrtc(weight.device) and block_size <= LARGEST_BLOCK:
+        from .feedback_cuda import encode_feedback_cuda
+
+        return encode_feedback_cuda(weight, factor, tables, block_size, search, rows_per_warp)
+    if weight.device.type == "cpu":
+        try:
+            from .feedback_numba import encode_feedback_numba as encode
+        except ImportError:  # no numba for this Python
+            from .feedback_reference import encode_feedback_reference as encode
+    else:
+        from .feedback_reference import encode_feedback_reference as encode
+    return encode(weight, factor, tables, block_size, search)

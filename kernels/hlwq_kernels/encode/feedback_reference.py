@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..codes import (
+    ERROR_UNIT,
     HALF_STEP,
     OCTAVE,
     SCALE_STEPS,
@@ -12,6 +13,7 @@ from ..codes import (
     SEARCH_LOW,
     CodeTables,
     pack_codes,
+    tree_sum,
 )
 from .feedback_types import FeedbackFactor, FeedbackRows
 from .reference import normalize_rows, power_of_two, rotate_rows, round_up_bf16
@@ -38,10 +40,11 @@ def _encode_rows(
     weight: torch.Tensor, factor: FeedbackFactor, tables: CodeTables, n: int, search: bool
 ) -> FeedbackRows:
     normalized, exponent, finite = normalize_rows(weight.to(torch.float32))
-    z = rotate_rows(normalized, n).to(torch.float64)
+    z = rotate_rows(normalized, n)
     upper, cost = factor.upper.to(torch.float64), factor.cost.to(torch.float64)
-    base = _base(z, tables)
-    whole = z.flatten(1)
+    energy = tree_sum(z * z)
+    base = _base(z, energy, tables)
+    whole = z.to(torch.float64).flatten(1)
     left, quantized = whole.clone(), torch.empty_like(whole)
     codes, stored = torch.empty(whole.shape, dtype=torch.uint8, device=z.device), []
     loss = whole.new_zeros(len(whole))
@@ -63,16 +66,16 @@ def _encode_rows(
         scales=torch.stack(stored, dim=1).to(torch.uint8),
         base=(base * power_of_two(exponent)).to(torch.bfloat16),
         error=(whole - quantized).square().sum(dim=1) * unit,
-        energy=torch.where(finite, whole.square().sum(dim=1) * unit, torch.nan),
+        energy=torch.where(finite, (energy * ERROR_UNIT).to(torch.int64).sum(dim=1) * (unit / ERROR_UNIT), torch.nan),
         loss=loss * unit,
         loss_energy=(outputs.square() * cost).sum(dim=1) * unit,
     )
 
 
-def _base(z: torch.Tensor, tables: CodeTables) -> torch.Tensor:
-    rms = z.square().mean(dim=-1).sqrt()
+def _base(z: torch.Tensor, energy: torch.Tensor, tables: CodeTables) -> torch.Tensor:
+    rms = torch.sqrt(energy / z.shape[-1])
     outermost = z.abs().amax(dim=-1) * tables.inverse_outermost
-    return round_up_bf16(torch.maximum(rms * HEADROOM, outermost).amax(dim=1).to(torch.float32))
+    return round_up_bf16(torch.maximum(rms * HEADROOM, outermost).amax(dim=1))
 
 
 def _candidates(left: torch.Tensor, base: torch.Tensor, tables: CodeTables, search: bool) -> torch.Tensor:

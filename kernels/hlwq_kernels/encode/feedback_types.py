@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import torch
 
+LARGEST_BLOCK = 64
+"""Weights of a block that a thread of the CUDA kernel can hold in its registers; larger blocks run the reference."""
+
 
 class FeedbackRows(NamedTuple):
     """What `encode_feedback` returns for (..., rows, columns) weights in blocks of n.
