@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class ImatrixCalibration:
             )
         return {tensor.name: _NO_ENTRY for tensor in plan.coded if tensor.name not in self._entries}
 
-    def layers(self, names: Collection[str]) -> Iterator[CalibratedLayer]:
+    def layers(self, names: Collection[str]) -> Generator[CalibratedLayer]:
         """Yield the moments of these tensors, block by block; see `Calibration`."""
         blocks: dict[str, list[str]] = defaultdict(list)
         for name, entry in self._entries.items():
