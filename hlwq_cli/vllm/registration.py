@@ -14,6 +14,8 @@ from ..errors import UnsupportedError
 
 OLDEST = (0, 26)
 """The oldest version of vLLM that the plugin is tested with."""
+_READS_LAYERS = (0, 31)
+"""The first version that reads Gemma 4's configuration layer by layer."""
 _MARK = "_hlwq"
 
 
@@ -31,7 +33,8 @@ def register_with_vllm() -> None:
     if "hlwq" not in QUANTIZATION_METHODS:
         register_quantization_config("hlwq")(HLWQvLLMConfig)
     _wrap_loader()
-    allow_global_attributes()
+    if version < _READS_LAYERS:
+        allow_global_attributes()
 
 
 def _vllm_version() -> tuple[int, ...]:

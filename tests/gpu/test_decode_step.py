@@ -16,8 +16,10 @@ from hlwq_kernels.decode_step import (
     fused_add_rmsnorm_post_ffn_reference,
     fused_add_rmsnorm_pre_ffn,
     fused_add_rmsnorm_pre_ffn_reference,
+    qk_norm_rope,
     qk_norm_rope_append,
     qk_norm_rope_append_reference,
+    qk_norm_rope_reference,
 )
 from hlwq_kernels.moe import combine_expert_outputs, combine_expert_outputs_reference, route_topk
 from tests.gpu.device import CUDA, needs_cuda
@@ -100,6 +102,21 @@ def test_heads_are_normed_rotated_and_appended_to_the_cache(
         for x, y in zip(a, b, strict=True):
             close(x, y, 3)
     assert bool((found[0][1][:, :, [40, 42]] == 1).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "key_heads", "size"), HEADS)
+def test_heads_rotated_by_a_table_are_those_of_the_reference(
+    dtype: torch.dtype, heads: int, key_heads: int, size: int
+) -> None:
+    q, k, v = made(3, (heads + 2 * key_heads) * size, dtype=dtype).split(
+        [heads * size, key_heads * size, key_heads * size], dim=1
+    )
+    norms = Norm(made(size, dtype=dtype, seed=1), 1e-6), Norm(made(size, dtype=dtype, seed=2), 1e-6)
+    table, positions = made(100, size, dtype=dtype, seed=3), torch.tensor([99, 0, 41], device=CUDA)
+    found = qk_norm_rope(q, k, v, *norms, table, positions)
+    for a, b in zip(found, qk_norm_rope_reference(q, k, v, *norms, table, positions), strict=True):
+        close(a, b, 3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:2])

@@ -40,6 +40,8 @@ def engine(model: str, mode: str, args: argparse.Namespace) -> Any:
     }  # fmt: skip
     if "compilation_config" in options:
         options["compilation_config"] = options["compilation_config"] | {"cudagraph_capture_sizes": args.sequences}
+    if args.attention_backend:
+        options["attention_backend"] = args.attention_backend
     if args.architecture:
         options["hf_overrides"] = {"architectures": [args.architecture]}
     return LLM(model=model, **(options | json.loads(args.engine)))
@@ -167,6 +169,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=0.9, help="share of GPU memory for vLLM (default: 0.9)")
     parser.add_argument("--limit", type=float, default=900, help="seconds for each model and mode (default: 900)")
     parser.add_argument("--architecture", help="such as Gemma4ForCausalLM, to leave the towers out")
+    parser.add_argument("--attention-backend", help="such as TRITON_ATTN (default: vLLM's choice)")
     parser.add_argument("--engine", default="{}", help="more options of vLLM's engine, as JSON")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--worker", nargs=3, metavar=("MODE", "OUT", "MODEL"), help=argparse.SUPPRESS)

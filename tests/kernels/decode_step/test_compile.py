@@ -16,7 +16,10 @@ def test_norms_compile_for_every_dtype_and_generation(arch: str, kind: int) -> N
 @pytest.mark.parametrize(("arch", "kind"), [*(("sm_90", kind) for kind in (0, 1, 2)), *OLDER])
 def test_norms_of_heads_compile_for_every_dtype_and_generation(arch: str, kind: int) -> None:
     macros = (("INPUT", kind), ("OUTPUT", kind), ("THREADS", 32), ("SIZE", 512), ("QUERIES", 16), ("KEYS", 2))
-    assert compile_kernel("decode_step/qk_norm_rope.cu", "qk_norm_rope_append", macros, arch).code
+    for table in (0, 1):
+        assert compile_kernel(
+            "decode_step/qk_norm_rope.cu", "qk_norm_rope_append", (*macros, ("TABLE", table)), arch
+        ).code
 
 
 @pytest.mark.parametrize(("arch", "kind"), [*(("sm_90", kind) for kind in (1, 2)), *OLDER])
