@@ -137,7 +137,8 @@ class HLWQvLLMConfig(QuantizationConfig):  # type: ignore[misc]
             stacks = stored.stacks(prefix)
             return None if stacks is None else HLWQMoEMethod(layer.moe_config, stored, stacks, self, prefix)
         if isinstance(layer, VocabParallelEmbedding):
-            matrix = stored.matrix(prefix)
+            shape = (layer.org_vocab_size, layer.embedding_dim)
+            matrix = stored.matrix(prefix) if prefix else stored.embeddings(shape)  # some models give no prefix
             if matrix is None and not (isinstance(layer, ParallelLMHead) and self._is_tied_to_codes(stored, prefix)):
                 return None
             return HLWQEmbeddingMethod(stored, matrix, prefix)

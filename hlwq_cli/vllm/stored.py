@@ -14,6 +14,7 @@ from ..errors import CorruptError, UnsupportedError
 _DROPPED = frozenset({"model", "language_model", "moe", "routed_experts", "linear"})
 """Levels of a module's path that transformers and vLLM do not share."""
 _RENAMED = {"block_sparse_moe": "mlp"}
+_EMBEDDINGS = frozenset({"embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings"})
 _STACKS = ("gate_up_proj", "down_proj")
 
 
@@ -82,6 +83,11 @@ class StoredTensors:
         """Return the coded weight of a module; None if it is not coded."""
         found = self._by_key.get(key_of(module))
         return found if found is not None and len(found.shape) == 2 else None
+
+    def embeddings(self, shape: tuple[int, int]) -> StoredMatrix | None:
+        """Return the coded token embeddings of a shape (tokens, columns), if there are any, and none like them."""
+        found = [m for m in self.by_name.values() if m.shape == shape and m.name.rpartition(".")[2] in _EMBEDDINGS]
+        return found[0] if len(found) == 1 else None
 
     def stacks(self, module: str) -> tuple[StoredMatrix, StoredMatrix] | None:
         """Return the coded gate and up, and the coded down matrices of an experts module, if they are coded."""

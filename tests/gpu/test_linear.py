@@ -5,7 +5,7 @@ import torch
 
 from hlwq_kernels.codes import QuantizedWeight
 from hlwq_kernels.decode import decode_rows_reference
-from hlwq_kernels.linear import MAX_FUSED_TOKENS, coded_linear
+from hlwq_kernels.linear import GATES, MAX_FUSED_TOKENS, coded_linear, multiply_codes, supports_gate
 from tests.gpu.device import CUDA, needs_cuda
 from tests.kernels.weights import BITS, tables
 
@@ -150,3 +150,16 @@ def test_a_graph_takes_it_after_whatever_comes_before(before: str) -> None:
         graph.replay()
         assert torch.equal(y, expected)
         assert torch.equal(again, coded_linear(torch.nn.functional.pad(expected, (0, 2816 - 512)), *weight))
+
+
+@pytest.mark.parametrize("gate", sorted(GATES))
+@pytest.mark.parametrize("tokens", [1, 2, 9, 16])
+def test_a_gate_is_applied_on_the_way_into_the_product(tokens: int, gate: str) -> None:
+    weight = random_weight(5, 64, "log8", 300, 704)
+    x = activations(tokens, 1408, torch.bfloat16)
+    assert supports_gate(x, weight)
+    first, second = x.double().chunk(2, dim=1)
+    is_silu = gate == "silu"
+    activation = torch.nn.functional.silu(first) if is_silu else torch.nn.functional.gelu(first, approximate="tanh")
+    found = multiply_codes(x, weight, None, gate)
+    assert error_of_product(found, activation * second, decoded(weight, 704)) < TOLERANCE[torch.bfloat16]
