@@ -1,6 +1,6 @@
 """Measure what vLLM makes of checkpoints: tokens a second of decoding and of prompts, by mode and number of sequences.
 
-    python -m scripts.bench.serving.vllm_speed MODEL.. [--modes default no-compile] [--sequences 1 8] [--profile 1]
+    python scripts/bench/serving/vllm_speed.py MODEL.. [--modes default no-compile] [--sequences 1 8] [--profile 1]
 
 Each model and mode gets a process of its own, with vLLM's engine in it. Decoding: the time of 1 + TOKENS new tokens
 less that of 1, after prompts of 16, for all sequences together. Prompts: LENGTH tokens and 1 new one each. Medians of
