@@ -160,6 +160,9 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
         document["dropped"] = tuple(dict(d) for d in document["dropped"])
         check_fields("manifest", document)
         manifest = Manifest(**document)
+        for part, keys in ((manifest.source, ("id", "revision")), (manifest.tool, ("version",))):
+            if missing := [key for key in keys if key not in part]:
+                raise ValueError(f"it lacks {missing[0]!r}")
         if manifest.fingerprint.get("tensors", manifest.tensors_digest) != manifest.tensors_digest:
             raise ValueError("its tensors are not those of its fingerprint")
         return manifest

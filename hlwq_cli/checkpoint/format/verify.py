@@ -14,7 +14,7 @@ from blake3 import blake3
 
 from ...errors import CorruptError, NotFoundError
 from ...progress import ProgressCallback, ProgressCounter, ignore_progress
-from ..io import DTYPES, TensorInfo, open_regular
+from ..io import DTYPES, TensorInfo, open_regular, read_errors
 from .manifest import Manifest
 from .manifest_entries import FileRecord, KeptRecord, TensorRecord
 from .reader import CodedCheckpoint
@@ -54,7 +54,7 @@ class VerifyReport:
 def hash_file(path: Path, count: Count = _ignore_count) -> str:
     """Return the sha256 of a file; `count` is called with the number of bytes of every piece that was hashed."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_STEP))
-    with path.open("rb", buffering=0) as f:
+    with path.open("rb", buffering=0) as f, read_errors(path, path.name):
         while length := f.readinto(buffer):
             digest.update(buffer[:length])
             count(length)

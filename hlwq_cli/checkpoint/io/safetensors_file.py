@@ -109,7 +109,9 @@ def parse_header(raw: bytes, file: str, size: int) -> tuple[dict[str, TensorInfo
     odd = next((name for name in header if CONTROL.search(name)), None)
     if odd is not None:
         raise CorruptError(f"The header of {file} has the name {odd!r}, with control characters.", "Fetch it again.")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CorruptError(f"The metadata of {file} are not texts by name.", "Fetch it again.")
     start = 8 + len(raw)
     tensors = {name: _tensor_info(name, entry, file, start) for name, entry in header.items()}
     _check_layout(tensors, file, start, size)

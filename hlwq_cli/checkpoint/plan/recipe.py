@@ -14,6 +14,8 @@ from ...codec import MAX_BITS, MIN_BITS, Scheme
 from ...errors import NotFoundError, UsageError
 from .architecture import ROLES, configs_folder
 
+_MAX_CHARACTERS = 100_000
+_MAX_LISTS = 100  # in brackets; 20,000 of them within each other took 1.7 s to read
 Bits = int | None  # None keeps a tensor as it is
 _RETIRED = {
     "routers": "The recipe routers is retired, as coded routers load nowhere: default is used, routers stay exact."
@@ -130,7 +132,11 @@ def _read(name: str) -> dict[str, Any]:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise NotFoundError(f"There is no recipe {name}.", f"Recipes are {known}, or give a .yaml file.")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+        if len(text) > _MAX_CHARACTERS or text.count("[") + text.count("{") > _MAX_LISTS:
+            raise ValueError("more than a recipe can hold")
+        document = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError: not UTF-8, or no such date
         raise UsageError(f"The recipe {name} is not valid YAML.", "See configs/recipes/default.yaml.") from error
     if not isinstance(document, dict):
