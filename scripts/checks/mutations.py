@@ -83,6 +83,8 @@ def _near(rng: random.Random, value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return rng.choice((True, False, None, 0, 1))
     if isinstance(value, int):
+        if abs(value) >= 2**64:
+            return -value
         return rng.choice((value + 1, value - 1, -value, value * 2, float(value), str(value), [value], value << 32))
     if isinstance(value, float):
         return rng.choice((-value, value * 1e300, int(value) if abs(value) < 1e9 else 0, str(value)))
@@ -175,7 +177,7 @@ def mutate_folder(rng: random.Random, folder: Path, secret: Path) -> None:
         return
     if action == 7:
         with path.open("r+b") as file:
-            file.truncate(rng.choice((0, 1, 10**6, 10**9)))
+            file.truncate(rng.choice((0, 1, 10**6, 10**7)))
         return
     if rng.random() < 0.3:  # beside it, under a name that a reader may look for
         path = folder / rng.choice(
