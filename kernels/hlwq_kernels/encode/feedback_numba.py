@@ -1,8 +1,8 @@
 """The encoder with error feedback, compiled for the CPU by numba, without the GIL.
 
-The search codes two rows together: its inner loops run over their candidates, which are independent. It ranks scales
-by errors whose boundaries are rounded to fine cells, as the search of `encode_rows` does. Then the best scale codes the
-block with exact boundaries.
+The search codes two rows together: its inner loops run over their candidates, which are independent. It rounds the
+boundaries between values to fine cells. The best scale then codes the block with the same cells: with exact boundaries
+it would take other codes than those that the search found best, and the loss would be 4 to 12 % larger.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numba import njit
 
@@ -135,20 +136,20 @@ def _search(scales, inverse, upper, cost, values, order, state, work, index, los
 
 
 @_fused
-def _code(left, s, upper, cost, per_unit, cell_codes, boundaries, centroids, original, order, codes, errors):  # type: ignore[no-untyped-def]
-    """Code a block exactly; return the squared error and the loss. Destroys `left`."""
+def _code(left, s, fine, upper, cost, values, upper_codes, original, order, codes, errors):  # type: ignore[no-untyped-def]
+    """Code a block as the search did; return the squared error and the loss. Destroys `left`."""
     n = 1 << len(order)
-    inverse = f32(1.0) / s if s > f32(0.0) else f32(0.0)
-    cells, last = f32(cell_codes.size // 2), f32(cell_codes.size - 1)
+    inverse, top = fine / s if s > f32(0.0) else f32(0.0), f32(values.size - 1)
     error, loss = 0.0, 0.0
     for j in range(n):
-        u, q = left[j] * inverse, f32(0.0)
+        x, q = left[j], f32(0.0)
         codes[j] = 0
         if s > f32(0.0):
-            c = cell_codes[np.int32(min(max(np.floor(u * per_unit) + cells, f32(0.0)), last))]
-            c += u > boundaries[c]
-            codes[j], q = c, centroids[c] * s
-        e = left[j] - q
+            index = np.int32(min(abs(x) * inverse, top))
+            is_positive = x >= f32(0.0)
+            codes[j] = upper_codes[index] if is_positive else upper_codes[0] + upper_codes[0] - 1 - upper_codes[index]
+            q = values[index] * s if is_positive else -values[index] * s
+        e = x - q
         errors[j] = e
         for i in range(n):  # all of them, so that the loop has no remainder: the factor is zero before column j
             left[i] -= e * upper[j, i]
@@ -198,11 +199,8 @@ def _encode(  # type: ignore[no-untyped-def]
     widths,
     steps,
     values,
+    upper_codes,
     fine,
-    per_unit,
-    cell_codes,
-    boundaries,
-    centroids,
     inverse_outermost,
     packed,
     stored,
@@ -242,12 +240,11 @@ def _encode(  # type: ignore[no-untyped-def]
                     error, cost_of_row = _code(
                         tile[row, first : first + n],
                         scales[best],
+                        fine,
                         block_upper,
                         block_cost,
-                        per_unit,
-                        cell_codes,
-                        boundaries,
-                        centroids,
+                        values,
+                        upper_codes,
                         z[top + row, first : first + n],
                         order,
                         codes[row, first : first + n],
@@ -264,12 +261,13 @@ def _encode(  # type: ignore[no-untyped-def]
             pack_row(codes[row], widths, packed[top + row])
 
 
-def _fine_values(tables: CodeTables) -> tuple[Float32Array, float]:
-    """Return the positive centroid at the middle of each cell, and the number of cells per unit."""
+def _fine_cells(tables: CodeTables) -> tuple[Float32Array, npt.NDArray[np.uint8], float]:
+    """Return the positive centroid and its code at the middle of each cell, and the number of cells per unit."""
     per_unit = min(4 * tables.cells_per_unit, _FINEST)
     cells = math.ceil(float(tables.centroids[-1]) * per_unit) + 1
     middles = ((np.arange(cells) + 0.5) / per_unit).astype(np.float32)
-    return tables.centroids[np.searchsorted(tables.boundaries[:-1], middles)], per_unit
+    codes = np.searchsorted(tables.boundaries[:-1], middles)
+    return tables.centroids[codes], codes.astype(np.uint8), per_unit
 
 
 def encode_feedback_numba(
@@ -293,7 +291,7 @@ def _encode_rows(
     _prepare(single, order, f32(n**-0.5), inverse_outermost, *(t.numpy() for t in (z, base, unit, energy)))
     codes = torch.empty(rows, padded * tables.bits // 8, dtype=torch.uint8)
     scales = torch.empty(rows, padded // n)
-    values, fine = _fine_values(tables)
+    values, upper_codes, fine = _fine_cells(tables)
     _encode(
         z.numpy(),
         base.numpy(),
@@ -305,11 +303,8 @@ def _encode_rows(
         np.array(plane_widths(tables.bits)),
         SCALE_STEPS,
         values,
+        upper_codes,
         f32(fine),
-        f32(tables.cells_per_unit),
-        tables.cell_codes,
-        tables.boundaries,
-        tables.centroids,
         inverse_outermost,
         codes.numpy(),
         scales.numpy(),

@@ -57,15 +57,27 @@ def test_the_squared_errors_weighted_by_cost_sum_to_the_loss(encoder: object, bi
         )
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("columns", [64, 192])
+def test_the_compiled_search_loses_what_that_of_the_reference_loses(bits: int, columns: int) -> None:
+    weight, factor = spread_weights(1, 600, columns), factor_of(1, columns, 64)
+    expected, compiled = (encoder(weight, factor, tables(bits), 64, True) for encoder in ENCODERS)
+    ratio = (compiled.loss / compiled.energy).sum() / (expected.loss / expected.energy).sum()
+    assert abs(float(ratio) - 1) < 0.01
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_with_one_scale_compiled_code_makes_the_codes_of_the_reference(bits: int) -> None:
-    weight, factor = spread_weights(1, 24, 128), factor_of(1, 128, 64)
-    compiled, expected = (encoder(weight, factor, tables(bits), 64, False) for encoder in ENCODERS)
-    assert torch.equal(compiled.base, expected.base)
+def test_with_one_scale_compiled_code_loses_what_the_reference_loses(bits: int) -> None:
+    weight, factor = spread_weights(1, 2000, 128), factor_of(1, 128, 64)
+    expected, compiled = (encoder(weight, factor, tables(bits), 64, False) for encoder in ENCODERS)
+    assert (compiled.base == expected.base).double().mean() > 0.99, "rounded up from float32, or from float64"
+    torch.testing.assert_close(compiled.base, expected.base, rtol=2**-7, atol=0)
     assert torch.equal(compiled.energy, expected.energy)
-    same = (compiled.codes == expected.codes).all(dim=-1)
-    assert same.float().mean() > 0.9, "one code on a boundary changes the rest of its row"
-    torch.testing.assert_close(compiled.loss[same], expected.loss[same], rtol=1e-4, atol=0)
+    difference = (compiled.scales[..., 0].int() - expected.scales[..., 0].int()).abs()
+    assert difference.max() <= 1, "nothing has been spread to a first block: only the root mean square is rounded"
+    assert difference.double().mean() < 0.01
+    ratio = (compiled.loss / compiled.energy).sum() / (expected.loss / expected.energy).sum()
+    assert abs(float(ratio) - 1) < 0.01
 
 
 def test_rows_have_the_bytes_that_they_have_alone() -> None:
