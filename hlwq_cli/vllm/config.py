@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -103,8 +104,10 @@ class HLWQvLLMConfig(QuantizationConfig):  # type: ignore[misc]
         return cls()
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
-        """Take the checkpoint's path; see QuantizationConfig."""
+        """Take the checkpoint's path, and refuse a bad folder in the user's own process; see QuantizationConfig."""
         self.path = model_name
+        if Path(model_name).is_dir():
+            stored_tensors(model_name, None)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Take the model's mapping of names; see QuantizationConfig."""

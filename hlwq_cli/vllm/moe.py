@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -139,7 +140,7 @@ class HLWQMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
         self.loaded.add((matrix.name, part))
         for first, local, count in _runs(layer, len(tensor)):
             own = tensor[first : first + count]
-            if matrix is self.stacks[1]:
+            if matrix.name == self.stacks[1].name:
                 self._into(layer, f"w2_{part}")[local : local + count].copy_(
                     held_columns(own, part, matrix, self.columns)
                 )
@@ -167,7 +168,7 @@ class HLWQMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
         if self.slots is not None:
             self.config.pools.build(self.slots, layer)
         layer.hlwq_number = len(_LAYERS)
-        _LAYERS.append(layer)
+        _LAYERS.append(weakref.ref(layer))
 
     def weights(self, layer: Any) -> tuple[QuantizedWeight, QuantizedWeight]:
         """Return the parameters as kernels take them."""
@@ -257,12 +258,12 @@ class HLWQMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
         )
 
 
-_LAYERS: list[Any] = []
+_LAYERS: list[weakref.ref[Any]] = []
 """Layers whose experts run as an op; the op knows them by number."""
 
 
 def _run(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, number: int) -> torch.Tensor:
-    layer = _LAYERS[number]
+    layer: Any = _LAYERS[number]()
     found: torch.Tensor = layer.quant_method.run_now(layer, x, ids, weights)
     return found
 
