@@ -10,7 +10,7 @@ from ...codec import Scheme
 from ...errors import CorruptError
 from ..io import MAX_ROW_WEIGHTS, Source, SourceRows, TensorInfo
 from .architecture import CODED_ROLES, Architecture
-from .codable import ParameterKind, parameter_kinds
+from .codable import ROUTERS_STAY, ParameterKind, parameter_kinds
 from .planned import CodedTensor, KeptTensor, PlannedTensor
 from .recipe import Recipe
 from .resolver import Origin, Resolution, resolve
@@ -134,7 +134,7 @@ class _Decisions:
             (keep, keep),
             (parameter in self.exact, "the tied embeddings are stored under its name"),
             (bits is None, reason),
-            (not kind.is_codable, kind.reason),
+            (not kind.is_codable, ROUTERS_STAY if role == "router" else kind.reason),
             (parameter in self.shared, "shared by modules that are not linear layers"),
             (origin.runs is None, origin.reason),
             (self._columns(parameter, kind) > MAX_ROW_WEIGHTS, LONG_ROWS),

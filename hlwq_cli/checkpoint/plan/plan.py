@@ -165,11 +165,11 @@ def _decide(info: TensorInfo, architecture: Architecture, recipe: Recipe) -> Pla
     rule = architecture.role(info)
     if rule.keep:
         return KeptTensor(info, rule.role, rule.keep)
-    if rule.role == "router":
-        return KeptTensor(info, rule.role, ROUTERS_STAY)
     bits, reason = recipe.width(info.name, rule.role)
     if bits is None:
         return KeptTensor(info, rule.role, reason)
+    if rule.role == "router":
+        return KeptTensor(info, rule.role, ROUTERS_STAY)
     three = len(info.shape) == 3 and rule.role == "expert"
     if not (three or (len(info.shape) == 2 and info.name.endswith(".weight"))):
         return KeptTensor(info, rule.role, f"shape {list(info.shape)} is no matrix")

@@ -84,7 +84,10 @@ def test_plan_by_names_is_the_plan_by_its_class(source: Source, monkeypatch: pyt
     architecture = load_architecture(source.config)
     assert architecture is not None
     assert layout_digest(source.config, source.tensors) in architecture.verified
-    for recipe in (load_recipe(bits=5), load_recipe("head"), load_recipe("classic", bits=4)):
+    asked = load_recipe(
+        "classic", bits=4, tensor=(r"router\.=5", r"layers\.1\.router=keep"), exclude=(r"layers\.2\.router",)
+    )
+    for recipe in (load_recipe(bits=5), load_recipe("head"), asked):
         by_names = make_plan(source, recipe)
         with monkeypatch.context() as patch:
             patch.setattr("hlwq_cli.checkpoint.plan.plan.layout_digest", lambda config, tensors: "another")
