@@ -69,8 +69,8 @@ class ImatrixCalibration:
         blocks: dict[str, list[str]] = defaultdict(list)
         for name, entry in self._entries.items():
             if name in names:
-                block = re.match(r"blk\.\d+", entry)
-                blocks[block[0] if block else entry.removesuffix(".weight")].append(name)
+                found = re.match(r"blk\.\d+", entry)
+                blocks[found[0] if found else entry.removesuffix(".weight")].append(name)
         for number, (block, members) in enumerate(blocks.items()):
             yield CalibratedLayer(block, number, len(blocks), {name: self._calibrated(name) for name in members})
 
