@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hlwq_cli.runtime import HLWQModel
 from tests.support.builders import HIDDEN, TEXT
 
 ENCODER: dict[str, Any] = {
@@ -150,3 +152,24 @@ def prophetnet_decoder(folder: Path) -> Path:
         is_decoder=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     return save(t.ProphetNetForCausalLM(config), folder)
+
+
+def change(folder: Path, name: str, **settings: Any) -> None:
+    """Change keys of a JSON file, which may be absent."""
+    path = folder / name
+    found = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(found | settings))
+
+
+def opened(folder: Path) -> HLWQModel:
+    """Return the model of a folder, on the CPU in float32."""
+    return HLWQModel.from_pretrained(str(folder), device="cpu", dtype="float32")
+
+
+def by_transformers(model: HLWQModel, text: str, **options: Any) -> str:
+    """Return the answer of transformers' own generate, with the whole of what it returns decoded."""
+    inputs = model.tokenizer(text, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    out = model.model.generate(**inputs, do_sample=False, **options)
+    found: str = model.tokenizer.batch_decode(out, skip_special_tokens=True)[0]
+    return found
