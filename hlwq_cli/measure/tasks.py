@@ -48,15 +48,38 @@ def open_tasks(tasks: Sequence[str], folder: Path | None = None) -> Any:
         raise NotFoundError(f"There is no folder {folder}.", "Give a folder of lm-eval task files.")
     from lm_eval.tasks import TaskManager
 
+    others = set(tasks)
     if folder is not None:
         own = TaskManager(include_path=str(folder), include_defaults=False)
-        if set(tasks) <= set(own.all_subtasks):  # all_subtasks: a group may contain tasks of lm-eval
+        if others <= set(own.all_subtasks):  # all_subtasks: a group may contain tasks of lm-eval
             return own
+        others -= set(own.all_tasks)
+    _check_known(_never_named(others))
     manager = TaskManager(include_path=None if folder is None else str(folder))
-    unknown = sorted(set(tasks) - set(manager.all_tasks))
-    if unknown:
-        raise NotFoundError(f"lm-eval has no task {', '.join(unknown)}.", "`lm-eval ls tasks` lists them.")
+    _check_known(set(tasks) - set(manager.all_tasks))
     return manager
+
+
+def _check_known(unknown: set[str]) -> None:
+    if unknown:
+        raise NotFoundError(f"lm-eval has no task {', '.join(sorted(unknown))}.", "`lm-eval ls tasks` lists them.")
+
+
+def _never_named(tasks: set[str]) -> set[str]:
+    """Return the names that no file of lm-eval contains: to search takes a second or two, its index ten.
+
+    A task, group or tag is named in a YAML file, or in a file of any name that it includes.
+    """
+    import lm_eval.tasks
+
+    left = {task: task.encode() for task in tasks}
+    for path in Path(lm_eval.tasks.__file__).parent.rglob("*"):
+        if not left:
+            break
+        if path.is_file():
+            content = path.read_bytes()
+            left = {task: name for task, name in left.items() if name not in content}
+    return {*left}
 
 
 def run_tasks(
