@@ -30,6 +30,7 @@ def test_help_names_commands_and_environment_variables() -> None:
         "inspect",
         "export",
         "demo",
+        "HLWQ_AUTOLOAD",
         "HLWQ_DEBUG",
         "HLWQ_DEMO_AUTH",
         "HF_TOKEN",
