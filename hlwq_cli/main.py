@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ._version import __version__
 
-COMMANDS = ("quantize", "inspect", "bench", "demo", "export", "card", "push")
+COMMANDS = ("quantize", "inspect", "bench", "generate", "chat", "demo", "export", "card", "push")
 _INTERRUPTED = 130
 _EPILOG = (
     "HLWQ_DEBUG=1 shows tracebacks. HLWQ_AUTOLOAD=0 keeps Python from registering with transformers at its start. "

@@ -15,19 +15,28 @@ from .options import (
     FormatOption,
     GpuMemoryOption,
     JsonOption,
+    KvBitsOption,
+    MaxNewTokensOption,
     ModelDeviceOption,
     QuietOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
     as_execution,
 )
 from .sink import Format, Sink
 
 if TYPE_CHECKING:
+    from .answer import checked_prompt, open_image, open_model, show_answer
     from .bench_tables import show_bench
     from .demo_address import show_demo, show_login
     from .progress import hide_library_bars, progress_display, quiet_log
     from .show import show_diff, show_inspected, show_plan, show_pushed, show_quantized, show_verified
+    from .terminal_chat import TerminalChat
 
 _MODULES = {
+    "answer": ("checked_prompt", "open_image", "open_model", "show_answer"),
+    "terminal_chat": ("TerminalChat",),
     "progress": ("hide_library_bars", "progress_display", "quiet_log"),
     "show": ("show_diff", "show_inspected", "show_plan", "show_pushed", "show_quantized", "show_verified"),
     "bench_tables": ("show_bench",),
@@ -43,14 +52,24 @@ __all__ = [
     "FormatOption",
     "GpuMemoryOption",
     "JsonOption",
+    "KvBitsOption",
+    "MaxNewTokensOption",
     "ModelDeviceOption",
     "QuietOption",
+    "SeedOption",
     "Sink",
+    "SystemOption",
+    "TemperatureOption",
+    "TerminalChat",
     "as_execution",
+    "checked_prompt",
     "handle_errors",
     "hide_library_bars",
+    "open_image",
+    "open_model",
     "progress_display",
     "quiet_log",
+    "show_answer",
     "show_bench",
     "show_demo",
     "show_diff",

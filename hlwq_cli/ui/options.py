@@ -25,6 +25,20 @@ GpuMemoryOption = Annotated[
         help="Limit for GPU memory; experts of PATH that do not fit are kept in host memory.",
     ),
 ]
+KvBitsOption = Annotated[
+    str | None, typer.Option("--kv-bits", metavar="4|4,3", help="Store keys and values in codes of 2 to 8 bits.")
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="System prompt, if the chat template takes one.")
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Length of the longest answer, in tokens.")
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", min=0.0, help="Of sampling; 0 is greedy.")]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Of sampling; the same seed gives the same answer."),
+]
 ExecutionOption = Annotated[
     str, typer.Option("--execution", help="auto, coded (multiply by codes) or dense (decode first).")
 ]
@@ -37,5 +51,5 @@ def as_execution(given: str) -> Execution:
         UsageError: it is not `auto`, `coded` or `dense`.
     """
     if given not in ("auto", "coded", "dense"):
-        raise UsageError(f"--execution must be auto, coded or dense, not {given!r}.")
+        raise UsageError(f"--execution must be auto, coded or dense, not {given!r}.", "Use one of these.")
     return cast("Execution", given)

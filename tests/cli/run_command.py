@@ -30,11 +30,11 @@ class CommandResult:
     err: str
 
 
-def hlwq(*args: str | Path, env: dict[str, str | None] | None = None) -> CommandResult:
+def hlwq(*args: str | Path, env: dict[str, str | None] | None = None, stdin: bytes | None = None) -> CommandResult:
     """Run the command in this process."""
     from hlwq_cli.main import app
 
-    result = CliRunner().invoke(app, [str(a) for a in args], env=env)
+    result = CliRunner().invoke(app, [str(a) for a in args], env=env, input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return CommandResult(result.exit_code, result.stdout, result.stderr)

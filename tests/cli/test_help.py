@@ -11,7 +11,16 @@ HEAVY = ("torch", "transformers", "numba", "numpy", "huggingface_hub", "safetens
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["quantize", "--help"], ["inspect", "--help"], ["demo", "--help"], []]
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["quantize", "--help"],
+        ["inspect", "--help"],
+        ["demo", "--help"],
+        ["chat", "--help"],
+        [],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -29,6 +38,8 @@ def test_help_names_commands_and_environment_variables() -> None:
         "quantize",
         "inspect",
         "export",
+        "generate",
+        "chat",
         "demo",
         "HLWQ_AUTOLOAD",
         "HLWQ_DEBUG",
@@ -54,8 +65,8 @@ def test_console_script_is_installed() -> None:
     assert script.value == "hlwq_cli.main:main"
 
 
-@pytest.mark.parametrize("command", ["bench", "demo"])
-def test_unknown_execution_is_refused_before_a_model_is_loaded(command: str) -> None:
-    ran = hlwq(command, "no/such-model", "--execution", "fast")
+@pytest.mark.parametrize("command", [["bench"], ["generate", "-p", "We"], ["chat"], ["demo"]], ids=lambda c: c[0])
+def test_unknown_execution_is_refused_before_a_model_is_loaded(command: list[str]) -> None:
+    ran = hlwq(*command, "no/such-model", "--execution", "fast")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("Error: --execution must be auto, coded or dense, not 'fast'.")

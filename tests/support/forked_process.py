@@ -73,6 +73,7 @@ class ForkedProcess:
         environment: Mapping[str, str],
         *,
         cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.PIPE,
         stderr: int = subprocess.PIPE,
         limits: Mapping[int, int] | None = None,
@@ -88,7 +89,7 @@ class ForkedProcess:
         nothing = os.open(os.devnull, os.O_RDWR)
         self.stdout, out = _stream(stdout, nothing)
         self.stderr, err = _stream(stderr, nothing)
-        self._status = server.request(request, [nothing, out, err])
+        self._status = server.request(request, [nothing if stdin == subprocess.DEVNULL else stdin, out, err])
         for descriptor in {nothing} | ({out} if self.stdout else set()) | ({err} if self.stderr else set()):
             os.close(descriptor)
         self.pid = int(self._status.recv(64))

@@ -21,9 +21,16 @@ from .serve import (
 
 if TYPE_CHECKING:
     from .page import ShownModel, build_page
+    from .pictures import open_picture
     from .summary import CheckpointSummary, describe
 
-_LAZY = {"ShownModel": "page", "build_page": "page", "CheckpointSummary": "summary", "describe": "summary"}
+_LAZY = {
+    "ShownModel": "page",
+    "build_page": "page",
+    "CheckpointSummary": "summary",
+    "describe": "summary",
+    "open_picture": "pictures",
+}
 
 __all__ = [
     "Access",
@@ -37,6 +44,7 @@ __all__ = [
     "describe",
     "ended_by_signals",
     "gradio_environment",
+    "open_picture",
     "served",
 ]
 
