@@ -43,7 +43,8 @@ def test_the_server_answers_a_chat(models: Path) -> None:
                 break
         else:
             raise AssertionError("".join(lines[-30:]))
-        body = {"model": "sample", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 8, "ignore_eos": True}
+        messages = [{"role": "user", "content": "Go on."}]
+        body = {"model": "sample", "messages": messages, "max_tokens": 8, "ignore_eos": True}
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/chat/completions",
             json.dumps(body).encode(),
