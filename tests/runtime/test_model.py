@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hlwq_cli.errors import UsageError
+from hlwq_cli.errors import UnsupportedError, UsageError
 from hlwq_cli.runtime import HLWQModel, PolarQuantModel
 from hlwq_cli.runtime.chat import Turn
 from hlwq_cli.samples import resolve_model, sample_file
@@ -167,8 +167,9 @@ def test_a_failure_in_the_thread_reaches_the_caller(model: HLWQModel, monkeypatc
         raise RuntimeError("the device is gone")
 
     monkeypatch.setattr(model.model, "generate", fail)
-    with pytest.raises(RuntimeError, match="the device is gone"):
+    with pytest.raises(UnsupportedError, match="cannot answer this: the device is gone") as raised:
         list(model.stream("We"))
+    assert isinstance(raised.value.__cause__, RuntimeError)
 
 
 def test_an_unknown_option_of_a_stream_is_refused(model: HLWQModel) -> None:

@@ -167,7 +167,8 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
             raise ValueError("its tensors are not those of its fingerprint")
         return manifest
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptError(f"{path} is not a valid manifest: {error}.", "Fetch the checkpoint again.") from error
+        what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise CorruptError(f"{path} is not a valid manifest: {what}.", "Fetch the checkpoint again.") from error
 
 
 def _is_earlier(document: dict[str, Any]) -> bool:
