@@ -43,9 +43,18 @@ class Terminal:
         shown, _, self._seen = self._seen.partition(wanted)
         return shown + wanted
 
+    def interrupt_at_prompt(self) -> None:
+        """Send Ctrl-C until there is a new prompt: readline misses a signal that comes before it waits for a key."""
+        while True:
+            self.process.send_signal(signal.SIGINT)
+            if select.select([self._master], [], [], 1)[0]:
+                self.read_until("> ")
+                return
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
+            self.process.wait()
         os.close(self._master)
 
 
@@ -61,8 +70,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_ends(terminal: Terminal) -> None:
     terminal.type("/help\n")
     assert "/reset" in terminal.read_until("Ctrl-D")
     terminal.read_until("> ")
-    terminal.process.send_signal(signal.SIGINT)  # at the prompt: nothing is lost, nothing ends
-    terminal.read_until("> ")
+    terminal.interrupt_at_prompt()  # nothing is lost, nothing ends
     terminal.type("The state of our union is\n")
     terminal.read_until("is\r\n")
     terminal.read_until(" ")  # of the answer
