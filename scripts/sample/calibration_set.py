@@ -5,11 +5,10 @@ python scripts/sample/calibration_set.py package/data hlwq_cli/calibration_set
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from scripts.sample.batches import QUESTION
-from scripts.sample.pictures import CALIBRATION_SEED, draw
+from scripts.sample.pictures import CALIBRATION_SEED, write_pictures
 from scripts.sample.text import read_addresses
 
 YEARS = (1947, 1956, 1961, 1965, 1970, 1976)
@@ -33,13 +32,7 @@ def write_calibration_set(corpus: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     addresses = [a for a in read_addresses(corpus, 1790, 1980) if a.year in YEARS]
     (folder / "addresses.txt").write_text("\n\n".join(a.text for a in addresses) + "\n", encoding="utf-8")
-    captions = {}
-    for index in range(PICTURES):
-        picture, caption = draw(CALIBRATION_SEED + index, number=index % 3 + 1)
-        name = f"picture-{index:02d}.png"
-        picture.save(folder / name, optimize=True)
-        captions[name] = caption
-    (folder / "captions.json").write_text(json.dumps({"question": QUESTION, "captions": captions}, indent=1) + "\n")
+    write_pictures(folder, CALIBRATION_SEED, PICTURES, QUESTION)
     years = ", ".join(str(year) for year in YEARS)
     text = SOURCES.format(years=years, seed=CALIBRATION_SEED, last=CALIBRATION_SEED + PICTURES - 1)
     (folder / "SOURCES.md").write_text(text)

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, Gemma4ForConditionalGenera
 
 from hlwq_cli.runtime.loading.gemma4_processor import ImageTextProcessor
 from scripts.sample.batches import QUESTION
-from scripts.sample.pictures import EVAL_SEED, FRESH_SEED, draw
+from scripts.sample.pictures import EVAL_SEED, FRESH_SEED, draw, write_pictures
 from scripts.sample.text import Address, read_addresses
 
 BUNDLED_YEARS = (1982, 1988, 1994, 1999, 2005, 2015, 2021)
@@ -57,13 +57,7 @@ def write_eval(corpus: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     bundled = [a for a in read_addresses(corpus, 1981, 2021) if a.year in BUNDLED_YEARS]
     (folder / "addresses.txt").write_text("\n\n".join(a.text for a in bundled) + "\n", encoding="utf-8")
-    captions = {}
-    for index in range(BUNDLED_PICTURES):
-        picture, caption = draw(EVAL_SEED + index, number=index % 3 + 1)
-        name = f"picture-{index:02d}.png"
-        picture.save(folder / name, optimize=True)
-        captions[name] = caption
-    (folder / "captions.json").write_text(json.dumps({"question": QUESTION, "captions": captions}, indent=1) + "\n")
+    write_pictures(folder, EVAL_SEED, BUNDLED_PICTURES, QUESTION)
     (folder / "prompts.json").write_text(json.dumps(PROMPTS, indent=1) + "\n")
     years = ", ".join(str(year) for year in BUNDLED_YEARS)
     text = SOURCES.format(years=years, seed=EVAL_SEED, last=EVAL_SEED + BUNDLED_PICTURES - 1)

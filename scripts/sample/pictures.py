@@ -5,9 +5,11 @@
 The same seed always gives the same picture. Captions are unambiguous, so that an answer is right or wrong as a whole.
 """
 
+import json
 import math
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -119,6 +121,17 @@ def draw(seed: int, number: int | None = None) -> tuple[Image.Image, str]:
         centre = tuple(round(SIDE * at) + rng.randint(-JITTER[number], JITTER[number]) for at in (x, y))
         _paint(canvas, shape, (centre[0], centre[1]), rng)
     return picture, layout.sentence.format(*shapes)
+
+
+def write_pictures(folder: Path, first_seed: int, count: int, question: str) -> None:
+    """Write `picture-00.png` and so on, with one to three things in turn, and captions.json with the question."""
+    captions = {}
+    for index in range(count):
+        picture, caption = draw(first_seed + index, number=index % 3 + 1)
+        name = f"picture-{index:02d}.png"
+        picture.save(folder / name, optimize=True)
+        captions[name] = caption
+    (folder / "captions.json").write_text(json.dumps({"question": question, "captions": captions}, indent=1) + "\n")
 
 
 def draw_set(count: int) -> tuple[np.ndarray, list[str]]:

@@ -128,8 +128,8 @@ __device__ inline int best_lane(float loss, int lane) {
 // squares:   float64 (experts, rows), to which squared errors are added; losses: likewise
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
     feedback(const float* original, const float* left, const float* bases, const float* upper, const float* cost,
-             i64 all_rows, i64 padded, i64 first, const u32* table, u8* codes, i64 row_bytes, u8* scales,
-             float* errors, i64 panel, i64 at, double* squares, double* losses) {
+             i64 all_rows, i64 padded, i64 first, const u32* table, u8* codes, i64 row_bytes, u8* scales, float* errors,
+             i64 panel, i64 at, double* squares, double* losses) {
     extern __shared__ uint4 arena[];
     const int rows = (int)all_rows, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const i64 expert = blockIdx.y, row_offset = expert * all_rows;
@@ -181,8 +181,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             scales[mine * (padded / N) + first / N] = (u8)trial.k;
             float4* to = (float4*)(errors + mine * panel + at);
 #pragma unroll
-            for (int i = 0; i < N; i += 4)
-                to[i / 4] = {trial.z[i], trial.z[i + 1], trial.z[i + 2], trial.z[i + 3]};
+            for (int i = 0; i < N; i += 4) to[i / 4] = {trial.z[i], trial.z[i + 1], trial.z[i + 2], trial.z[i + 3]};
             squares[mine] += trial.square;
             losses[mine] += trial.loss;
         }

@@ -11,7 +11,7 @@ from hlwq_cli.codec import lloyd_max
 from hlwq_cli.runtime.loading import module_names, replace_modules
 from hlwq_cli.runtime.modules import HLWQLinear, QuantFormat
 
-LAYERS = (2_000, 4_000)
+LAYERS = (1_000, 8_000)
 
 
 class Wide(nn.Module):
@@ -48,9 +48,9 @@ def seconds_to_name_and_replace(layers: int) -> float:
     return seconds
 
 
-def test_twice_as_many_tensors_are_named_and_replaced_in_twice_the_time(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_time_to_name_and_replace_tensors_grows_with_their_number(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *a, **k: [])
     seconds_to_name_and_replace(1)
     few, many = (min(seconds_to_name_and_replace(layers) for _ in range(3)) for layers in LAYERS)
     assert many < 6  # 1 to 2 s here
-    assert many < 2.5 * few
+    assert many < 24 * few  # 8 here; 64 if each tensor looked at all others
