@@ -1,7 +1,4 @@
-"""Names are matched in time linear in their number."""
-
-import gc
-import time
+"""Names are matched in steps linear in their number."""
 
 import torch
 from torch import nn
@@ -10,8 +7,9 @@ from transformers import conversion_mapping
 from hlwq_cli.codec import lloyd_max
 from hlwq_cli.runtime.loading import module_names, replace_modules
 from hlwq_cli.runtime.modules import HLWQLinear, QuantFormat
+from tests.support.effort import lines_run
 
-LAYERS = (1_000, 8_000)
+LAYERS = (200, 800)
 
 
 class Wide(nn.Module):
@@ -31,26 +29,25 @@ class Wide(nn.Module):
         return super().named_modules(*args, **kwargs)
 
 
-def seconds_to_name_and_replace(layers: int) -> float:
+def lines_to_name_and_replace(layers: int) -> int:
     with torch.device("meta"):
         model = Wide(layers)
-    stored = {f"layers.{i}.q_proj.codes": (2, 40) for i in range(layers)}
-    gc.collect()
-    gc.disable()  # its walks over a growing heap are not what is measured
-    start = time.process_time()
-    named = module_names(model, stored)
-    replace_modules(model, named, QuantFormat(64, "log8", {5: tuple(lloyd_max(5))}))
-    seconds = time.process_time() - start
-    gc.enable()
+    stored: dict[str, tuple[int, ...]] = {f"layers.{i}.q_proj.codes": (2, 40) for i in range(layers)}
+
+    def work() -> dict[str, tuple[int, ...]]:
+        named = module_names(model, stored)
+        replace_modules(model, named, QuantFormat(64, "log8", {5: tuple(lloyd_max(5))}))
+        return named
+
+    named, lines = lines_run(work)
     assert list(named) == [f"model.{name}" for name in stored]
     assert sum(isinstance(m, HLWQLinear) for m in model.modules()) == layers
     assert model.walks < 5
-    return seconds
+    return lines
 
 
-def test_the_time_to_name_and_replace_tensors_grows_with_their_number(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_the_steps_to_name_and_replace_tensors_grow_with_their_number(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", lambda *a, **k: [])
-    seconds_to_name_and_replace(1)
-    few, many = (min(seconds_to_name_and_replace(layers) for _ in range(3)) for layers in LAYERS)
-    assert many < 6  # 1 to 2 s here
-    assert many < 24 * few  # 8 here; 64 if each tensor looked at all others
+    lines_to_name_and_replace(1)
+    few, many = (lines_to_name_and_replace(layers) for layers in LAYERS)
+    assert many < 5 * few  # 4 here; 16 if each tensor looked at all others
