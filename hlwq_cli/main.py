@@ -11,12 +11,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from ._version import __version__
 
-COMMANDS = ("quantize", "inspect", "bench", "generate", "chat", "demo", "export", "card", "push")
+COMMANDS = ("quantize", "inspect", "bench", "generate", "chat", "serve", "demo", "export", "card", "push")
 _INTERRUPTED = 130
 _EPILOG = (
     "HLWQ_DEBUG=1 shows tracebacks. HLWQ_AUTOLOAD=0 keeps Python from registering with transformers at its start. "
     "HLWQ_TRACE=FILE records what each thread of quantize does. "
-    "HLWQ_DEMO_AUTH=USER:PASSWORD is the login of the demo page. "
+    "HLWQ_DEMO_AUTH=USER:PASSWORD is the login of the demo page, HLWQ_API_KEY the key of serve. "
     "HF_TOKEN, HF_HOME, HF_ENDPOINT and NO_COLOR have their usual meaning."
 )
 

@@ -409,6 +409,40 @@ def logits_processors(model: Any, config: Any, prompt_tokens: int, device: Any) 
     return model._get_logits_processor(config, input_ids_seq_length=prompt_tokens, device=device)
 
 
+# --- Serving ---
+
+
+@contextmanager
+def served_by(
+    load_model: Callable[[], Any], load_processor: Callable[[], Any], in_front: Callable[[Any], Any]
+) -> Iterator[None]:
+    """Let `transformers serve` take its model and processor from here, and put an application in front of its own.
+
+    Replaces two methods of its model manager and `build_server` inside this context, and sends the log of requests to
+    stderr. It ends when `Serve` takes a loaded model and an application.
+    """
+    from transformers.cli.serving import model_manager, server
+    from uvicorn.config import LOGGING_CONFIG
+
+    manager: Any = model_manager.ModelManager
+    before = manager._load_model, manager._load_processor, server.build_server
+    log = LOGGING_CONFIG["handlers"]["access"]
+    stream = log["stream"]
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        return in_front(before[2](*args, **kwargs))
+
+    manager._load_model = lambda self, *args, **kwargs: load_model()
+    manager._load_processor = lambda self, *args, **kwargs: load_processor()
+    server.build_server = build
+    log["stream"] = "ext://sys.stderr"
+    try:
+        yield
+    finally:
+        log["stream"] = stream
+        manager._load_model, manager._load_processor, server.build_server = before
+
+
 # --- torch ---
 
 

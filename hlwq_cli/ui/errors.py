@@ -20,7 +20,8 @@ P = ParamSpec("P")
 INTERRUPTED = 130
 _CONTINUING = ("quantize", "export", "push")
 """Commands that continue an interrupted run; others start anew."""
-_LOGIN = "USER:PASSWORD"
+_SECRET = {"--auth": "USER:PASSWORD", "--api-key": "KEY"}
+"""Options whose values are never shown, and what is shown instead."""
 _TOKENS = re.compile(r"\bhf_[A-Za-z0-9]{10,}|(?<=Bearer )[^'\"\s]+")
 """Tokens of the Hub, and whatever stands in their place in a request."""
 
@@ -66,17 +67,20 @@ def _again() -> str:
     """Return the line that gives an interrupted command again, and what that does."""
     words = list(sys.argv[1:])
     for i, word in enumerate(words):
-        if word.startswith("--auth="):
-            words[i] = f"--auth={_LOGIN}"
-        elif i and words[i - 1] == "--auth":
-            words[i] = _LOGIN
+        option, equals, _ = word.partition("=")
+        if equals and option in _SECRET:
+            words[i] = f"{option}={_SECRET[option]}"
+        elif i and words[i - 1] in _SECRET:
+            words[i] = _SECRET[words[i - 1]]
     verb = "Continue with" if words[:1] and words[0] in _CONTINUING else "Run it again with"
     return f"{verb}: {shlex.join(['hlwq', *words])}"
 
 
 def without_secrets(text: str) -> str:
-    """Return a text without tokens of the Hub and without the login of the demo page."""
-    secrets = [os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HLWQ_DEMO_AUTH")]
+    """Return a text without tokens of the Hub and without the secrets of demo and serve."""
+    secrets = [
+        os.environ.get(name, "") for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HLWQ_DEMO_AUTH", "HLWQ_API_KEY")
+    ]
     for secret in filter(None, secrets):
         text = text.replace(secret, "***").replace(ascii(secret)[1:-1], "***")
     return _TOKENS.sub("***", text)

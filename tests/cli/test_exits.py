@@ -22,6 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 DONE, FAILED, USAGE, NOT_FOUND, NOT_ALLOWED, CONFLICT, GATE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 TEXT = ("--kld", "--data", "sample", "--window", "16", "--windows", "1", "--device", "cpu")
+SERVED = ("--engine", "transformers")
 Case = tuple[str, int, Callable[["Place"], list[str | Path]]]
 
 
@@ -131,6 +132,10 @@ CASES: list[Case] = [
     ("chat", USAGE, lambda p: [p.coded, "--execution", "fast"]),
     ("chat", NOT_FOUND, lambda p: [p.folder / "nowhere"]),
     ("chat", NOT_ALLOWED, lambda p: [p.gated]),
+    ("serve", FAILED, lambda p: [p.coded, "--port", p.used_port, *SERVED]),
+    ("serve", USAGE, lambda p: [p.coded, "--engine", "fast"]),
+    ("serve", NOT_FOUND, lambda p: [p.folder / "nowhere", *SERVED]),
+    ("serve", NOT_ALLOWED, lambda p: [p.gated, *SERVED]),
     ("demo", FAILED, lambda p: [p.coded, "--port", p.used_port]),
     ("demo", USAGE, lambda p: [p.coded, "--open"]),
     ("demo", NOT_FOUND, lambda p: [p.folder / "nowhere"]),
@@ -158,6 +163,7 @@ INTERRUPTIBLE: dict[str, Callable[[Place], list[str | Path]]] = {
     "bench": lambda p: [p.coded, "--ppl", "--data", "sample"],
     "generate": lambda p: [p.coded, "-p", "We"],
     "chat": lambda p: [p.coded],
+    "serve": lambda p: [p.coded, *SERVED],
     "demo": lambda p: [p.coded],
     "export": lambda p: [p.coded, p.out],
     "card": lambda p: [p.coded],
