@@ -418,8 +418,9 @@ def served_by(
 ) -> Iterator[None]:
     """Let `transformers serve` take its model and processor from here, and put an application in front of its own.
 
-    Replaces two methods of its model manager and `build_server` inside this context, and sends the log of requests to
-    stderr. It ends when `Serve` takes a loaded model and an application.
+    Replaces two methods of its model manager and `build_server` inside this context, sends the log of requests to
+    stderr, and lets the model find the tokenizer in a processor, which `stop` needs and the server passes in its place.
+    It ends when `Serve` takes a loaded model and an application.
     """
     from transformers.cli.serving import model_manager, server
     from uvicorn.config import LOGGING_CONFIG
@@ -432,7 +433,17 @@ def served_by(
     def build(*args: Any, **kwargs: Any) -> Any:
         return in_front(before[2](*args, **kwargs))
 
-    manager._load_model = lambda self, *args, **kwargs: load_model()
+    def load(*args: Any, **kwargs: Any) -> Any:
+        model = load_model()
+        generate = model.generate
+
+        def with_tokenizer(*args: Any, tokenizer: Any = None, **kwargs: Any) -> Any:
+            return generate(*args, tokenizer=getattr(tokenizer, "tokenizer", tokenizer), **kwargs)
+
+        model.generate = with_tokenizer
+        return model
+
+    manager._load_model = load
     manager._load_processor = lambda self, *args, **kwargs: load_processor()
     server.build_server = build
     log["stream"] = "ext://sys.stderr"

@@ -101,6 +101,21 @@ def test_a_chat_is_answered_as_the_library_does(served: Served, model: HLWQModel
     assert whole.usage.completion_tokens == 8
 
 
+def test_a_completion_stops_and_a_seed_repeats(served: Served, model: HLWQModel) -> None:
+    def complete(**options: object) -> tuple[str, str]:
+        found = client.completions.create(model="sample", prompt=PROMPT, max_tokens=8, **options)  # type: ignore[call-overload]
+        return found.choices[0].text, found.choices[0].finish_reason
+
+    with served.client() as client:
+        text, reason = complete(temperature=0)
+        assert reason == "length"
+        word = text.split()[1]
+        stopped, reason = complete(temperature=0, stop=[word])
+        assert (stopped, reason) == (text[: text.index(word) + len(word)], "stop")
+        drawn = [complete(temperature=1.5, seed=seed)[0] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_a_picture_is_seen(served: Served, model: HLWQModel) -> None:
     from PIL import Image
 
