@@ -61,7 +61,7 @@ ONLY_IN = {"gradio": "ui", "vllm": "vllm"}
 MAY_USE = {
     "hlwq_kernels": {"torch", "numpy", "numba", "triton", "cuda"},
     "codec": {"torch"},
-    "runtime": {"torch", "transformers", "PIL", "safetensors", "numpy", "gguf"},
+    "runtime": {"torch", "transformers", "PIL", "safetensors", "numpy", "gguf", "uvicorn"},
     "vllm": {"torch", "transformers", "vllm"},
     "hub": {"huggingface_hub"},
     "checkpoint": {"torch", "numpy", "blake3", "filelock", "safetensors", "huggingface_hub", "yaml", "transformers"},
