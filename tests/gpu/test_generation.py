@@ -133,6 +133,25 @@ def test_text_on_the_gpu_is_that_of_the_cpu(folders: dict[str, str], kind: str) 
     assert ["".join(gpu.stream(p, **TEXT)) for p in PROMPTS] == [cpu.generate(p, **TEXT) for p in PROMPTS]
 
 
+def test_loaded_on_the_cpu_and_moved_a_model_answers_as_one_loaded_on_the_gpu(folders: dict[str, str]) -> None:
+    model, loaded = opened(folders["coded"], "cpu"), opened(folders["coded"], "cuda:0")
+    stored = {n: t.clone() for n, t in model.model.state_dict().items() if ".codes" in n}
+    expected = loaded.generate(PROMPTS, **TEXT)
+    assert model.generate(PROMPTS, **TEXT) == expected
+    model.model.to(CUDA)
+    assert {t.device for t in (*model.model.parameters(), *model.model.buffers())} == {CUDA}
+    assert model.generate(PROMPTS, **TEXT) == expected
+    assert model.generation.decoding in ("graph", "eager")
+    after = model.model.state_dict()
+    assert all(torch.equal(after[name].cpu(), codes) for name, codes in stored.items())
+    model.model.load_state_dict(loaded.model.state_dict())
+    assert model.generate(PROMPTS, **TEXT) == expected
+    for moved in (model, loaded):
+        moved.model.to("cpu")
+        assert moved.generate(PROMPTS, **TEXT) == expected
+        assert moved.generation.decoding == "transformers"
+
+
 def test_stop_strings_and_seeds_hold_on_the_gpu(folders: dict[str, str]) -> None:
     model = opened(folders["plain"], "cuda:0")
     whole = model.generate(PROMPTS[1], **TEXT)

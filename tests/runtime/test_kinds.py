@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,26 +141,44 @@ def test_an_error_of_torch_in_a_model_is_a_sentence(tmp_path: Path) -> None:
         model.generate("Hello", max_new_tokens=2)
 
 
-@pytest.mark.parametrize("files", [(), ("preprocessor_config.json",)])
-def test_a_model_that_sees_answers_text_without_a_usable_processor(files: tuple[str, ...], tmp_path: Path) -> None:
-    kinds.vision(tmp_path)
-    for name in files:  # as the Hub has it: its video processor needs torchvision
-        change(
-            tmp_path, name, image_processor_type="Qwen2VLImageProcessor", processor_class="Qwen2_5_VLProcessor",
-            patch_size=14, merge_size=2, temporal_patch_size=2, min_pixels=3136, max_pixels=12845056,
-        )  # fmt: skip
-    model = opened(tmp_path)
+def test_a_model_that_sees_answers_text_without_a_processor(tmp_path: Path) -> None:
+    model = opened(kinds.vision(tmp_path))
     found = model.generate("Hello", max_new_tokens=4)
     assert found
     assert found == "".join(model.stream("Hello", max_new_tokens=4))
-    assert model.supports_images == (bool(files) and find_spec("torchvision") is not None)
-    if model.supports_images:
-        assert model.processor.image_processor.merge_size == 2
-        return
-    missing = "torchvision is not installed" if files else "it has no preprocessor_config.json"
+    assert not model.supports_images
+    missing = "images of this model cannot be read: it has no preprocessor_config.json"
     for ask in (model.generate, model.stream):
-        with pytest.raises(UsageError, match=f"images of this model cannot be read: {missing}"):
+        with pytest.raises(UsageError, match=missing):
             ask("What is this?", [object()])  # type: ignore[list-item]
+
+
+QWEN: dict[str, Any] = {
+    "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor", "patch_size": 14,
+    "merge_size": 2, "temporal_patch_size": 2, "min_pixels": 3136, "max_pixels": 12845056,
+}  # fmt: skip
+"""A preprocessor_config.json as the Hub has it; the video processor of its class needs torchvision."""
+WITHOUT_TORCHVISION = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find_spec(name, *rest)
+from hlwq_cli.runtime.loading.processor import open_processor
+print(open_processor(sys.argv[1]).without_images)
+"""
+
+
+def test_a_model_that_sees_answers_text_with_a_processor_that_this_machine_may_lack(tmp_path: Path) -> None:
+    change(kinds.vision(tmp_path), "preprocessor_config.json", **QWEN)
+    model = opened(tmp_path)
+    assert model.generate("Hello", max_new_tokens=4)
+    assert model.supports_images == (find_spec("torchvision") is not None)
+
+
+def test_the_library_that_a_processor_needs_is_named(tmp_path: Path) -> None:
+    change(kinds.vision(tmp_path), "preprocessor_config.json", **QWEN)
+    command = [sys.executable, "-c", WITHOUT_TORCHVISION, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == "torchvision is not installed"
 
 
 def test_an_invalid_config_is_a_sentence(tmp_path: Path) -> None:

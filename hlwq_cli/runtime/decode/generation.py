@@ -37,11 +37,8 @@ class Generation:
         self.decoder: Decoder | None = None
         self.fallback_reason = ""
         self._warned: set[str] = set()
-        if model.device.type == "cuda":
-            try:
-                self.decoder = Decoder(model)
-            except StaticDecodeUnsupported as error:
-                self._fall_back(error)
+        self._device: torch.device | None = None
+        self._follow_device()
 
     @property
     def decoding(self) -> Decoding:
@@ -59,6 +56,7 @@ class Generation:
         Raises:
             UnsupportedError: transformers cannot generate with these inputs and settings.
         """
+        self._follow_device()
         options = {**self._overrides(options, streams=streamer is not None), **options}
         decoder = self.decoder
         request = None if decoder is None else DecodeRequest.of(self.model, stopping_criteria, dict(options))
@@ -72,6 +70,17 @@ class Generation:
         with as_unsupported(f"{name} cannot answer this", "Check the prompt and generation_config.json."):
             out: torch.Tensor = self.model.generate(**options, streamer=streamer, stopping_criteria=stopping_criteria)
         return out
+
+    def _follow_device(self) -> None:
+        """Make the decoder of the device that the model is on, if it was moved there since the last answer."""
+        if self.model.device == self._device:
+            return
+        self._device, self.decoder, self.fallback_reason = self.model.device, None, ""
+        if self._device.type == "cuda":
+            try:
+                self.decoder = Decoder(self.model)
+            except StaticDecodeUnsupported as error:
+                self._fall_back(error)
 
     def _overrides(self, options: dict[str, Any], *, streams: bool) -> dict[str, Any]:
         """Return what must replace settings of the model's generation config; warn once of each that is ignored."""

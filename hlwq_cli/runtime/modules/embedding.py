@@ -85,8 +85,8 @@ class HLWQTiedLinear(HLWQLinear):
     def materialize(self) -> None:
         """Do nothing: the other module decodes its weight itself."""
 
-    def forget(self) -> None:
-        """Do nothing: the other module drops its weight itself."""
+    def decode_again(self) -> None:
+        """Do nothing: the other module decodes its weight itself."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Multiply (..., in) to (..., out), also if a device map put the other module on another device."""

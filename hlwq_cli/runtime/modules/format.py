@@ -103,8 +103,11 @@ class CodedModule(nn.Module):
         """Decode the weights now, if the module's execution is dense on its device."""
         raise NotImplementedError
 
-    def forget(self) -> None:
-        """Drop the decoded weights."""
+    def decode_again(self) -> None:
+        """Replace the values of decoded weights, in the same memory and on the same device, after codes have changed.
+
+        The stored tensors may be on another device, and captured graphs read the same memory.
+        """
         raise NotImplementedError
 
     def release(self) -> None:
@@ -138,12 +141,12 @@ class CodedModule(nn.Module):
         destination |= {prefix + name: self.__dict__[name] for name in self.released}
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Load stored tensors, and decode them again if the ones before were decoded."""
-        new = [n for n in (*self.released, *self._stored()) if prefix + n in state_dict]
-        for name in set(new).intersection(self.released):
+        """Load stored tensors, and decode them where execution is dense, or where the ones before were decoded."""
+        is_new = any(prefix + name in state_dict for name in (*self.released, *self._stored()))
+        for name in self.released if is_new else ():
             self._buffers[name] = self.__dict__.pop(name).clone()  # a copy, as those on pages of a file stay unwritten
-        self.released = tuple(name for name in self.released if name not in new)
+        self.released = () if is_new else self.released
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if new:
-            self.forget()
+        if is_new:
+            self.decode_again()
             self.materialize()

@@ -60,9 +60,11 @@ class CodedMatrix(CodedModule):
             self.dense_weight = self.decoded()
             self.release()
 
-    def forget(self) -> None:
-        """Drop the decoded weight."""
-        self.dense_weight = None
+    def decode_again(self) -> None:
+        """Replace the values of the decoded weight where it is; see `CodedModule`."""
+        if self.dense_weight is not None:
+            self.dense_weight.copy_(self.decoded())
+            self.release()
 
 
 class DecodedWeight(torch.Tensor):

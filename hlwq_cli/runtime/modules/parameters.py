@@ -77,11 +77,12 @@ class HLWQModule(CodedModule):
         self.dense = True
         self.release()
 
-    def forget(self) -> None:
-        """Drop the decoded parameters."""
+    def decode_again(self) -> None:
+        """Replace the values of the decoded parameters where they are; see `CodedModule`."""
         for parameter in self.bits if self.dense else ():
-            del self._buffers[f"dense_{parameter}"]
-        self.dense = False
+            getattr(self, f"dense_{parameter}").copy_(self.decoded(parameter))
+        if self.dense:
+            self.release()
 
     def _parts(self, parameter: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         tail = self.tails[parameter]
