@@ -25,6 +25,7 @@ typedef long long i64;
 #define __launch_bounds__(...)
 
 struct uint2 { u32 x, y; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
 struct alignas(16) float4 { float x, y, z, w; };
 static uint2 make_uint2(u32 x, u32 y) { return {x, y}; }

@@ -10,6 +10,7 @@
 //   THREADS        COLUMNS / 8, rounded up to warps
 //   INPUT, OUTPUT  the dtype of all tensors, equal
 
+#include "common/reduce.cuh"
 #include "common/types.cuh"
 
 constexpr int WARPS = THREADS / 32;
@@ -53,33 +54,25 @@ __device__ __forceinline__ void store_row8(void* y, i64 row, const Eight& e) {
 }
 
 // 1 / sqrt(mean square + eps) of two rows at once; every thread of the CTA gets it.
-__device__ __forceinline__ float2 inverse_sizes(const Eight& a, const Eight& b, float eps, int turn) {
-    __shared__ float2 sums[4][WARPS];  // one row for each turn, so one barrier is enough
+__device__ __forceinline__ float2 inverse_sizes(const Eight& a, const Eight& b, float eps, int reduction) {
+    __shared__ float2 sums[4][WARPS];  // a row for each reduction of a kernel, so the barrier of block_reduce is enough
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < 8; i++) sum.x += a.v[i] * a.v[i], sum.y += b.v[i] * b.v[i];
-    // Both sums are reduced in one loop: two calls of warp_reduce_sum compile to different machine code.
-#pragma unroll
-    for (int h = 16; h; h /= 2) {
-        sum.x += __shfl_xor_sync(0xffffffff, sum.x, h);
-        sum.y += __shfl_xor_sync(0xffffffff, sum.y, h);
-    }
-    if (threadIdx.x % 32 == 0) sums[turn][threadIdx.x / 32] = sum;
-    __syncthreads();  // every warp's sums are complete; no second barrier: the next turn has its own row
-    float2 all = make_float2(0.0f, 0.0f);
-    for (int w = 0; w < WARPS; w++) all.x += sums[turn][w].x, all.y += sums[turn][w].y;
+    const auto add = [](float2 p, float2 q) { return make_float2(p.x + q.x, p.y + q.y); };
+    const float2 all = block_reduce(warp_reduce_sum(sum), make_float2(0.0f, 0.0f), sums[reduction], WARPS, add);
     return make_float2(1.0f / sqrtf(all.x / COLUMNS + eps), 1.0f / sqrtf(all.y / COLUMNS + eps));
 }
 
-__device__ __forceinline__ float inverse_size(const Eight& a, float eps, int turn) {
-    return inverse_sizes(a, Eight{}, eps, turn).x;
+__device__ __forceinline__ float inverse_size(const Eight& a, float eps, int reduction) {
+    return inverse_sizes(a, Eight{}, eps, reduction).x;
 }
 
-// `there` is the pointer to the weight; null stands for a norm without a weight.
-__device__ __forceinline__ Eight normed(const Eight& x, float inverse, const Eight& weight, const void* there) {
+// `weight_ptr` is the pointer to the weight; null stands for a norm without a weight.
+__device__ __forceinline__ Eight normed(const Eight& x, float inverse, const Eight& weight, const void* weight_ptr) {
     Eight y;
 #pragma unroll
-    for (int i = 0; i < 8; i++) y.v[i] = rounded(x.v[i] * inverse * (there ? weight.v[i] : 1.0f));
+    for (int i = 0; i < 8; i++) y.v[i] = rounded(x.v[i] * inverse * (weight_ptr ? weight.v[i] : 1.0f));
     return y;
 }
 

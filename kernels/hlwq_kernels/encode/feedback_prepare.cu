@@ -7,12 +7,6 @@
 
 #include "common/hadamard.cuh"
 
-__device__ inline u32 warp_max(u32 x) {
-#pragma unroll
-    for (int h = 16; h > 0; h /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, h));
-    return x;
-}
-
 // weight:    (rows, columns), INPUT
 // z:         float32 (rows, padded); rows that are not coded become zeros
 // bases:     float32 (rows,), of the normalized rows; 0 where the row is not coded
@@ -27,7 +21,7 @@ extern "C" __global__ void feedback_prepare(const void* weight, i64 rows, i64 co
     u32 largest = 0;  // bits of a magnitude, so that NaN is more than infinity
     for (i64 i = lane; i < columns; i += 32)
         largest = max(largest, __float_as_uint(load_input(weight, row * columns + i)) & 0x7fffffffu);
-    largest = warp_max(largest);
+    largest = warp_reduce_max(largest);
     const float size = __uint_as_float(largest);
     const bool finite = size < LARGEST, coded = finite && size >= SMALLEST;
     const int exponent = coded ? (int)(largest >> 23) - 127 : 0;
@@ -46,11 +40,7 @@ extern "C" __global__ void feedback_prepare(const void* weight, i64 rows, i64 co
             square[j] = v[j] * v[j];
             z[row * padded + block * N + j * 32 + lane] = v[j];
         }
-#pragma unroll
-        for (int h = VALUES / 2; h > 0; h /= 2)
-#pragma unroll
-            for (int j = 0; j < h; j++) square[j] += square[j + h];
-        const float sum = warp_reduce_sum(square[0]);
+        const float sum = warp_reduce_tree(square);
         base = fmaxf(base, fmaxf(__fsqrt_rn(sum * (1.0f / N)) * HEADROOM, largest_in_warp(v) * inverse_outermost));
         energy += (u64)(sum * ERROR_UNIT);
     }

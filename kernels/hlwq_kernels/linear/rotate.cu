@@ -12,7 +12,7 @@
 // out:    fp16 (rows, blocks * N)
 // units:  float32 (rows,), the factor of each row of out
 extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u16* out, float* units) {
-    griddepcontrol_launch_dependents();
+    griddepcontrol_launch_dependents();  // no wait: this kernel is not launched to overlap, so x is complete
     __shared__ float largest_of[32];
     const i64 row = blockIdx.x;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
@@ -22,9 +22,7 @@ extern "C" __global__ void rotate_rows(const void* x, i64 columns, i64 blocks, u
         rotate_block(v, lane);
         largest = fmaxf(largest, largest_in_warp(v));
     }
-    if (lane == 0) largest_of[warp] = largest;
-    __syncthreads();  // every warp's largest value is known
-    for (int w = 0; w < warps; w++) largest = fmaxf(largest, largest_of[w]);
+    largest = block_reduce(largest, largest, largest_of, warps, [](float a, float b) { return fmaxf(a, b); });
     // Scale the row's largest value to [2^13, 2^14): far from overflow, and a 2^27 times smaller value is still normal.
     const int exponent = exponent_of(largest) - 13;
     if (threadIdx.x == 0) units[row] = power_of_two(exponent) * ROOT;
