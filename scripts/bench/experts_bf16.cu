@@ -36,7 +36,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(const void* x, 
     __shared__ float parts[2][BATCH][THREADS];
     const int t = threadIdx.x, warp = t / 32, lane = t % 32, team = t / SLICES, slice = t % SLICES;
     const i64 token = EXPERTS == 1 ? blockIdx.z : blockIdx.y, slot = EXPERTS == 1 ? blockIdx.y : slice / PER_EXPERT;
-    if (EXPERTS == 1) griddepcontrol_wait();
+    if (EXPERTS == 1) griddepcontrol_wait();  // x and the expert ids are complete
     griddepcontrol_launch_dependents();
     const int start = blockIdx.x * TEAMS, stride = gridDim.x * TEAMS, end = (int)rows, within = slice % PER_EXPERT;
     const i64 first_row = topk_ids[token * TOP_K + slot] * rows + start + team % TEAMS;
@@ -52,7 +52,7 @@ extern "C" __global__ __launch_bounds__(THREADS, CTAS) void NAME(const void* x, 
 #pragma unroll
     for (int d = 0; d < AHEAD; d++) fetch(ring[d], start + team % TEAMS + d * stride);
     const float weight = EXPERTS == 2 ? topk_weights[token * TOP_K + slot] : 1.0f;
-    if (EXPERTS == 2) griddepcontrol_wait();
+    if (EXPERTS == 2) griddepcontrol_wait();  // the first launch writes x
     float values[LANE];
 #pragma unroll
     for (int r = 0; r < RUNS; r++)

@@ -30,7 +30,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
         for (int i = 0; i < K_AHEAD; i++) w.load_keys(i, i, c.capacity - start - 16 * member);
 #pragma unroll
         for (int i = 0; i < V_AHEAD; i++) w.load_values(i, i, c.capacity - start);
-        w.load_marks(c, start + 16 * member + lane / 4);
+        w.load_scales(c, start + 16 * member + lane / 4);
     }
     rotate_queries((u16*)queries, sizes, c.query, rows);  // while the first codes are being loaded
     __syncthreads();                                      // tables, scale steps and rotated queries are written
@@ -57,18 +57,19 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
             if (i + K_AHEAD < CHUNKS) {
                 w.load_keys(i % K_AHEAD, i + K_AHEAD, c.capacity - start - 16 * member);
             } else {
-                if (i + K_AHEAD == CHUNKS) w.keys.go_on(TEAMS * TILE);
+                if (i + K_AHEAD == CHUNKS) w.keys.advance(TEAMS * TILE);
                 if (next < end) w.load_keys(i % K_AHEAD, i + K_AHEAD - CHUNKS, c.capacity - next - 16 * member);
             }
         }
         u32 probs[TILES][2];
-        w.weigh(s, probs, c, steps, exchange);
-        if (next < end) w.load_marks(c, next + 16 * member + lane / 4);
+        w.score_to_probs(s, probs, c, steps, exchange);
+        if (next < end) w.load_scales(c, next + 16 * member + lane / 4);
         if constexpr (TEAM > 1) {
 #pragma unroll
             for (int t = 0; t < TILES; t++)
                 exchange.probs[(member * TILES + t) * 32 + lane] = make_uint2(probs[t][0], probs[t][1]);
-            bar_sync(exchange.barrier, 32 * TEAM);  // the team's probabilities are written
+            // The team's probabilities are written. Every warp has also read `raised`, which the next tile overwrites.
+            bar_sync(exchange.barrier, 32 * TEAM);
         }
 #pragma unroll
         for (int i = 0; i < TEAM; i++) {
@@ -85,12 +86,12 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
             if (i + V_AHEAD < TEAM) {
                 w.load_values(i % V_AHEAD, i + V_AHEAD, c.capacity - start);
             } else {
-                if (i + V_AHEAD == TEAM) w.values.go_on(TEAMS * TILE);
+                if (i + V_AHEAD == TEAM) w.values.advance(TEAMS * TILE);
                 if (next < end) w.load_values(i % V_AHEAD, i + V_AHEAD - TEAM, c.capacity - next);
             }
         }
     }
-    float *references = (float*)(shared + REFERENCES_AT), *all_weights = (float*)(shared + WEIGHTS_AT);
+    float *references = (float*)(shared + REFERENCES_AT), *row_sums = (float*)(shared + ROW_SUMS_AT);
     __syncthreads();  // no warp reads the tables any more; sums take their place
 #pragma unroll
     for (int t = 0; t < TILES; t++)
@@ -100,7 +101,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
             weight = warp_reduce_sum_up<4>(weight);
             if (lane < 4) {
                 references[warp * ROWS + 8 * t + 2 * lane + h] = w.reference[t][h];
-                all_weights[warp * ROWS + 8 * t + 2 * lane + h] = weight;
+                row_sums[warp * ROWS + 8 * t + 2 * lane + h] = weight;
             }
         }
 #pragma unroll
@@ -129,7 +130,7 @@ __device__ __forceinline__ void read_codes(u8* shared, const Cache& c, int begin
             if (d == 0) {
                 float weight = 0.0f;
                 for (int k = 0; k < WARPS; k++)
-                    weight += ex2_approx(references[k * ROWS + 8 * t + r] - top) * all_weights[k * ROWS + 8 * t + r];
+                    weight += ex2_approx(references[k * ROWS + 8 * t + r] - top) * row_sums[k * ROWS + 8 * t + r];
                 row_max[(8 * t + r) * stride] = top;
                 row_sum[(8 * t + r) * stride] = weight;
             }

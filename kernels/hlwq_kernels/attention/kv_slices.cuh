@@ -25,13 +25,13 @@ struct Reader {
 
     // Starts at code `first` of a row, a multiple of CODES.
     __device__ __forceinline__ Reader(const u8* row, int first) {
-        place<A>(a, shift_a, row, first);
-        if constexpr (SECOND != 0) place<SECOND>(b, shift_b, row + DIM / 8 * A, first);
-        if constexpr (THIRD != 0) place<THIRD>(c, shift_c, row + DIM / 8 * (A + SECOND), first);
+        locate<A>(a, shift_a, row, first);
+        if constexpr (SECOND != 0) locate<SECOND>(b, shift_b, row + DIM / 8 * A, first);
+        if constexpr (THIRD != 0) locate<THIRD>(c, shift_c, row + DIM / 8 * (A + SECOND), first);
     }
 
     template <int WIDTH>
-    __device__ __forceinline__ static void place(const u8*& at, int& shift, const u8* plane, int first) {
+    __device__ __forceinline__ static void locate(const u8*& at, int& shift, const u8* plane, int first) {
         constexpr int per_word = 32 / WIDTH;
         at = plane + first / per_word * 4;
         shift = first % per_word / 8 * 4 * WIDTH;
@@ -44,7 +44,7 @@ struct Reader {
         if constexpr (THIRD != 0) load_plane<THIRD, CODES>(w.c, c + rows * ROW + codes / 8 * THIRD, shift_c);
     }
 
-    __device__ __forceinline__ void go_on(int rows) {
+    __device__ __forceinline__ void advance(int rows) {
         const i64 bytes = (i64)rows * ROW;
         a += bytes;
         if (SECOND) b += bytes;

@@ -3,6 +3,8 @@
 #include "common/dequant.cuh"
 #include "common/types.cuh"
 
+// An MMA takes 16 tokens and 8 queries. The other sizes bound the registers of a thread: docs/log.md, 2026-11-25,
+// "Attention over codes in CUDA C++", counts them in the machine code for sm_90. Other sizes were not measured.
 constexpr int TILES = GROUP <= 8 ? 1 : 2, ROWS = 8 * TILES;  // queries per CTA
 constexpr int LANE = K_STORED % 128 == 64 ? 16 : 32, CHUNK = 4 * LANE, CHUNKS = (K_STORED + CHUNK - 1) / CHUNK;
 constexpr int SLICE = V_STORED <= 64 ? 8 : 16, PART = 8 * SLICE, TEAM = (V_STORED + PART - 1) / PART;
@@ -11,8 +13,9 @@ constexpr int K_AHEAD = CHUNKS % 2 ? 1 : 2, V_AHEAD = TEAM % 2 ? 1 : 2;  // bloc
 constexpr bool HELD = CHUNKS == 1 && LANE * TILES <= 32;                 // whether queries stay in registers
 constexpr int EXACT = K_DIM > 256 || V_DIM > 256 ? 16 : 32;              // exact tokens per CTA
 constexpr int SUMS = PART + 4;  // floats per row of sums; the 4 avoid bank conflicts
-constexpr float LOG2E = 1.4426950408889634f, HEADROOM = 8.0f;
-constexpr u32 HIDDEN = 256;  // the scale byte of a value that is masked
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float HEADROOM = 8.0f;  // probabilities stay below 2^8, where fp16 ends at 2^16; not measured
+constexpr u32 HIDDEN = 256;       // the scale byte of a value that is masked
 
 static_assert(WARPS % TEAM == 0, "whole teams");
 
@@ -22,8 +25,8 @@ constexpr int LARGER_TABLE = K_TABLE_BYTES > V_TABLE_BYTES ? K_TABLE_BYTES : V_T
 constexpr int SUMS_BYTES = 4 * WARPS * 8 * SUMS;
 constexpr int FIRST_BYTES = LARGER_TABLE + K_TABLE_BYTES + (ONE_TABLE ? 0 : V_TABLE_BYTES);
 constexpr int STEPS_AT = FIRST_BYTES > SUMS_BYTES ? FIRST_BYTES : SUMS_BYTES, SIZES_AT = STEPS_AT + 1024;
-constexpr int REFERENCES_AT = SIZES_AT + 64, WEIGHTS_AT = REFERENCES_AT + 4 * WARPS * ROWS;
-constexpr int RAISED_AT = WEIGHTS_AT + 4 * WARPS * ROWS, PROBS_AT = RAISED_AT + 16 * WARPS;
+constexpr int REFERENCES_AT = SIZES_AT + 64, ROW_SUMS_AT = REFERENCES_AT + 4 * WARPS * ROWS;
+constexpr int RAISED_AT = ROW_SUMS_AT + 4 * WARPS * ROWS, PROBS_AT = RAISED_AT + 16 * WARPS;
 constexpr int QUERIES_AT = PROBS_AT + (TEAM > 1 ? WARPS * TILES * 256 : 0);
 
 static_assert(SHARED >= QUERIES_AT + ROWS * CHUNKS * CHUNK * 2 && SHARED >= 4 * ROWS * (K_DIM + EXACT), "room");

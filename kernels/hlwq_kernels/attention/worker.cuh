@@ -74,7 +74,7 @@ struct Worker {
     Reader<V_BITS, SLICE, V_STORED> values;
     PlanesOf<BITS> k[K_AHEAD][2];
     PlanesOf<V_BITS> v[V_AHEAD][4];
-    u32 k_mark[2], v_mark[2];
+    u32 k_scale[2], v_scale[2];
     float sums[STEPS][TILES][4], reference[TILES][2], weight[TILES][2], factor[TILES][2];
     bool k_mine, v_mine;  // whether this lane's slices are within the head
     int lane, member;
@@ -109,30 +109,32 @@ struct Worker {
         }
     }
 
-    __device__ __forceinline__ void load_marks(const Cache& c, int token) {
+    __device__ __forceinline__ void load_scales(const Cache& c, int token) {
 #pragma unroll
         for (int r = 0; r < 2; r++) {
             const bool there = token + 8 * r < c.coded;
             const bool seen = there && visible(c, token + 8 * r);
-            k_mark[r] = there ? __ldg(c.k_scales + token + 8 * r) : 0;
-            v_mark[r] = seen ? __ldg(c.v_scales + token + 8 * r) : HIDDEN;
+            k_scale[r] = there ? __ldg(c.k_scales + token + 8 * r) : 0;
+            v_scale[r] = seen ? __ldg(c.v_scales + token + 8 * r) : HIDDEN;
         }
     }
 
     // Turns products with keys into the probabilities that values are multiplied by.
-    __device__ __forceinline__ void weigh(float (*s)[4], u32 (*probs)[2], const Cache& c, const float* steps,
-                                          const Exchange& team) {
+    __device__ __forceinline__ void score_to_probs(float (*s)[4], u32 (*probs)[2], const Cache& c, const float* steps,
+                                                   const Exchange& team) {
         float inverse[2];
         bool counted[2];
         bool raises = false;
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            const bool seen = v_mark[r] != HIDDEN;
-            const u32 mark = seen ? v_mark[r] : 128;
-            const float scale = steps[k_mark[r]];
-            const float size = mark == 255 ? steps[255] : mark ? (float)((int)mark - 128) * 0.125f : -16.0f;
+            const bool seen = v_scale[r] != HIDDEN;
+            const u32 stored_scale = seen ? v_scale[r] : 128;
+            const float scale = steps[k_scale[r]];
+            const float size = stored_scale == 255 ? steps[255]
+                               : stored_scale      ? (float)((int)stored_scale - 128) * 0.125f
+                                                   : -16.0f;
             inverse[r] = ex2_approx(-size);
-            counted[r] = mark != 0;
+            counted[r] = stored_scale != 0;
 #pragma unroll
             for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -177,7 +179,9 @@ struct Worker {
                 for (int t = 0; t < TILES; t++)
 #pragma unroll
                     for (int h = 0; h < 2; h++) team.highest[member * ROWS + 8 * t + 2 * lane + h] = highest[t][h];
-            bar_sync(team.barrier, 32 * TEAM);  // every warp has written whether it raises, and to what
+            // Every warp has written whether it raises, and to what. It has also read the last probabilities, which the
+            // next ones overwrite.
+            bar_sync(team.barrier, 32 * TEAM);
             raises = false;
 #pragma unroll
             for (int m = 0; m < TEAM; m++) {
@@ -198,11 +202,11 @@ struct Worker {
         for (int t = 0; t < TILES; t++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                const float top = fmaxf(reference[t][h], highest[t][h]), fade = ex2_approx(reference[t][h] - top);
+                const float top = fmaxf(reference[t][h], highest[t][h]), rescale = ex2_approx(reference[t][h] - top);
                 reference[t][h] = top;
-                weight[t][h] *= fade;
+                weight[t][h] *= rescale;
 #pragma unroll
-                for (int m = 0; m < STEPS; m++) sums[m][t][h] *= fade, sums[m][t][2 + h] *= fade;
+                for (int m = 0; m < STEPS; m++) sums[m][t][h] *= rescale, sums[m][t][2 + h] *= rescale;
             }
     }
 };

@@ -11,7 +11,7 @@
 #include "common/planes.cuh"
 #include "common/types.cuh"
 
-constexpr int LANE_CODES = 32;
+constexpr int LANE_CODES = 32;  // so that a lane has whole words of every plane
 
 template <int WORDS>
 __device__ __forceinline__ void load_words(u32* out, const u8* at) {
@@ -100,8 +100,8 @@ __device__ __forceinline__ float own_centroid(const float* centroids) {
 // Builds the table; whole warps must call it. Neighbouring threads write neighbouring words: no bank conflicts.
 template <int B = BITS, int C = COPIES>
 __device__ __forceinline__ void build_lut(u32* table, const float* centroids, float own) {
-    constexpr int WIDE = C >= 4 ? 4 : 1;
-#pragma unroll 4
+    constexpr int WIDE = C >= 4 ? 4 : 1;  // words per store: 16 bytes where four copies of an entry fill them
+#pragma unroll 4                          // several shuffles run at once; not measured
     for (int i = threadIdx.x; i < Width<B>::ENTRIES * C / WIDE; i += THREADS) {
         u32 low = i * WIDE / C, high = low;
         if (Width<B>::PAIRS) codes_of<B>(low, low, high);

@@ -124,14 +124,16 @@ __device__ __forceinline__ void bar_sync(int barrier, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-// Waits for the kernel before, where a launch overlaps with it: reads of what that kernel wrote must follow.
+// Waits until the previous kernel has ended and its writes are visible, where this launch overlaps with it. What that
+// kernel writes may be read only after this call.
 __device__ __forceinline__ void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// Allows the next kernel to start, where it is launched to overlap. It prepares itself and then waits for this one.
+// Allows the next kernel to start, where it is launched to overlap. It prepares itself and then waits for this one to
+// end. So a kernel calls this first.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

@@ -12,9 +12,10 @@
 #include "common/reduce.cuh"
 #include "common/types.cuh"
 
-constexpr int WARPS = THREADS / 32, EACH = SIZE / 32, AHEAD = SIZE >= 512 ? 2 : 4;
-constexpr int WIDE =
-    EACH < 8 ? EACH : 8;  // values that are loaded at once: lane l holds values l * WIDE + ..., then SIZE / 2 further
+constexpr int WARPS = THREADS / 32, EACH = SIZE / 32;
+constexpr int AHEAD = SIZE >= 512 ? 2 : 4;  // slots that are loaded at once; bounds registers; not measured
+// Values that are loaded at once, at most 16 bytes. Lane l holds values l * WIDE, ..., then those 32 * WIDE further.
+constexpr int WIDE = EACH < 8 ? EACH : 8;
 
 struct Row {
     float v[EACH];
@@ -46,7 +47,7 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
                                                                        i64 length, const void* mask, float scaling,
                                                                        float* splits, float* sizes) {
     griddepcontrol_launch_dependents();
-    __shared__ float most_of[WARPS][GROUP], sum_of[WARPS][GROUP];
+    __shared__ float warp_max[WARPS][GROUP], warp_sum[WARPS][GROUP];
     __shared__ float row_of[WARPS][SIZE];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const i64 row = blockIdx.z, heads = (i64)gridDim.y * GROUP, first_head = (i64)blockIdx.y * GROUP;
@@ -57,13 +58,13 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
     const i64 end = begin + per_cta < length ? begin + per_cta : length;
     griddepcontrol_wait();  // the previous kernel writes queries and the new slot of the cache
     Row q[GROUP], sums[GROUP] = {};
-    float most[GROUP], sum[GROUP];
+    float row_max[GROUP], sum[GROUP];
 #pragma unroll
     for (int g = 0; g < GROUP; g++) {
         load_row(q[g], query + (row * heads + first_head + g) * SIZE, lane);
 #pragma unroll
         for (int j = 0; j < EACH; j++) q[g].v[j] *= scaling;
-        most[g] = LOWEST, sum[g] = 0.0f;
+        row_max[g] = LOWEST, sum[g] = 0.0f;
     }
     for (i64 at = begin + warp * AHEAD; at < end; at += WARPS * AHEAD) {
         Row some[AHEAD];
@@ -86,16 +87,16 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
         for (int a = 0; a < AHEAD; a++) load_row(some[a], v + (at + a < end ? at + a : at) * SIZE, lane);
 #pragma unroll
         for (int g = 0; g < GROUP; g++) {
-            float now = most[g];
+            float new_max = row_max[g];
 #pragma unroll
-            for (int a = 0; a < AHEAD; a++) now = fmaxf(now, score[a][g]);
-            const float shrink = __expf(most[g] - now);
-            most[g] = now, sum[g] *= shrink;
+            for (int a = 0; a < AHEAD; a++) new_max = fmaxf(new_max, score[a][g]);
+            const float rescale = __expf(row_max[g] - new_max);
+            row_max[g] = new_max, sum[g] *= rescale;
 #pragma unroll
-            for (int j = 0; j < EACH; j++) sums[g].v[j] *= shrink;
+            for (int j = 0; j < EACH; j++) sums[g].v[j] *= rescale;
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
-                const float p = __expf(score[a][g] - now);
+                const float p = __expf(score[a][g] - new_max);
                 sum[g] += p;
 #pragma unroll
                 for (int j = 0; j < EACH; j++) sums[g].v[j] += p * some[a].v[j];
@@ -103,16 +104,16 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
         }
     }
     if (lane == 0)
-        for (int g = 0; g < GROUP; g++) most_of[warp][g] = most[g], sum_of[warp][g] = sum[g];
+        for (int g = 0; g < GROUP; g++) warp_max[warp][g] = row_max[g], warp_sum[warp][g] = sum[g];
     const i64 head = row * heads + first_head;
 #pragma unroll
     for (int g = 0; g < GROUP; g++) {
         __syncthreads();  // every warp's maxima and sums are written, and the previous head has been read
-        float now = LOWEST;
-        for (int w = 0; w < WARPS; w++) now = fmaxf(now, most_of[w][g]);
-        const float shrink = __expf(most[g] - now);
+        float new_max = LOWEST;
+        for (int w = 0; w < WARPS; w++) new_max = fmaxf(new_max, warp_max[w][g]);
+        const float rescale = __expf(row_max[g] - new_max);
 #pragma unroll
-        for (int j = 0; j < EACH; j++) row_of[warp][value_index(j, lane)] = sums[g].v[j] * shrink;
+        for (int j = 0; j < EACH; j++) row_of[warp][value_index(j, lane)] = sums[g].v[j] * rescale;
         __syncthreads();  // every warp's row is written
         const i64 part = (head + g) * gridDim.x + blockIdx.x;
         for (int i = threadIdx.x; i < SIZE; i += THREADS) {
@@ -122,8 +123,8 @@ extern "C" __global__ __launch_bounds__(THREADS) void decode_attention(const u16
         }
         if (threadIdx.x == 0) {
             float all = 0.0f;
-            for (int w = 0; w < WARPS; w++) all += sum_of[w][g] * __expf(most_of[w][g] - now);
-            sizes[part * 2] = now, sizes[part * 2 + 1] = all;
+            for (int w = 0; w < WARPS; w++) all += warp_sum[w][g] * __expf(warp_max[w][g] - new_max);
+            sizes[part * 2] = new_max, sizes[part * 2 + 1] = all;
         }
     }
 }
@@ -139,25 +140,25 @@ extern "C" __global__ void combine_decode_splits(const float* splits, const floa
     const i64 head = blockIdx.x;
     griddepcontrol_wait();  // the previous kernel writes the splits
     if (threadIdx.x < 32) {
-        float most[2], sum[2], now = LOWEST, all = 0.0f;
+        float row_max[2], sum[2], new_max = LOWEST, all = 0.0f;
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const int p = j * 32 + threadIdx.x;
-            most[j] = p < count ? sizes[(head * count + p) * 2] : LOWEST;
+            row_max[j] = p < count ? sizes[(head * count + p) * 2] : LOWEST;
             sum[j] = p < count ? sizes[(head * count + p) * 2 + 1] : 0.0f;
-            now = fmaxf(now, most[j]);
+            new_max = fmaxf(new_max, row_max[j]);
         }
-        now = warp_reduce_max(now);
+        new_max = warp_reduce_max(new_max);
 #pragma unroll
-        for (int j = 0; j < 2; j++) all += sum[j] * __expf(most[j] - now);
+        for (int j = 0; j < 2; j++) all += sum[j] * __expf(row_max[j] - new_max);
         all = warp_reduce_sum(all);
 #pragma unroll
-        for (int j = 0; j < 2; j++) fractions[j * 32 + threadIdx.x] = __expf(most[j] - now) / all;
+        for (int j = 0; j < 2; j++) fractions[j * 32 + threadIdx.x] = __expf(row_max[j] - new_max) / all;
     }
     __syncthreads();  // the fractions of the splits are written
     for (int i = threadIdx.x * 4; i < SIZE; i += blockDim.x * 4) {
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 8
+#pragma unroll 8  // so many loads run at once; not measured
         for (int p = 0; p < count; p++) {
             const float4 v = *(const float4*)(splits + (head * count + p) * SIZE + i);
             const float fraction = fractions[p];

@@ -19,8 +19,8 @@ constexpr int EACH = SIZE / 32;
 // queries:                   (rows, QUERIES, SIZE), INPUT, rows query_stride elements apart
 // keys, values:              (rows, KEYS, SIZE), INPUT, rows key_stride and value_stride elements apart
 // query_weight, key_weight:  (SIZE,), INPUT; the norm of values has no weight
-// cosines, sines:            (rows, SIZE), INPUT. With TABLE, cosines is (positions, SIZE): the cosines of SIZE / 2 angles,
-//                            then their sines; sines is null
+// cosines, sines:            (rows, SIZE), INPUT. With TABLE, cosines is (positions, SIZE): the cosines of SIZE / 2
+//                            angles, then their sines; sines is null
 // slot:                      (1,), where the token goes in the cache. With TABLE (rows,), the positions
 // out:                       (rows, QUERIES, SIZE), OUTPUT
 // key_cache, value_cache:    (rows, KEYS, slots, SIZE), OUTPUT; one slot with TABLE
@@ -69,10 +69,10 @@ extern "C" __global__ __launch_bounds__(THREADS) void qk_norm_rope_append(
 #else
         const float cosine = load_input(cosines, row * SIZE + i), sine = load_input(sines, row * SIZE + i);
 #endif
-        const float turned = rounded(x[j] * cosine) + rounded(other * sine);
+        const float rotated = rounded(x[j] * cosine) + rounded(other * sine);
         if (query)
-            store(out, (row * QUERIES + own) * SIZE + i, turned);
+            store(out, (row * QUERIES + own) * SIZE + i, rotated);
         else
-            store(key_cache, cached + i, turned);
+            store(key_cache, cached + i, rotated);
     }
 }

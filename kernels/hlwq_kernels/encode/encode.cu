@@ -4,8 +4,8 @@
 // The blocks of a row exchange exponent, base and sums through shared memory.
 //
 // Where the exponent allows (see NEAR_LOW), a row is not scaled: with powers of two it makes no difference whether z or
-// its factors are scaled. Every row is first treated so, and computed again if its exponent does not allow it. So z is
-// the rotated block below, and z times `unscale`, a power of two, is that of the definition.
+// its factors are scaled. Every row is first computed this way, and again if its exponent does not allow it. So z below
+// is the rotated block, and z times `unscale`, a power of two, is that of the definition.
 //
 // Macros, in addition to those of encode/encode_block.cuh (encode/cuda_config.py computes them):
 //   INPUT              dtype of the weights
@@ -21,10 +21,11 @@
 #define QUADS (N * (INPUT == FLOAT32 ? 4 : 2) / 16)  // of 16 bytes in a block
 #define NOT_FINITE 0x7FFFFFFFu
 
-// Exponents of rows that are rotated as they are. From below: squares that underflow belong to blocks far too small to
-// be coded. From above: the least weight of the type, 2^-133, 2^-24 or 2^-149, divided by 2^exponent, by sqrt(N) and by
-// the largest scale, is a float still, so that no sign is lost in either order; where sqrt(N) is no power of two, least
-// float32 weights lose theirs when they are multiplied, so that no such row is near.
+// Exponents of rows that are rotated without scaling, from NEAR_LOW to NEAR_HIGH. Below, squares that underflow could
+// belong to blocks that are large enough to be coded. Above, the smallest weight of the type (2^-133, 2^-24 or 2^-149),
+// divided by 2^exponent, by sqrt(N) and by the largest scale, could leave float32 and lose its sign. Where sqrt(N) is
+// not a power of two, the smallest float32 weights lose their sign when they are multiplied by its inverse. So no row of
+// float32 weights is near then.
 #define EVEN (N == 64 || N == 256)
 #define ROOT_BITS (N == 64 ? 3 : N == 256 ? 4 : 0)
 #define NEAR_LOW -30
@@ -43,7 +44,7 @@ struct EncodeTables {
 };
 
 struct Scale {
-    float mark, s;  // as stored, and as decoded in units of 2^exponent
+    float stored_scale, s;  // as stored, and as decoded in units of 2^exponent
 };
 
 __device__ inline Row describe(u32 largest) {
@@ -96,9 +97,9 @@ __device__ inline void transform_far(float (&z)[N], float down) {
     scale_block(z, INVERSE_ROOT);
 }
 
-// What a block asks of its row's base, in units of z, as the bits of a float; without LOG8 whether its norm, which is
-// that of z times `scale`, is too large for float16: infinity, else 0. A block that is not finite asks for NOT_FINITE.
-__device__ inline u32 wished_base(float first, const Measure& m, float scale, float inverse_outermost) {
+// The base that a block needs, in units of z, as the bits of a float. Without LOG8 infinity if its norm, which is that
+// of z times `scale`, is too large for float16, else 0. NOT_FINITE for a block that is not finite.
+__device__ inline u32 needed_base(float first, const Measure& m, float scale, float inverse_outermost) {
     if (first != first) return NOT_FINITE;  // the sum of all weights
     if (!LOG8) return float_to_half(__fsqrt_rn(m.energy) * scale) == 0x7C00 ? 0x7F800000u : 0;
     return __float_as_uint(fmaxf(__fsqrt_rn(m.energy * (1.0f / N)) * HEADROOM, m.largest * inverse_outermost));
@@ -106,11 +107,11 @@ __device__ inline u32 wished_base(float first, const Measure& m, float scale, fl
 
 // Where candidates start, and the one at which the largest coefficient meets the outermost centroid: steps for LOG8,
 // else norms to be rounded. Without SEARCH the start is the only candidate.
-struct Wanted {
+struct SearchRange {
     float first, last;
 };
 
-__device__ inline Wanted wanted(float energy, float outermost, float base, const EncodeTables& tables) {
+__device__ inline SearchRange search_range(float energy, float outermost, float base, const EncodeTables& tables) {
     if (!LOG8) return {__fsqrt_rn(energy), outermost * ROOT};
     const float rms = __fsqrt_rn(energy * (1.0f / N)), divisor = base > 0.0f ? base : 1.0f;
     if (!SEARCH) return {(float)step_below(tables.steps, __fdiv_rn(rms * HALF_STEP, divisor)), 0.0f};
@@ -118,23 +119,23 @@ __device__ inline Wanted wanted(float energy, float outermost, float base, const
             (float)step_below(tables.steps, __fdiv_rn(outermost, divisor))};
 }
 
-__device__ inline Scale candidate(int j, const Wanted& w, float base, const Row& row, const EncodeTables& tables) {
+__device__ inline Scale candidate(int j, const SearchRange& w, float base, const Row& row, const EncodeTables& tables) {
     const bool last = j == FACTORS;
     if (LOG8) {
         const float k = fminf(fmaxf(last ? w.last : w.first + (float)j, 1.0f), 255.0f);
         return {k, base * tables.steps[(int)k]};
     }
     const float norm = !SEARCH ? w.first : last ? w.last : w.first * tables.factors[j];
-    const float mark = half_to_float(float_to_half(norm * row.up));
-    return {mark, mark * row.down * INVERSE_ROOT};
+    const float stored_scale = half_to_float(float_to_half(norm * row.up));
+    return {stored_scale, stored_scale * row.down * INVERSE_ROOT};
 }
 
 // `largest` is that of z.
-__device__ inline Scale search(const float (&z)[N], float largest, const Wanted& w, float base, const Row& row,
+__device__ inline Scale search(const float (&z)[N], float largest, const SearchRange& w, float base, const Row& row,
                                const EncodeTables& tables) {
     Scale best = candidate(0, w, base, row, tables);
     float least = INFINITY_;
-#pragma unroll 1
+#pragma unroll 1  // the body has two copies of N look-ups already; other counts were not measured
     for (int j = 0; j <= FACTORS; j++) {
         const Scale other = candidate(j, w, base, row, tables);
         const float inverse = other.s > 0.0f ? __fdiv_rn(PER_UNIT, other.s) * row.unscale : 0.0f;
@@ -176,7 +177,7 @@ __device__ inline T over_row(T value, uint4* scratch, int rows, int width, int m
     T *values = (T*)scratch, *results = (T*)(scratch + blockDim.x);
     values[threadIdx.x] = value;
     __syncthreads();  // every thread's value is there
-#pragma unroll 1
+#pragma unroll 1      // rolled, because blocks fill the registers meanwhile; not measured
     for (int r = threadIdx.x / 32; r < rows; r += blockDim.x / 32) {
         T x = {};
 #pragma unroll 1
@@ -185,7 +186,7 @@ __device__ inline T over_row(T value, uint4* scratch, int rows, int width, int m
         for (int h = 16; h > 0; h /= 2) x = combine(x, from_lane(x, h));
         if (threadIdx.x % 32 == 0) results[r] = x;
     }
-    __syncthreads();  // every row's result is there
+    __syncthreads();  // every row's result is there; the next call overwrites it after its first barrier
     return results[mine];
 }
 
@@ -249,10 +250,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         const bool active = mine < held && row_index < rows;
         float z[N];
         Measure m = {0.0f, 0.0f};
-        auto take = [&](int inner) {
+        auto load_block = [&](int inner) {
             widen(STAGED ? arena + threadIdx.x * (QUADS + 1) : weight + (wide_row * blocks + inner) * QUADS, z);
         };
-        auto take_again = [&](int inner, const Row& row) {
+        auto reload_block = [&](int inner, const Row& row) {
             widen(weight + (wide_row * blocks + inner) * QUADS, z);
             if (row.near)
                 transform_near(z);
@@ -268,25 +269,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
         }
         Largest largest = {0, 0};
         EACH_BLOCK {
-            take(inner);
+            load_block(inner);
             const u32 weight_bits = __float_as_uint(magnitude(z));
             transform_near(z);
             m = measure(z);
-            const u32 base = wished_base(z[0], m, power_of_two(-ROOT_BITS), tables.inverse_outermost);
+            const u32 base = needed_base(z[0], m, power_of_two(-ROOT_BITS), tables.inverse_outermost);
             largest = combine(largest, {weight_bits, base});
         }
         largest = over_row(largest, scratch, held, width, mine);
+        // After the barriers of over_row every thread has read its block, so the next rows may overwrite it.
         if (STAGED && group + gridDim.x < groups) stage(group + gridDim.x);
         if (!active) largest = {0, 0};
         Row row = describe(largest.weight);
         if (largest.base == NOT_FINITE) row.finite = row.coded = false;
         const bool far = row.coded && !row.near;
-        if (__syncthreads_or(far)) {
+        if (__syncthreads_or(far)) {  // the whole CTA goes there, because over_row has barriers
             Largest again = {0, 0};
             EACH_BLOCK {
                 if (far) {
-                    take_again(inner, row);
-                    again = combine(again, {0, wished_base(z[0], m, row.up, tables.inverse_outermost)});
+                    reload_block(inner, row);
+                    again = combine(again, {0, needed_base(z[0], m, row.up, tables.inverse_outermost)});
                 }
             }
             again = over_row(again, scratch, held, width, mine);
@@ -303,9 +305,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
             u32 words[WORDS];
             bool kept = false;
             if (row.coded) {
-                if (LOOP) take_again(inner, row);
+                if (LOOP) reload_block(inner, row);
                 const float energy = m.energy * (row.unscale * row.unscale);
-                const Wanted w = wanted(energy, m.largest * row.unscale * tables.inverse_outermost, base, tables);
+                const SearchRange w =
+                    search_range(energy, m.largest * row.unscale * tables.inverse_outermost, base, tables);
                 scale = SEARCH ? search(z, m.largest, w, base, row, tables) : candidate(0, w, base, row, tables);
                 float inverse = scale.s > 0.0f ? __fdiv_rn(1.0f, scale.s) * row.unscale : 0.0f;
                 if (!row.near) {  // to lose the signs that the definition loses
@@ -321,11 +324,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
             for (int i = 0; i < WORDS; i++) words[i] = kept ? words[i] : 0;
             store_codes(codes + wide_row * row_bytes, blocks, inner, words);
-            const float mark = kept ? scale.mark : 0.0f;
+            const float stored_scale = kept ? scale.stored_scale : 0.0f;
             if (LOG8)
-                ((u8*)scales)[wide_row * blocks + inner] = (u8)(int)mark;
+                ((u8*)scales)[wide_row * blocks + inner] = (u8)(int)stored_scale;
             else
-                ((u16*)scales)[wide_row * blocks + inner] = float_to_half(mark);
+                ((u16*)scales)[wide_row * blocks + inner] = float_to_half(stored_scale);
         }
 
         // The row's sums.

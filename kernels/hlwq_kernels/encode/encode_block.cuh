@@ -65,7 +65,8 @@ __device__ inline float error_by_cells(const float (&z)[N], float inverse, float
     });
 }
 
-// The largest k with steps[k] <= ratio: a guess that is off by one at most, then the table decides.
+// The largest k with steps[k] <= ratio: a guess that is off by one at most, then the table decides. Steps are 1/32
+// octave, and step 255 is 1. The smallest step is about 2^-8, so a ratio below 1e-3 gives 0 in any case.
 __device__ inline int step_below(const float* steps, float ratio) {
     int k = (int)floorf(lg2_approx(fmaxf(ratio, 1e-3f)) * 32.0f) + 255;
     k = min(max(k, 0), 255);
@@ -99,8 +100,8 @@ __device__ inline void pack(u32 (&words)[WORDS], int g, const u32 (&c)[8]) {
     if (BITS % 2) put<BITS % 2 ? BITS - 1 : 0, 1>(words, g, even, odd);
 }
 
-// The code of x, which is u in coarse cells. A cell's pair is the boundary in it, or the next, and the code below that;
-// `position` may err by far less than cells overlap (see encode/cuda_config.py), and the comparison with the boundary is
+// The code of x, which is u in coarse cells. A cell's pair is the boundary in it, or the next, and the code below that.
+// `position` errs by far less than cells overlap (see encode/cuda_config.py), and the comparison with the boundary is
 // exact.
 __device__ __forceinline__ u32 code_of(float x, float u, float inverse_span, u32 pairs) {
     const float position = __saturatef(__fmaf_rn(x, inverse_span, 0.5f));
@@ -130,7 +131,7 @@ __device__ inline float code(float (&z)[N], float inverse, u32 pairs, u32 centro
     return tree_sum([&](int i) { return z[i]; });
 }
 
-// Stores the words of one plane of a block, in the largest pieces that its place allows.
+// Stores the words of one plane of a block, in the widest words that its alignment allows.
 template <int BELOW, int WIDTH>
 __device__ inline void store_block_plane(u8* row, i64 blocks, i64 inner, const u32 (&words)[WORDS]) {
     constexpr int count = N * WIDTH / 32, first = N * BELOW / 32;

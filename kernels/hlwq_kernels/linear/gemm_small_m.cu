@@ -18,6 +18,8 @@
 #include "common/dequant.cuh"
 #include "common/reduce.cuh"
 
+// ROWS are those of an MMA. CHUNK is what four lanes load at once, 32 codes each. WARPS was not measured against other
+// numbers; linear/gemm_small_m.py has the same constants.
 constexpr int WARPS = 8, ROWS = 16, CHUNK = 128;
 constexpr float ROOT = N == 32 ? 0.17677669529663687f : N == 64 ? 0.125f : N == 128 ? 0.08838834764831845f : 0.0625f;
 

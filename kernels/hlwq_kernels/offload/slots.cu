@@ -10,21 +10,21 @@
 
 // Assigns slots to the experts that a step needs. One CTA. Every expert in topk_ids must find a slot or a scratch slot.
 //
-// topk_ids:   (pairs,); ids that are not an expert's are allowed
-// first:      the layer's first slot among all slots
-// scratch:    the first of the scratch slots, which all layers share
-// slot_of:    (EXPERTS,), the slot of each expert within the layer, -1 for none; updated
-// expert_in:  (SLOTS,), the expert in each slot, -1 for none; updated
-// scores:     (EXPERTS,), use counts; updated
-// slots:      (pairs,), written: the slot of each pair among all slots, -1 for no expert
-// copies:     (count, 2), written: missing experts, ascending, and their slots
-// count:      (1,), written: missing experts
-// counters:   (2,), to which needed and missing experts are added
+// topk_ids:    (pairs,); ids that are not an expert's are allowed
+// first:       the layer's first slot among all slots
+// scratch:     the first of the scratch slots, which all layers share
+// slot_of:     (EXPERTS,), the slot of each expert within the layer, -1 for none; updated
+// expert_in:   (SLOTS,), the expert in each slot, -1 for none; updated
+// use_counts:  (EXPERTS,); updated
+// slots:       (pairs,), written: the slot of each pair among all slots, -1 for no expert
+// copies:      (count, 2), written: missing experts, ascending, and their slots
+// count:       (1,), written: missing experts
+// counters:    (2,), to which needed and missing experts are added
 extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* topk_ids, i64 pairs, i64 first,
                                                                    i64 scratch, int* slot_of, int* expert_in,
-                                                                   int* scores, i64* slots, int* copies, int* count,
+                                                                   int* use_counts, i64* slots, int* copies, int* count,
                                                                    i64* counters) {
-    __shared__ int needed[EXPERTS], missing[EXPERTS], score[EXPERTS], target[EXPERTS], held[SLOTS], key[SLOTS],
+    __shared__ int needed[EXPERTS], missing[EXPERTS], use_count[EXPERTS], target[EXPERTS], held[SLOTS], key[SLOTS],
         victims[SLOTS];
     constexpr int BUSY = 0x7fffffff;
     const int t = threadIdx.x;
@@ -35,12 +35,12 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
         if (topk_ids[p] >= 0 && topk_ids[p] < EXPERTS) needed[topk_ids[p]] = 1;
     __syncthreads();  // `needed` is known
     for (int e = t; e < EXPERTS; e += THREADS) {
-        const int before = scores[e];
-        scores[e] = score[e] = before - ((before + (1 << SHIFT) - 1) >> SHIFT) + needed[e] * UNIT;
+        const int before = use_counts[e];
+        use_counts[e] = use_count[e] = before - ((before + (1 << SHIFT) - 1) >> SHIFT) + needed[e] * UNIT;
         missing[e] = needed[e] && target[e] < 0;
     }
-    __syncthreads();  // scores are updated
-    for (int s = t; s < SLOTS; s += THREADS) key[s] = held[s] < 0 ? -1 : needed[held[s]] ? BUSY : score[held[s]];
+    __syncthreads();  // use counts are updated
+    for (int s = t; s < SLOTS; s += THREADS) key[s] = held[s] < 0 ? -1 : needed[held[s]] ? BUSY : use_count[held[s]];
     __syncthreads();  // every slot's key is known
     for (int s = t; s < SLOTS; s += THREADS) {
         int rank = 0;
@@ -53,13 +53,13 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
             target[e] += (int)first;
             continue;
         }
-        int turn = 0, free = 0;
-        for (int other = 0; other < e; other++) turn += missing[other];
+        int order = 0, free = 0;
+        for (int other = 0; other < e; other++) order += missing[other];
         for (int s = 0; s < SLOTS; s++) free += key[s] != BUSY;
-        const int victim = turn < free ? victims[turn] : -1;
-        target[e] = victim < 0 ? (int)scratch + turn - free : (int)first + victim;
-        copies[2 * turn] = e;
-        copies[2 * turn + 1] = target[e];
+        const int victim = order < free ? victims[order] : -1;
+        target[e] = victim < 0 ? (int)scratch + order - free : (int)first + victim;
+        copies[2 * order] = e;
+        copies[2 * order + 1] = target[e];
         if (victim < 0) continue;
         if (held[victim] >= 0) slot_of[held[victim]] = -1;
         slot_of[e] = victim;
@@ -69,35 +69,36 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_slots(const i64* to
     for (i64 p = t; p < pairs; p += THREADS)
         slots[p] = topk_ids[p] >= 0 && topk_ids[p] < EXPERTS ? target[topk_ids[p]] : -1;
     if (t == 0) {
-        int wanted = 0, absent = 0;
-        for (int e = 0; e < EXPERTS; e++) wanted += needed[e], absent += missing[e];
-        *count = absent;
-        counters[0] += wanted;
-        counters[1] += absent;
+        int num_needed = 0, num_missing = 0;
+        for (int e = 0; e < EXPERTS; e++) num_needed += needed[e], num_missing += missing[e];
+        *count = num_missing;
+        counters[0] += num_needed;
+        counters[1] += num_missing;
     }
 }
 
-// Assigns slots to at most `most` of the experts that may be needed soon. One CTA. It evicts the experts with the
-// smallest scores that are not predicted themselves. Scores do not change. Scratch slots are not used, because other
-// layers use them at the same time.
+// Assigns slots to at most `max_copies` of the experts that may be needed soon. One CTA. It evicts the experts with the
+// smallest use counts that are not predicted themselves. Use counts do not change. Scratch slots are not used, because
+// other layers use them at the same time.
 //
 // topk_ids:            (pairs,), predicted experts, the likeliest first
 // slot_of, expert_in:  as above; updated
-// scores:              (EXPERTS,)
+// use_counts:          (EXPERTS,)
 // copies, count:       as above; written
 extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64* topk_ids, i64 pairs, i64 first,
-                                                                      int* slot_of, int* expert_in, const int* scores,
-                                                                      i64 most, int* copies, int* count) {
-    __shared__ int named[EXPERTS], key[SLOTS], victims[SLOTS];
+                                                                      int* slot_of, int* expert_in,
+                                                                      const int* use_counts, i64 max_copies,
+                                                                      int* copies, int* count) {
+    __shared__ int predicted[EXPERTS], key[SLOTS], victims[SLOTS];
     constexpr int BUSY = 0x7fffffff;
     const int t = threadIdx.x;
-    for (int e = t; e < EXPERTS; e += THREADS) named[e] = 0;
-    __syncthreads();  // `named` is cleared
+    for (int e = t; e < EXPERTS; e += THREADS) predicted[e] = 0;
+    __syncthreads();  // `predicted` is cleared
     for (i64 p = t; p < pairs; p += THREADS)
-        if (topk_ids[p] >= 0 && topk_ids[p] < EXPERTS) named[topk_ids[p]] = 1;
-    __syncthreads();  // `named` is known
+        if (topk_ids[p] >= 0 && topk_ids[p] < EXPERTS) predicted[topk_ids[p]] = 1;
+    __syncthreads();  // `predicted` is known
     for (int s = t; s < SLOTS; s += THREADS)
-        key[s] = expert_in[s] < 0 ? -1 : named[expert_in[s]] ? BUSY : scores[expert_in[s]];
+        key[s] = expert_in[s] < 0 ? -1 : predicted[expert_in[s]] ? BUSY : use_counts[expert_in[s]];
     __syncthreads();  // every slot's key is known
     for (int s = t; s < SLOTS; s += THREADS) {
         int rank = 0;
@@ -106,19 +107,19 @@ extern "C" __global__ __launch_bounds__(THREADS) void assign_prefetch(const i64*
     }
     __syncthreads();  // the order of victims is known
     if (t > 0) return;
-    int turn = 0, free = 0;
+    int num_copies = 0, free = 0;
     for (int s = 0; s < SLOTS; s++) free += key[s] != BUSY;
-    for (i64 p = 0; p < pairs && turn < most && turn < free; p++) {
+    for (i64 p = 0; p < pairs && num_copies < max_copies && num_copies < free; p++) {
         if (topk_ids[p] < 0 || topk_ids[p] >= EXPERTS || slot_of[topk_ids[p]] >= 0) continue;
-        const int expert = (int)topk_ids[p], slot = victims[turn];
+        const int expert = (int)topk_ids[p], slot = victims[num_copies];
         if (expert_in[slot] >= 0) slot_of[expert_in[slot]] = -1;
         slot_of[expert] = slot;
         expert_in[slot] = expert;
-        copies[2 * turn] = expert;
-        copies[2 * turn + 1] = (int)first + slot;
-        turn++;
+        copies[2 * num_copies] = expert;
+        copies[2 * num_copies + 1] = (int)first + slot;
+        num_copies++;
     }
-    *count = turn;
+    *count = num_copies;
 }
 
 // Copies records from pinned host memory into slots, with all CTAs. A CTA copies a piece at a time: AHEAD loads of 16
