@@ -1,133 +1,27 @@
-"""Kernels in CUDA C++, compiled when first used: NVRTC, which comes with torch, needs no compiler on the machine.
-
-Compiled kernels are kept in a cache on disk, keyed by source text, options and compiler: only the first process waits.
-A source may include headers of this package, `#include "common/ptx.cuh"`; they are put in its place in Python, because
-NVRTC sees one text. It can include nothing else: CUDA's own headers need not be installed on the machine.
-"""
+"""Kernels in CUDA C++, compiled when first used and launched on torch's current stream."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import logging
-import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
 
-logger = logging.getLogger("hlwq")
-_FOLDER = Path(__file__).parents[1]
-_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
-_OLDEST_CUDA_CORE = 1
-_OLDEST_CAPABILITY = (7, 5)
+from .cuda_compiler import Macros, compile_kernel, cuda_core, supports_nvrtc
+
 _FREE_SHARED = 48 * 1024
-
-Macros = tuple[tuple[str, str | int], ...]
-
-
-@lru_cache(maxsize=None)
-def supports_nvrtc(device: torch.device) -> bool:
-    """Whether kernels can be compiled for `device`.
-
-    It must be CUDA, of capability 7.5 or more, with cuda-core, and cuda-bindings of the CUDA that torch has.
-    """
-    if device.type != "cuda" or torch.version.cuda is None:
-        return False
-    if torch.cuda.get_device_capability(device) < _OLDEST_CAPABILITY:
-        return False
-    missing = missing_packages(int(torch.version.cuda.split(".")[0]))
-    if missing:
-        logger.warning("%s runs plain torch, slowly: its kernels need %s. `pip install 'hlwq[gpu]'`", device, missing)
-    return not missing
-
-
-def missing_packages(cuda: int) -> str:
-    """What is not installed of what kernels need with so new a CUDA, as requirements; empty where all is there."""
-    needed = {
-        f"cuda-core>={_OLDEST_CUDA_CORE}": _major("cuda-core") >= _OLDEST_CUDA_CORE,
-        f"cuda-bindings=={cuda}.*": _major("cuda-bindings") == cuda,
-    }
-    return " and ".join(requirement for requirement, there in needed.items() if not there)
-
-
-def _major(package: str) -> int:
-    try:
-        return int(importlib.metadata.version(package).split(".")[0])
-    except importlib.metadata.PackageNotFoundError:
-        return -1
-
-
-_importing = threading.Lock()
-
-
-@lru_cache(maxsize=None)
-def cuda_core() -> Any:
-    """The module `cuda.core`. Of threads that import it at once, all but one find it half made."""
-    with _importing:
-        import cuda.core as core
-
-        return core
-
-
-def source_text(source: str, replaced: Mapping[str, Path] | None = None) -> str:
-    """Return the text of a CUDA source with the headers that it includes, each of them once.
-
-    Args:
-        source: path of a `.cu` file from kernels/hlwq_kernels, or an absolute path.
-        replaced: files to read instead of headers, by the headers' paths from kernels/hlwq_kernels.
-
-    Raises:
-        FileNotFoundError: an included file does not exist.
-        ValueError: a file includes itself, directly or through others.
-    """
-    done: set[str] = set()
-
-    def expand(file: str, stack: tuple[str, ...]) -> str:
-        if file in stack:
-            raise ValueError(f"circular #include in CUDA sources: {' -> '.join((*stack, file))}")
-        if file in done:
-            return ""
-        done.add(file)
-        path = (replaced or {}).get(file, _FOLDER / file)
-        if stack and not path.is_file():
-            raise FileNotFoundError(f'{stack[-1]}: #include "{file}": no such file')
-        return _INCLUDE.sub(lambda found: expand(found[1], (*stack, file)), path.read_text())
-
-    return expand(source, ())
-
-
-def compile_kernel(source: str, name: str, macros: Macros, arch: str, fma: bool = True) -> Any:
-    """Compile a kernel; works without a GPU.
-
-    Args:
-        source: see `source_text`.
-        name: of an `extern "C"` kernel in it.
-        macros: to be defined, in order.
-        arch: `sm_90` and the like.
-        fma: whether multiplications and additions may be fused, which rounds once instead of twice.
-
-    Returns:
-        A `cuda.core.ObjectCode` that holds the kernel.
-    """
-    core = cuda_core()
-    from cuda.core.utils import FileStreamProgramCache
-
-    defined = [(key, str(value)) for key, value in macros]
-    options = core.ProgramOptions(name=name, std="c++17", arch=arch, fma=fma, define_macro=defined)
-    return core.Program(source_text(source), "c++", options).compile("cubin", cache=FileStreamProgramCache())
-
+"""Dynamic shared memory that a kernel gets without asking for more."""
 
 _compiled: dict[tuple[str, str, Macros, str, bool], Any] = {}
 _compiling = threading.Lock()
 
 
 def _kernel(source: str, name: str, macros: Macros, arch: str, fma: bool) -> Any:
-    """A compiled kernel; of threads that ask for it at once, one compiles and the others wait."""
+    """Return a compiled kernel. Of threads that ask for it at the same time, one compiles and the others wait."""
     key = (source, name, macros, arch, fma)
     if key not in _compiled:
         with _compiling:
@@ -137,12 +31,12 @@ def _kernel(source: str, name: str, macros: Macros, arch: str, fma: bool) -> Any
 
 
 def shared_per_multiprocessor(device: torch.device) -> int:
-    """Bytes of shared memory that the blocks on one multiprocessor can have together."""
+    """Return the bytes of shared memory that the CTAs on one multiprocessor can have together."""
     return int(_properties(device).max_shared_memory_per_multiprocessor)
 
 
 def reads_pinned_memory(device: torch.device) -> bool:
-    """Whether kernels on a device can be given host memory, pinned where it was, by its address."""
+    """Return whether kernels on a device can read registered host memory at its address on the host."""
     return supports_nvrtc(device) and bool(_properties(device).can_use_host_pointer_for_registered_mem)
 
 
@@ -153,7 +47,7 @@ def _properties(device: torch.device) -> Any:
 
 @lru_cache(maxsize=None)
 def _allow_shared(kernel: Any, device: torch.device) -> None:
-    """Let a kernel use all dynamic shared memory there is: by default 48 KB, and a cache gets the rest."""
+    """Let a kernel use all dynamic shared memory. The default is 48 KB, and the L1 cache gets the rest."""
     cuda_core()
     from cuda.bindings import driver
 
@@ -165,7 +59,7 @@ def _allow_shared(kernel: Any, device: torch.device) -> None:
     for name, value in limits.items():
         (error,) = driver.cuKernelSetAttribute(name, value, kernel.handle, driver.CUdevice(_number(device)))
         if error != driver.CUresult.CUDA_SUCCESS:
-            raise RuntimeError(f"{device} refuses a kernel {value} of {name.name}: {error.name}")
+            raise RuntimeError(f"{device} does not accept {name.name} = {value} for a kernel: {error.name}")
 
 
 @lru_cache(maxsize=256)
@@ -181,7 +75,7 @@ def _number(device: torch.device) -> int:
 
 
 class _Bound(threading.local):
-    """Devices whose context this thread has had once: torch gives it a context with its first call, not before."""
+    """Devices whose context has been current in this thread. torch makes it so with its first call, not before."""
 
     def __init__(self) -> None:
         self.devices: set[int] = set()
@@ -215,14 +109,14 @@ def _config(grid: tuple[int, ...], block: int, shared: int, overlap: bool) -> An
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel and all it takes, to be queued as often as it is called, on torch's then current stream.
+    """A kernel with its arguments. Each call queues it on the stream that is torch's current one then.
 
     Attributes:
         device: to run on.
         kernel: compiled.
         config: its grid, block and shared memory.
         arguments: as the driver takes them.
-        held: tensors that arguments point into.
+        held: tensors whose memory the arguments point to.
     """
 
     device: torch.device
@@ -273,7 +167,7 @@ class CudaKernel:
         shared: int = 0,
         overlap: bool = False,
     ) -> Launch:
-        """The kernel with its arguments, compiled and ready to be queued.
+        """Return the kernel with its arguments, compiled and ready to be queued.
 
         Args:
             device: to run on.
@@ -282,7 +176,8 @@ class CudaKernel:
             block: threads.
             args: tensors, which become pointers; ints, which kernels take as 64 bits; ctypes scalars; None is a null.
             shared: bytes of dynamic shared memory.
-            overlap: start while the kernel before still runs, where the GPU can; this one then waits for it itself.
+            overlap: start while the previous kernel still runs, where the GPU supports it. The kernel must then wait
+                for that one itself.
         """
         with _current(device):
             kernel = _kernel(self.source, self.name, macros, _arch(device), self.fma)
@@ -293,7 +188,7 @@ class CudaKernel:
         return Launch(device, kernel, config, tuple(_argument(a) for a in args), held)
 
     def resident(self, device: torch.device, macros: Macros, block: int, shared: int = 0) -> int:
-        """How many blocks of `block` threads and `shared` bytes a device runs at once."""
+        """Return how many CTAs of `block` threads and `shared` bytes a device runs at once."""
         with _current(device):
             kernel = _kernel(self.source, self.name, macros, _arch(device), self.fma)
             return _resident(kernel, device, block, shared)

@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def traceable(op: Callable[..., R], plain: Callable[P, R]) -> Callable[P, R]:
-    """`op` under torch.compile and torch.export, else `plain`, which it was made of."""
+    """Return a function that calls `op` under torch.compile and torch.export, else `plain`, the function behind it."""
 
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return op(*args, **kwargs) if torch.compiler.is_compiling() else plain(*args, **kwargs)

@@ -26,7 +26,7 @@ def num_sms(device: torch.device) -> int:
 
 @lru_cache(maxsize=None)
 def supports_triton(device: torch.device) -> bool:
-    """Whether a fitting Triton is installed and compiles for `device`: CUDA, of capability 8.0 or more."""
+    """Return whether Triton 3.6 or newer is installed and compiles for `device`: CUDA, of capability 8.0 or more."""
     if device.type != "cuda" or torch.version.cuda is None:
         return False
     try:

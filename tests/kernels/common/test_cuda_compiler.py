@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hlwq_kernels.common.cuda_kernel import missing_packages, source_text
+from hlwq_kernels.common.cuda_compiler import missing_packages, source_text
 
 
 def test_packages_that_kernels_need_and_lack_are_named() -> None:
@@ -16,11 +16,11 @@ def test_packages_that_kernels_need_and_lack_are_named() -> None:
 
 AT_ONCE = """
 import threading, time
-from hlwq_kernels.common import cuda_kernel
+from hlwq_kernels.common import cuda_compiler
 found = []
 def ask(delay):
     time.sleep(delay)
-    found.append(cuda_kernel.cuda_core().LaunchConfig(grid=1, block=32) is not None)
+    found.append(cuda_compiler.cuda_core().LaunchConfig(grid=1, block=32) is not None)
 threads = [threading.Thread(target=ask, args=(d / 50,)) for d in range(8)]
 for t in threads: t.start()
 for t in threads: t.join()
