@@ -14,10 +14,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .stored_names import ModelNames, Shape, TensorGroup, group_by_parameter, names_of
+
 if TYPE_CHECKING:
     import torch
 
-Shape = tuple[int, ...]
 _SHAPE_OPERATIONS = frozenset(
     ("Chunk", "Concatenate", "Interleave", "MergeModulelist", "PermuteForRope", "Split", "SplitModulelist", "Transpose")
 )
@@ -89,8 +90,8 @@ def resolve(model: Any, stored: Mapping[str, Shape], transposed: Collection[str]
         stored: shapes of the checkpoint's tensors, by name.
         transposed: parameters that their modules hold as (..., in, out).
     """
-    names = _names_of(model, transposed)
-    groups, unused = _grouped(names, stored)
+    names = names_of(model, transposed)
+    groups, unused = group_by_parameter(names, stored)
     origins: dict[str, Origin] = {}
     for first, group in groups.items():
         for name, origin in _origins_of(model, names, first, group, stored).items():
@@ -104,7 +105,7 @@ def resolve(model: Any, stored: Mapping[str, Shape], transposed: Collection[str]
         origins=origins,
         unused=tuple(sorted(unused - filled)),
         missing=tuple(sorted(_not_filled(model, set(names.shapes) - set(origins)))),
-        mismatched=tuple(sorted(_described(n, g) for n, g in groups.items() if not _fits(model, names, n, g, stored))),
+        mismatched=tuple(sorted(g.describe(n) for n, g in groups.items() if not _fits(model, names, n, g, stored))),
         shapes=names.shapes,
     )
 
@@ -120,9 +121,9 @@ def convert(
         stored: shapes of the checkpoint's tensors, by name.
         read: returns a stored tensor.
     """
-    groups, _ = _grouped(_names_of(model, ()), stored)
+    groups, _ = group_by_parameter(names_of(model, ()), stored)
     for first, group in groups.items():
-        if group.converter is None or parameter not in _targets(first, group):
+        if group.converter is None or parameter not in group.targets(first):
             continue
         converter = deepcopy(group.converter)
         for pattern, sources in group.members.items():
@@ -132,82 +133,9 @@ def convert(
     raise KeyError(parameter)
 
 
-def _names_of(model: Any, transposed: Collection[str]) -> _Names:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming
-
-    mapping = get_model_conversion_mapping(model)
-    return _Names(
-        model.base_model_prefix,
-        {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
-        [entry for entry in mapping if isinstance(entry, WeightRenaming)],
-        [entry for entry in mapping if isinstance(entry, WeightConverter)],
-        frozenset(transposed),
-    )
-
-
-@dataclass(frozen=True)
-class _Names:
-    """The model's names and shapes, and how transformers renames stored names to them."""
-
-    prefix: str
-    shapes: dict[str, Shape]
-    renamings: list[Any]
-    converters: list[Any]
-    transposed: frozenset[str]
-
-    def rows_shape(self, name: str) -> Shape:
-        """Return the shape of a parameter with the dimension that is not counted as rows reduced to 1."""
-        shape = self.shapes[name]
-        if len(shape) < 2:
-            return shape
-        return (*shape[:-2], 1, shape[-1]) if name in self.transposed else (*shape[:-1], 1)
-
-    def renamed(self, stored: str) -> tuple[str, Any, str]:
-        """Return a stored tensor's name in the model, its converter or None, and the pattern that it matched."""
-        from transformers.core_model_loading import rename_source_key
-
-        def rename(renamings: list[Any], converters: list[Any]) -> tuple[str, str | None]:
-            return rename_source_key(stored, renamings, converters, self.prefix, self.shapes)
-
-        name, pattern = rename(self.renamings, self.converters)
-        if name not in self.shapes and stored in self.shapes:
-            name, pattern = rename([], [])
-        if pattern is None:
-            return name, None, stored
-        return name, next(c for c in self.converters if pattern in c.source_patterns), pattern
-
-
-@dataclass
-class _Group:
-    """Stored tensors that one converter takes together, by the pattern that each matched; without one, a single one."""
-
-    converter: Any
-    members: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def sources(self) -> list[str]:
-        return [name for names in self.members.values() for name in names]
-
-
-def _grouped(names: _Names, stored: Mapping[str, Shape]) -> tuple[dict[str, _Group], set[str]]:
-    """Sort stored tensors by the (first) parameter that they fill, as transformers does; and those that fill none."""
-    from transformers.core_model_loading import dot_natural_key
-
-    groups: dict[str, _Group] = {}
-    unused: set[str] = set()
-    for source in sorted(stored, key=dot_natural_key):
-        name, converter, pattern = names.renamed(source)
-        group = groups.get(name, _Group(converter))
-        if name not in names.shapes or (group.members and (converter is None or group.converter is None)):
-            unused.add(source)  # no parameter of that name, or one that an earlier tensor fills already
-            continue
-        groups[name] = group
-        group.members.setdefault(pattern, []).append(source)
-    return groups, unused
-
-
-def _origins_of(model: Any, names: _Names, first: str, group: _Group, stored: Mapping[str, Shape]) -> dict[str, Origin]:
+def _origins_of(
+    model: Any, names: ModelNames, first: str, group: TensorGroup, stored: Mapping[str, Shape]
+) -> dict[str, Origin]:
     """Return the origins of the parameters that a group fills."""
     if group.converter is None:
         (source,) = group.sources
@@ -224,17 +152,11 @@ def _origins_of(model: Any, names: _Names, first: str, group: _Group, stored: Ma
         if found is not None:
             return found
         reason = reason or "its conversion does not move whole rows"
-    return {name: Origin(tuple(group.sources), None, False, reason) for name in _targets(first, group)}
-
-
-def _targets(first: str, group: _Group) -> list[str]:
-    """Return the names of the parameters that a group with a converter fills."""
-    first_pattern, *others = group.converter.target_patterns
-    return [first, *(first.replace(first_pattern, other) for other in others)]
+    return {name: Origin(tuple(group.sources), None, False, reason) for name in group.targets(first)}
 
 
 def _converted(
-    model: Any, names: _Names, first: str, group: _Group, stored: Mapping[str, Shape], axis: int
+    model: Any, names: ModelNames, first: str, group: TensorGroup, stored: Mapping[str, Shape], axis: int
 ) -> dict[str, Origin] | None:
     """Run a group's converter on row numbers; None where the results are not the rows of the model's parameters.
 
@@ -270,7 +192,7 @@ def _converted(
     return origins
 
 
-def _fits(model: Any, names: _Names, first: str, group: _Group, stored: Mapping[str, Shape]) -> bool:
+def _fits(model: Any, names: ModelNames, first: str, group: TensorGroup, stored: Mapping[str, Shape]) -> bool:
     """Whether the stored tensors of a group get the shapes of its parameters; true where that cannot be told."""
     import torch
 
@@ -287,16 +209,10 @@ def _fits(model: Any, names: _Names, first: str, group: _Group, stored: Mapping[
     return all(tuple(value.shape) == names.shapes.get(name, tuple(value.shape)) for name, value in values.items())
 
 
-def _described(name: str, group: _Group) -> str:
-    """Return a parameter's name and, if several tensors make it, how many there are of each kind."""
-    kinds = [f"{len(sources)} like {sources[0]}" for sources in group.members.values()]
-    return name if group.converter is None else f"{name} (of {', '.join(kinds)})"
-
-
 class _RowsOfModel:
     """Stands for the model in transformers' operations: its parameters have one dimension reduced to 1."""
 
-    def __init__(self, model: Any, names: _Names) -> None:
+    def __init__(self, model: Any, names: ModelNames) -> None:
         self._model, self._names = model, names
 
     def get_parameter(self, name: str) -> torch.Tensor:
