@@ -1,8 +1,8 @@
-"""Kernels of HLWQ: they know tensors, and nothing of files or models.
+"""Kernels of HLWQ: they work on tensors, and know nothing of files or models.
 
-Every operation exists as a plain torch function, the reference: it is the definition, and runs where nothing faster
-does. It also exists as compiled code with the same bytes or values as its result; the operation picks one by device.
-A folder holds one operation or what several share; its `__init__` lists what other folders and packages may use.
+Every operation has a reference, a plain torch function that defines the result and runs on any device. It also has
+compiled code with the same bytes or values as its result. The operation chooses by device. A folder holds one
+operation, or what several share. Its `__init__` lists what other folders and packages may use.
 """
 
 from .attention import attend

@@ -1,4 +1,4 @@
-"""A coded checkpoint back to a plain one, under the names and in the layout of its source."""
+"""Export: a coded checkpoint is decoded to plain weights, under the names and in the layout of its source."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def export(
 
     Args:
         path: an HLWQ folder.
-        out: the folder to write; must be empty or absent, or hold an unfinished export. That of the same checkpoint
-            with the same settings continues; another one is replaced.
-        to: type of decoded weights, `bf16`, `f16` or `f32`; kept tensors keep theirs.
+        out: the folder to write. It must be empty or absent, or hold an unfinished export. An export of the same
+            checkpoint with the same settings continues; another one is replaced.
+        to: type of decoded weights, `bf16`, `f16` or `f32`. Kept tensors keep their types.
         max_shard_bytes: largest size of an output file.
         progress: called after every slice of a tensor.
 
@@ -151,7 +151,7 @@ class _Export:
             raise
 
     def _tensors(self) -> list[TensorInfo]:
-        """What to write, decoded tensors under their source's names: shapes from the rows each contributed."""
+        """Return the tensors to write: decoded ones with the names and shapes of their sources, then kept ones."""
         shapes = {
             name: shape
             for record in self.checkpoint.manifest.coded
@@ -163,7 +163,7 @@ class _Export:
         return found + kept
 
     def make_room(self) -> None:
-        """Make the output folder, and raise OutOfSpaceError if its disk cannot hold what is missing."""
+        """Make the output folder. Raise OutOfSpaceError if its disk cannot hold what is missing."""
         with disk_errors(self.out / INDEX):
             self.out.mkdir(parents=True, exist_ok=True)
             there = sum(p.stat().st_size for p in self.out.glob("*.safetensors"))
@@ -227,7 +227,7 @@ class _Export:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a source tensor (or columns, if transposed) that stand one after the other in a coded tensor."""
+    """Rows of a source tensor (or columns, if transposed) that follow one another in a coded tensor."""
 
     record: TensorRecord
     coded_row: int

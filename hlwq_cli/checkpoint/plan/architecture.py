@@ -25,7 +25,7 @@ ROLES = (*CODED_ROLES, "router", "embedding", "head", "norm", "other")
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors whose name `pattern` is found in have `role`; with `keep`, they are kept for that reason."""
+    """Tensors with `pattern` in their names have `role`. With `keep`, they are kept, and `keep` is the reason."""
 
     pattern: re.Pattern[str]
     role: str
@@ -50,7 +50,7 @@ class Architecture:
     verified: frozenset[str] = frozenset()
 
     def role(self, info: TensorInfo) -> Rule:
-        """The rule that decides a tensor's role; a tensor that none knows is `other`."""
+        """Return the rule that decides a tensor's role. A tensor that no rule matches is `other`."""
         for rule in self.rules:
             if rule.pattern.search(info.name):
                 return rule
@@ -60,8 +60,9 @@ class Architecture:
 def layout_digest(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> str:
     """Return a hash of a model's class, the sizes in its config, and the names and shapes of its tensors.
 
-    Two checkpoints with one digest are planned alike. For a few large models the digest stands in an architecture file:
-    their plan needs no import of transformers, which takes seconds. A test holds these plans against the model's class.
+    Two checkpoints with the same digest get the same plan. The architecture files list the digests of a few large
+    models, so that their plan needs no import of transformers, which takes seconds. A test compares these plans with
+    those by the model's class.
     """
     shapes = sorted([name, list(info.shape)] for name, info in tensors.items())
     content = json.dumps([config.get("architectures"), _sizes(config), shapes], sort_keys=True)
@@ -81,13 +82,13 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def configs_folder() -> Path:
-    """The folder of configs: inside the installed package, or at the top of a source tree."""
+    """Return the folder of configs: inside the installed package, or at the top of a source tree."""
     installed = Path(str(resources.files("hlwq_cli"))) / "configs"
     return installed if installed.is_dir() else Path(__file__).resolve().parents[3] / "configs"
 
 
 def load_architecture(config: Mapping[str, Any]) -> Architecture | None:
-    """The architecture file for a model's config, by its `model_type`; None where there is none."""
+    """Return the architecture file for the `model_type` of a model's config, or None if there is none."""
     model_type = str(config.get("model_type", ""))
     for path in sorted((configs_folder() / "architectures").glob("*.yaml")):
         document = _read(path)
@@ -98,7 +99,7 @@ def load_architecture(config: Mapping[str, Any]) -> Architecture | None:
 
 @cache
 def _read(path: Path) -> dict[str, Any]:
-    """Return a file's content, read once: that takes as long as the plan of a small model."""
+    """Return a file's content. It is read once, because reading takes as long as the plan of a small model."""
     document: dict[str, Any] = yaml.safe_load(path.read_text())
     return document
 

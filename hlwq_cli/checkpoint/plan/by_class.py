@@ -1,4 +1,4 @@
-"""The plan of a model whose class transformers has: what its modules take, they get, coded or as it was."""
+"""The plan of a model whose class transformers has: its modules decide which tensors are coded and which are kept."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def plan_by_class(source: Source, model: Any, architecture: Architecture, recipe
 
 
 def _check_closed(source: Source, resolution: Resolution) -> None:
-    """Refuse a checkpoint that its own class could not load whole."""
+    """Refuse a checkpoint that its own class could not load completely."""
     kinds = {"missing": resolution.missing, "of another shape": resolution.mismatched}
     found = [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
     if found:
@@ -186,7 +186,10 @@ class _Decisions:
         return kind is not None and (kind.role == "expert" or kind.is_transposed)
 
     def _tied_without_their_source(self) -> set[str]:
-        """Return stored weights that stand for tied ones that are not stored: codes are read the other way round."""
+        """Return tied weights that are stored while the weights that they are tied to are not.
+
+        They are kept: in a coded checkpoint a tied weight reads the codes of the other one, not the reverse.
+        """
         origins = self.resolution.origins
         return {tied for tied, first in self._ties() if tied in origins and first not in origins}
 

@@ -32,10 +32,10 @@ def check_coded(plan: Plan) -> None:
 def plan_warnings(plan: Plan) -> tuple[str, ...]:
     """Return what a user should know of a plan before it is run, one sentence each.
 
-    These are a retired recipe, files of weights that are left out, a plan that was not held against the model's class,
-    tensors that no module takes, matrices that stay although a width is asked for, and the largest kept matrices if
-    less than half of all weights in matrices are coded.
-    A head that is tied to the embeddings counts as a matrix of its own, as it is multiplied by.
+    These are a retired recipe, files of weights that are left out, a plan that was not compared with the model's class,
+    tensors that no module takes, matrices that are kept although the user gave them a width, and the largest kept
+    matrices if less than half of all weights in matrices are coded. A head that is tied to the embeddings counts as a
+    matrix of its own, because the model multiplies by it.
     """
     return (
         *plan.recipe.warnings,

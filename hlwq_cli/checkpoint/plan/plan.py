@@ -1,4 +1,4 @@
-"""The plan: for every tensor of a source, coded how or kept and why, decided from headers alone."""
+"""The plan: how each tensor of a source is coded, or why it is kept. It is made from headers alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Plan:
         dropped: tensors that are not written, and why.
         unused: names of tensors that no module of the model takes; they are kept.
         transposed: names of coded parameters that their modules hold as (..., in, out).
-        unchecked: why the plan was made by names alone and not held against the model's class; empty if it was.
+        unchecked: why the plan was made by names alone and not compared with the model's class; empty if it was.
     """
 
     source: Source
@@ -87,7 +87,7 @@ class Plan:
         return self.kept_bytes / self.source_bytes if self.source_bytes else 0.0
 
     def digest(self) -> str:
-        """A hash of every decision, to tell two plans apart."""
+        """Return a hash of all decisions, which differs between two plans."""
         lines = [
             f"{j.name} {j.scheme} {_parts_digest(j)}" if isinstance(j, CodedTensor) else j.info.name
             for j in self.tensors
@@ -139,7 +139,7 @@ def _plan(source: Source, recipe: Recipe) -> Plan:
 
 
 def _plan_by_names(source: Source, recipe: Recipe, architecture: Architecture, reason: str = "") -> Plan:
-    """Plan by names and shapes: for a verified architecture, or where the class is not at hand, for that reason."""
+    """Plan by names and shapes: for a verified architecture, or, for `reason`, where the class is not available."""
     dropped, alone = _tied_head(source), _only_head(source, architecture)
     gone = {k.info.name for k in dropped}
     tensors: list[PlannedTensor] = []
@@ -196,14 +196,17 @@ def _heads(source: Source) -> list[TensorInfo]:
 
 
 def _only_head(source: Source, architecture: Architecture) -> str | None:
-    """A head that is stored for the embeddings tied to it, where they are not: codes are read the other way round."""
+    """Return the name of a tied head that is stored while the embeddings are not, else None.
+
+    It is kept: in a coded checkpoint a tied head reads the codes of the embeddings, not the reverse.
+    """
     heads = _heads(source)
     embeddings = any(architecture.role(t).role == "embedding" for t in source.tensors.values())
     return heads[0].name if source.tied and len(heads) == 1 and not embeddings else None
 
 
 def _tied_head(source: Source) -> tuple[KeptTensor, ...]:
-    """A head stored beside the embeddings it is tied to, when the bytes are the same."""
+    """Return a head that is stored in addition to the embeddings that it is tied to, if both have the same bytes."""
     heads = _heads(source)
     embeddings = [t for n, t in source.tensors.items() if re.search(r"embed_tokens\.weight$", n)]
     if not (source.tied and len(heads) == 1 and len(embeddings) == 1):

@@ -15,12 +15,12 @@ from ...errors import NotFoundError, UsageError
 from .architecture import ROLES, configs_folder
 
 _MAX_CHARACTERS = 100_000
-_MAX_LISTS = 100  # in brackets; 20,000 of them within each other took 1.7 s to read
+_MAX_LISTS = 100  # lists in brackets; 20,000 nested ones took 1.7 s to read
 Bits = int | None  # None keeps a tensor as it is
 _RETIRED = {
     "routers": "The recipe routers is retired, as coded routers load nowhere: default is used, routers stay exact."
 }
-"""Names of earlier recipes that the default stands in for, and what is said then."""
+"""Names of earlier recipes that the default replaces, and the warning for each."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Recipe:
         name: of the recipe.
         scheme: block size, scale kind and search; its bits are the default width.
         bits: width by role; roles that are absent are kept.
-        overrides: (pattern, width) pairs; the last whose pattern is found in a tensor's name decides.
-        include: where given, only tensors whose name one of these is found in are coded.
-        exclude: tensors whose name one of these is found in are kept.
+        overrides: (pattern, width) pairs; the last pair whose pattern is in a tensor's name decides.
+        include: if there are any, only tensors with one of these patterns in their names are coded.
+        exclude: tensors with one of these patterns in their names are kept.
         warnings: sentences about the name of the recipe.
     """
 
@@ -145,7 +145,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def _role_width(value: str, default: int) -> Bits:
-    """`bits`, `bits+1`, a number, or `keep`."""
+    """Return the width that `bits`, `bits+1`, a number or `keep` stands for."""
     if value == "keep":
         return None
     match = re.fullmatch(r"bits(?:\s*([+-]\s*\d))?", value)

@@ -259,7 +259,7 @@ _cached_config = lru_cache(maxsize=None)(AttentionKernelConfig)
 
 
 def _by_head(exact: torch.Tensor) -> torch.Tensor:
-    """(batch, heads, tokens, dim) whose heads lie evenly apart, each of them without gaps."""
+    """Return (batch, heads, tokens, dim) with heads at equal distances, each of them without gaps."""
     _, heads, _, dim = exact.shape
     even = exact.stride()[2:] == (dim, 1) and exact.stride(0) == heads * exact.stride(1)
     return exact if even else exact.contiguous()

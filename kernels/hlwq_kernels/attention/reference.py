@@ -1,4 +1,4 @@
-"""Attention over quantized keys and values in torch: tile by tile is decoded, with a running softmax.
+"""Attention over quantized keys and values in torch: they are decoded tile by tile, with a running softmax.
 
 q . (H k) = (H q) . k, so queries are rotated once and keys never. Sums of rotated values are rotated back once. All
 quantized tokens are read first, then the sums are rotated back, then the exact tokens are read.
@@ -14,8 +14,11 @@ from .kv_states import QuantizedKV, rotate_heads
 from .kv_tables import padded_dim
 
 _LOGITS_AT_ONCE = 2**24
+"""Logits that are held at once; bounds memory. Not measured."""
 _TILE = 512
+"""Tokens that are decoded at once for several queries. Not measured."""
 _TILE_FOR_ONE = 4096
+"""Tokens that are decoded at once for one query, whose logits take little memory. Not measured."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +133,10 @@ class _Sums:
         logits = self._masked(logits, at, start, allowed)
         row_max = torch.maximum(self.row_max[..., at, :], logits.amax(-1, keepdim=True))
         base = row_max.masked_fill(row_max == -torch.inf, 0.0)
-        p, fade = torch.exp(logits - base), torch.exp(self.row_max[..., at, :] - base)
-        self.row_sum[..., at, :] = self.row_sum[..., at, :] * fade + p.sum(-1, keepdim=True)
+        p, rescale = torch.exp(logits - base), torch.exp(self.row_max[..., at, :] - base)
+        self.row_sum[..., at, :] = self.row_sum[..., at, :] * rescale + p.sum(-1, keepdim=True)
         read = _product(p.to(v.dtype).flatten(2, 3), v).unflatten(2, rows.shape[2:4])
-        self.total[..., at, :] = self.total[..., at, :] * fade + read
+        self.total[..., at, :] = self.total[..., at, :] * rescale + read
         self.row_max[..., at, :] = row_max
 
     def _masked(self, logits: torch.Tensor, at: slice, start: int, allowed: torch.Tensor | None) -> torch.Tensor:

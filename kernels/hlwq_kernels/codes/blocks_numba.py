@@ -63,7 +63,10 @@ def step_below(steps, ratio):  # type: ignore[no-untyped-def]
 
 @jit
 def row_range(bits):  # type: ignore[no-untyped-def]
-    """Return from the float bits: all finite and below 2^120, any at least 2^-110, exponent of the largest weight."""
+    """Return whether all are finite and below 2^120, whether any is at least 2^-110, and the largest one's exponent.
+
+    `bits` are the bits of float32 weights.
+    """
     largest = np.uint32(0)
     for b in bits:
         largest = max(largest, b & np.uint32(0x7FFFFFFF))

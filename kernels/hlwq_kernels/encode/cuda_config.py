@@ -29,6 +29,7 @@ QUAD = 16
 _SEARCHED_UNITS = 5
 """The search does not clamp values of up to this many scales; larger ones are rare in a Gaussian block."""
 _STAGED_BYTES = 40 * 1024
+"""Shared memory of a CTA for the next rows, at most: with the tables, two CTAs fit a multiprocessor. Not measured."""
 _OVERLAP = 0.01
 """The fraction by which cells of `pairs` overlap: far more than rounding can err."""
 

@@ -9,7 +9,7 @@ the order of GPTQ (arXiv 2210.17323) in the rotated basis, with the scale of a b
    what is left now; the last is zero, which drops the block.
 3. Each candidate codes the whole block, column by column: q = the nearest value, e = w - q, and every later column i
    of the block loses e V[j, i]. Its loss is the sum of cost[j] e^2. The first candidate of least loss wins.
-4. Every later block loses E V[block, later], E being the winner's errors.
+4. Every later block loses E V[block, later], where E are the errors of the winner.
 
 Rows do not depend on each other. All backends follow this order, but each has its own precision: one code that differs
 changes all later ones of its row. So CPU and GPU agree in the loss, not in the bytes.

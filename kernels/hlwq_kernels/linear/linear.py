@@ -32,7 +32,7 @@ def coded_linear(
 ) -> torch.Tensor:
     """Multiply activations by a coded weight.
 
-    Where gradients or torch.compile ask for it a `torch.library` custom op, with a gradient for `x` and `bias`.
+    Where gradients or torch.compile need it, this is a `torch.library` custom op with gradients for `x` and `bias`.
 
     Args:
         x: (..., in), floating.
@@ -108,7 +108,7 @@ _linear_op.register_autograd(_gradient, setup_context=_keep)
 
 
 def _decode_and_multiply(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """A weight of up to _DECODED_WEIGHTS at a time is decoded and multiplied as any other."""
+    """Decode up to _DECODED_WEIGHTS weights at a time and multiply by them."""
     step = max(1, _DECODED_WEIGHTS // weight.padded)
     parts = []
     for first in range(0, len(weight.codes), step):
@@ -132,7 +132,7 @@ def rotate_activation(x: torch.Tensor, block_size: int) -> torch.Tensor:
 
 
 def coded_linear_reference(x: torch.Tensor, weight: QuantizedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """The torch twin: a few rows of the weight at a time. (rows, in) to (rows, out)."""
+    """Compute `coded_linear` in plain torch, a few rows of the weight at a time: (rows, in) to (rows, out)."""
     rotated = rotate_activation(x, weight.block_size)
     step = max(1, _TILE_WEIGHTS // rotated.shape[-1])
     parts = []

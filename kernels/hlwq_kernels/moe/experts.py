@@ -19,9 +19,9 @@ from .combine import combine_expert_outputs
 from .grouped import can_decode_all, grouped_gemm_experts
 
 MAX_FUSED_PAIRS = 512
-"""Most pairs of a token and an expert that `fused_experts` is used for. Estimated from bytes moved, not measured."""
+"""The most pairs of a token and an expert for `fused_experts`. Estimated from bytes moved, not measured."""
 _BATCH_WEIGHTS = 2**28
-"""Most weights that are decoded at once."""
+"""The most weights that are decoded at once; bounds memory. Not measured."""
 
 Gate = Callable[[torch.Tensor], torch.Tensor]
 
@@ -90,7 +90,7 @@ def coded_experts_reference(
     down: QuantizedWeight,
     gate: Gate,
 ) -> torch.Tensor:
-    """The reference: one expert after the other. Gradients flow to `x` and `topk_weights`."""
+    """Compute `coded_experts` one expert after the other. Gradients flow to `x` and `topk_weights`."""
     batch = ExpertBatch(list(range(len(gate_up.codes))), gate_up, down)
     return loop_over_experts(x, topk_ids, topk_weights, len(gate_up.codes), gate, lambda present: [batch])
 
@@ -214,7 +214,7 @@ def grouped_experts(
 
 
 def _resident_batches(gate_up: QuantizedWeight, down: QuantizedWeight) -> ExpertBatches:
-    """Batches of experts that are all on the device, each as large as may be decoded at once."""
+    """Return batches of experts that are all on the device, each as large as may be decoded at once."""
 
     def expert_batches(present: list[int]) -> Iterator[ExpertBatch]:
         size = max(1, _BATCH_WEIGHTS // (gate_up.codes[0].numel() * 8 // gate_up.bits))

@@ -17,7 +17,7 @@ from ..decode import decode_used_parts
 from .combine import combine_expert_outputs
 
 _MAX_DECODED_WEIGHTS = 2**29
-"""1 GiB in bfloat16, which a mixture that is too large for the device cannot spare."""
+"""The most weights that are decoded at once: 1 GiB in bfloat16; bounds memory. Not measured."""
 
 
 def can_decode_all(x: torch.Tensor, gate_up: QuantizedWeight) -> bool:

@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """Where the parts are; equal for layers whose records are interchangeable.
+    """Where the parts are in a record. It is equal for layers whose records are interchangeable.
 
     Attributes:
         gate_up: codes, scales and, with `log8` scales, base of the first matrix.
@@ -66,7 +66,7 @@ class RecordLayout:
     def weights(
         self, records: torch.Tensor, centroids: tuple[torch.Tensor, torch.Tensor], block_size: int
     ) -> tuple[QuantizedWeight, QuantizedWeight]:
-        """Both matrices of uint8 (experts, bytes) records, as views into them."""
+        """Return both matrices of uint8 (experts, bytes) records, as views into them."""
         both = []
         for parts, table in zip((self.gate_up, self.down), centroids, strict=True):
             codes, scales, *base = (view(records, part) for part in parts)
@@ -75,6 +75,6 @@ class RecordLayout:
 
 
 def view(records: torch.Tensor, part: Part) -> torch.Tensor:
-    """One part of uint8 (experts, bytes) records: (experts, *shape)."""
+    """Return one part of uint8 (experts, bytes) records, as a view: (experts, *shape)."""
     found: torch.Tensor = records[:, part.offset : part.offset + part.bytes].view(part.dtype).unflatten(1, part.shape)
     return found

@@ -151,6 +151,6 @@ class OffloadedLayer:
             yield ExpertBatch(experts, *self._weights(records))
 
     def _kept_batches(self, present: list[int]) -> Iterator[ExpertBatch]:
-        """Batches in memory that is not reused, because gradients need it."""
+        """Yield batches in memory that is not reused, because gradients need it."""
         for experts, records in self.slots.buffers.batches(present, self.records):
             yield ExpertBatch(experts, *self._weights(records.clone()))

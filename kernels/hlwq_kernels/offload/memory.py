@@ -14,7 +14,7 @@ from .expert_layout import RecordLayout
 from .slots import MAX_PREFETCHED_EXPERTS, CopyList, LayerTable
 
 MAX_BATCH_EXPERTS = 8
-"""Most experts in each of the two buffers that the experts of many tokens pass through."""
+"""The most experts in each of the two buffers that the experts of many tokens pass through. Not measured."""
 
 
 class Records(Protocol):
@@ -51,7 +51,7 @@ class SlotCounts:
 
     @property
     def max_resident_pairs(self) -> int:
-        """Most pairs of a token and an expert whose experts are certain to have slots at the same time."""
+        """The most pairs of a token and an expert whose experts are certain to have slots at the same time."""
         most = self.slots + self.scratch
         return most if most < self.experts else 2**62
 

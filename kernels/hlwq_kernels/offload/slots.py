@@ -19,9 +19,10 @@ from ..common import CudaKernel, Macros, num_sms
 SHIFT = 6
 """The best of the shifts 1 to 7, LRU and selective variants on recorded routings: scripts/studies/eviction.py."""
 UNIT = 2**20
+"""What one use adds to a count: large, so that decayed counts still differ as integers."""
 MAX_PREFETCHED_EXPERTS = 1
-"""Experts of a layer that are fetched before its router has run: as many as other work hides the copy of. Two pay off
-less where that work takes less time than two copies, and wrong ones cost time: scripts/studies/prefetch.py."""
+"""Experts of a layer that are fetched before its router has run. Other work must take longer than their copies, and a
+wrong guess costs time, so two were worth less than one: scripts/studies/prefetch.py."""
 _THREADS = 256
 """Threads of a CTA that assigns or copies. Not measured against other numbers."""
 _FETCH_CTAS = 4
