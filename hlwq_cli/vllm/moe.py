@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -18,6 +17,7 @@ from hlwq_kernels.codes import SCALE_FORMATS, PartLayout, QuantizedWeight, layou
 
 from ..errors import UnsupportedError
 from .linear import frozen, held_columns
+from .moe_op import add_layer, run_traced
 from .shards import Columns
 from .stored import StoredMatrix, StoredTensors
 
@@ -167,8 +167,7 @@ class HLWQMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
         """Make the slots of experts outside the GPU, once for all layers."""
         if self.slots is not None:
             self.config.pools.build(self.slots, layer)
-        layer.hlwq_number = len(_LAYERS)
-        _LAYERS.append(weakref.ref(layer))
+        layer.hlwq_number = add_layer(layer)
 
     def weights(self, layer: Any) -> tuple[QuantizedWeight, QuantizedWeight]:
         """Return the parameters as kernels take them."""
@@ -188,8 +187,7 @@ class HLWQMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
     def run(self, layer: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Compute `run_now`; as one op where torch.compile traces it, which happens on the CPU only."""
         if torch.compiler.is_compiling():
-            traced: torch.Tensor = _run_op(x, ids, weights, layer.hlwq_number)
-            return traced
+            return run_traced(x, ids, weights, layer.hlwq_number)
         return self.run_now(layer, x, ids, weights)
 
     def run_now(self, layer: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -256,24 +254,6 @@ class HLWQMoEMethod(FusedMoEMethodBase):  # type: ignore[misc]
             f"{self.name} holds codes, which vLLM's kernels for adapters and all-to-all cannot read.",
             "Use adapters that leave the experts alone, or tensor and expert parallelism without data parallelism.",
         )
-
-
-_LAYERS: list[weakref.ref[Any]] = []
-"""Layers whose experts run as an op; the op knows them by number."""
-
-
-def _run(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, number: int) -> torch.Tensor:
-    layer: Any = _LAYERS[number]()
-    found: torch.Tensor = layer.quant_method.run_now(layer, x, ids, weights)
-    return found
-
-
-_run_op = torch.library.custom_op("hlwq::vllm_experts", _run, mutates_args=())
-
-
-@_run_op.register_fake
-def _(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, number: int) -> torch.Tensor:
-    return torch.empty_like(x)
 
 
 def _runs(layer: Any, experts: int) -> list[tuple[int, int, int]]:
