@@ -1,7 +1,8 @@
 """hlwq: language models quantized to packed Hadamard-Lloyd codes.
 
->>> from hlwq_cli import quantize, inspect, export, load_recipe
->>> quantize("google/gemma-4-26B-A4B-it", "out", load_recipe(bits=5))  # doctest: +SKIP
+>>> from hlwq_cli import HLWQModel, quantize
+>>> quantize("google/gemma-4-26B-A4B-it", "out", bits=5)  # doctest: +SKIP
+>>> HLWQModel.from_pretrained("out").generate("What is a Hadamard matrix?")  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -12,10 +13,21 @@ from ._version import __version__
 from .runtime.loading.import_hook import install as _install_plugin
 
 if TYPE_CHECKING:
-    from .checkpoint import export, inspect, load_recipe, quantize, verify
+    from .api import quantize
+    from .checkpoint import export, inspect, load_recipe, open_coded, verify
     from .runtime import HLWQModel, PolarQuantModel
 
-__all__ = ["HLWQModel", "PolarQuantModel", "__version__", "export", "inspect", "load_recipe", "quantize", "verify"]
+__all__ = [
+    "HLWQModel",
+    "PolarQuantModel",
+    "__version__",
+    "export",
+    "inspect",
+    "load_recipe",
+    "open_coded",
+    "quantize",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,6 +36,10 @@ def __getattr__(name: str) -> Any:
         from . import runtime
 
         return getattr(runtime, name)
+    if name == "quantize":
+        from .api import quantize
+
+        return quantize
     if name in __all__:
         from . import checkpoint
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "checkpoint": {"codec", "hlwq_kernels", "errors", "progress", "sizes", "samples", "host_memory"}
     | {"devices", "_version", "printable"},
     "runtime": {"checkpoint", "codec", "hlwq_kernels", "errors", "samples", "sizes", "host_memory", "devices"}
-    | {"progress", "hub_dataset"},
+    | {"progress", "hub_dataset", "hub"},
     "measure": {"runtime", "checkpoint", "codec", "hlwq_kernels", "errors", "progress", "samples", "_version"}
     | {"hub_dataset"},
     "hub": {"checkpoint", "errors", "progress", "sizes"},
@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "progress", "sizes", "startup"}
     | {"devices", "vllm"},
     "main": {"commands", "_version", "startup"},
-    "hlwq_cli": {"_version", "checkpoint", "runtime"},
+    "api": {"runtime", "checkpoint", "errors", "progress"},
+    "hlwq_cli": {"_version", "api", "checkpoint", "runtime"},
 }
 # The same for the folders of hlwq_kernels.
 KERNELS_MAY_IMPORT = {

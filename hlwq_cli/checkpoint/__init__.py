@@ -18,10 +18,11 @@ from .format import (
 )
 from .io import Source, is_repo_id, open_source
 from .plan import CodedTensor, Estimate, KeptTensor, Plan, Recipe, check_coded, estimate, load_recipe, make_plan
-from .run import QuantizeResult, check_calibration, check_origin, check_unquantized, quantize, recorded
+from .run import Calibration, QuantizeResult, check_calibration, check_origin, check_unquantized, quantize, recorded
 
 __all__ = [
     "OWN_TEXT_ORIGIN",
+    "Calibration",
     "CodedCheckpoint",
     "CodedTensor",
     "DiffReport",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,10 +24,12 @@ from .loading.load import load_model
 from .loading.processor import open_processor
 from .modules.format import Execution
 from .offload.budget import ExpertBudget
+from .saving import describe, save_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ..hub import PushResult
     from .chat.template_process import TemplateProcess
 
 
@@ -38,6 +42,8 @@ class HLWQModel:
         tokenizer: the tokenizer, in either case.
         generation: how answers are decoded.
         max_context: the longest conversation in tokens; None if the config does not say.
+        path: the folder or Hub id that it was loaded from; None of a model that was given to the constructor.
+        revision: of a Hub id.
         template_process: where chat templates run, with limits; None, the default, is this process, without limits.
 
     Example:
@@ -59,6 +65,8 @@ class HLWQModel:
         self.generation = Generation(model)
         context = context_of(model)
         self.max_context = None if context is None else context.tokens
+        self.path: str | None = None
+        self.revision: str | None = None
         self.template_process: TemplateProcess | None = None
         self._encoder = PromptEncoder(model, processor)
         self._without_images = without_images
@@ -103,7 +111,56 @@ class HLWQModel:
             expert_budget=budget,
         )
         found = open_processor(str(path), revision)
-        return cls(model, found.processor, found.without_images)
+        loaded = cls(model, found.processor, found.without_images)
+        loaded.path, loaded.revision = str(path), revision
+        return loaded
+
+    def __repr__(self) -> str:
+        """Return path, class, codes, dtype and device in a line."""
+        return describe(self.path, self.model, self.supports_images)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Save the model, and its processor, to a new folder; a coded model gets a manifest and a card there.
+
+        `model.model.save_pretrained` saves without them, as transformers does; `hlwq inspect` needs the manifest.
+
+        Args:
+            folder: absent, or empty.
+
+        Raises:
+            HlwqError: see `save_checkpoint`.
+        """
+        save_model(self.model, self.processor, self.path, self.revision, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        public: bool = False,
+        revision: str | None = None,
+        pr: bool = False,
+        overwrite: bool = False,
+    ) -> PushResult:
+        """Upload the folder that the model was loaded from, as `hlwq push` does: verified, with its card.
+
+        What was changed in memory is not in that folder: save it, load the new folder, and push that.
+
+        Args:
+            repo: repository id, OWNER/NAME. It is created if it does not exist, as private unless `public`.
+            public: create a new repository as public.
+            revision: branch, created if it does not exist, or refs/pr/N.
+            pr: open a pull request instead of changing the branch.
+            overwrite: replace another checkpoint, or files that somebody else changed.
+
+        Raises:
+            UsageError: it was not loaded from a folder.
+            HlwqError: see `hlwq_cli.hub.push`.
+        """
+        from ..hub import push
+
+        if self.path is None or not os.path.isdir(self.path):
+            raise UsageError("This model was not loaded from a folder.", "Save it with save_pretrained, and load that.")
+        return push(self.path, repo, public=public, revision=revision, pr=pr, overwrite=overwrite)
 
     @property
     def supports_images(self) -> bool:

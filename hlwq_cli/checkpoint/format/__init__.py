@@ -6,13 +6,23 @@ from .export import ExportResult, export
 from .files import copy_file, disk_errors, json_bytes, new_file, remove_files, write_file, write_json
 from .inspect import DiffReport, InspectReport, diff, inspect
 from .manifest import CHART, JOURNAL, MANIFEST, RESULTS, Manifest, describe_differences, fingerprint, read_manifest
-from .manifest_entries import FileRecord, ShardRecord, TensorRecord, coded_record, dump_shard, kept_record, read_shard
+from .manifest_entries import (
+    FileRecord,
+    KeptRecord,
+    ShardRecord,
+    TensorRecord,
+    coded_record,
+    dump_shard,
+    kept_record,
+    read_shard,
+    tensors_digest,
+)
 from .model_card import base_model, model_card
 from .reader import CodedCheckpoint, open_coded
 from .shard_writer import ShardWriter, bytes_of
 from .shards import DEFAULT_SHARD_BYTES, FORMAT_VERSION, SHARD, Shard, divide, write_index
 from .unlisted import check_folder_listed
-from .verify import VerifyReport, bytes_to_verify, file_record, hash_file, verify, with_all_hashes
+from .verify import VerifyReport, bytes_to_verify, file_record, hash_file, tensor_hash, verify, with_all_hashes
 
 __all__ = [
     "CHART",
@@ -28,6 +38,7 @@ __all__ = [
     "ExportResult",
     "FileRecord",
     "InspectReport",
+    "KeptRecord",
     "Manifest",
     "Shard",
     "ShardRecord",
@@ -61,6 +72,8 @@ __all__ = [
     "read_manifest",
     "read_shard",
     "remove_files",
+    "tensor_hash",
+    "tensors_digest",
     "verify",
     "with_all_hashes",
     "write_file",

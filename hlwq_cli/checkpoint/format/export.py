@@ -61,7 +61,7 @@ def export(
         HlwqError: see hlwq_cli/errors.py.
     """
     if to not in EXPORT_DTYPES:
-        raise UsageError(f"--to is {', '.join(EXPORT_DTYPES)}, not {to!r}.")
+        raise UsageError(f"{to!r} is not a type to export to.", f"Use {', '.join(EXPORT_DTYPES)}.")
     folder = Path(out)
     check_export_folder(folder)
     check_unlocked(folder)

@@ -211,6 +211,15 @@ def describe_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     return ", ".join(shown[:3]) + more
 
 
+def _only(ours: Any, theirs: Any) -> str:
+    """Return both values, or who has one if the other has none and it would be a long one."""
+    if isinstance(ours, dict) and theirs is None:
+        return "only now"
+    if isinstance(theirs, dict) and ours is None:
+        return "only then"
+    return f"now {ours}, then {theirs}"
+
+
 def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for key in sorted(set(ours) | set(theirs)):
@@ -218,5 +227,5 @@ def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "")
         if isinstance(a, dict) and isinstance(b, dict):
             found += _differences(a, b, f"{prefix}{key}.")
         elif a != b and not (key in _LATER and key not in theirs):
-            found.append(f"{prefix}{key} (now {a}, then {b})")
+            found.append(f"{prefix}{key} ({_only(a, b)})")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +58,18 @@ def hash_file(path: Path, count: Count = _ignore_count) -> str:
         while length := f.readinto(buffer):
             digest.update(buffer[:length])
             count(length)
+    return digest.hexdigest()
+
+
+def tensor_hash(checkpoint: CodedCheckpoint, stored: Iterable[TensorInfo], count: Count = _ignore_count) -> str:
+    """Return the blake3 of stored tensors, one after the other; `count` is called as for `hash_file`."""
+    digest, buffer = blake3(), memoryview(bytearray(_STEP))
+    for info in stored:
+        for at in range(0, info.nbytes, _STEP):
+            piece = buffer[: info.nbytes - at]
+            checkpoint.read_into(info, at, piece)
+            digest.update(piece)
+            count(len(piece))
     return digest.hexdigest()
 
 
@@ -138,14 +150,7 @@ def _check_coded(checkpoint: CodedCheckpoint, record: TensorRecord, count: Count
 def _check_hash(
     checkpoint: CodedCheckpoint, record: TensorRecord | KeptRecord, stored: list[TensorInfo], count: Count
 ) -> list[str]:
-    digest, buffer = blake3(), memoryview(bytearray(_STEP))
-    for info in stored:
-        for at in range(0, info.nbytes, _STEP):
-            piece = buffer[: info.nbytes - at]
-            checkpoint.read_into(info, at, piece)
-            digest.update(piece)
-            count(len(piece))
-    if digest.hexdigest() == record.blake3:
+    if tensor_hash(checkpoint, stored, count) == record.blake3:
         return []
     return [f"{record.name} in {stored[0].file} does not match the manifest"]
 

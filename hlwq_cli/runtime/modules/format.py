@@ -99,6 +99,11 @@ class CodedModule(nn.Module):
             self.register_buffer(f"{name}{tail}", tensor)
         self.part_names = (*self.part_names, *(f"{name}{tail}" for name in parts))
 
+    @property
+    def widths(self) -> set[int]:
+        """Widths of its codes."""
+        raise NotImplementedError
+
     def materialize(self) -> None:
         """Decode the weights now, if the module's execution is dense on its device."""
         raise NotImplementedError

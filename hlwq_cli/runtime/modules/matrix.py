@@ -54,6 +54,11 @@ class CodedMatrix(CodedModule):
         codes, scales = self.codes[row : row + 1], self.scales[row : row + 1]
         return self.quant_format.decode(codes, scales, base, self.bits, self.shape[1])[0].to(self.compute_dtype)
 
+    @property
+    def widths(self) -> set[int]:
+        """Widths of its codes."""
+        return {self.bits}
+
     def materialize(self) -> None:
         """Decode the weight now, if the module's execution is dense on its device."""
         if self.dense_weight is None and self.quant_format.dense(self.codes.device):

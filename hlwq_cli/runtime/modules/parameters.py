@@ -67,6 +67,11 @@ class HLWQModule(CodedModule):
             weight = weight.to(self.compute_dtype)
         return weight.transpose(-1, -2).contiguous() if parameter in self.transposed else weight
 
+    @property
+    def widths(self) -> set[int]:
+        """Widths of its codes."""
+        return set(self.bits.values())
+
     def materialize(self) -> None:
         """Decode the parameters now, if the module's execution is dense on its device."""
         first = next(iter(self.bits))
