@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-LENGTH = 12
-ROWS = 2
+from scripts.checks.tiny_own_inputs import LENGTH, OWN_INPUTS, ROWS
+
 PICTURE = "pixel_values"
 SOUND_FRAMES = (64, 128, 3000)
 SAMPLES = (2000, 16000)
@@ -82,6 +82,7 @@ def patches(config: Any, name: str, channels: int) -> Iterator[dict[str, torch.T
         values = random((16, channels * times * patch * patch))
         for grid in ("grid_thw", "image_grid_thw"):
             yield {name: values, grid: torch.tensor([[1, 4, 4]])}
+            yield {name: random((16, channels, patch, patch)), grid: torch.tensor([[1, 4, 4]])}
         yield {
             name: values[None],
             "pixel_attention_mask": torch.ones(1, 16, dtype=torch.int64),
@@ -91,8 +92,12 @@ def patches(config: Any, name: str, channels: int) -> Iterator[dict[str, torch.T
 
 def candidates(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     """Yield inputs to try, the most likely ones first."""
+    if own := OWN_INPUTS.get(type(model).__name__):
+        yield own(model.config)
+        return
     names = set(inspect.signature(model.forward).parameters)
     config, main = model.config, model.main_input_name
+    main = main[0] if isinstance(main, list) else main
     vocabulary = setting(config, "vocab_size", "text_vocab_size") or 320
     vocabulary = vocabulary if isinstance(vocabulary, int) else 320
     text: dict[str, torch.Tensor] = {}
