@@ -31,7 +31,7 @@ import transformers
 
 from scripts.checks.family_page import Sweep, load, save
 from scripts.checks.family_steps import Row, check_family
-from scripts.checks.family_sweep import sweep
+from scripts.checks.family_sweep import SECONDS_PER_TYPE, sweep
 from scripts.checks.tiny_models import Family, families
 
 
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=[], metavar="NAME", help="model types; default: all")
     parser.add_argument("--sample", type=int, metavar="N", help="only N classes, in equal steps; the same every time")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="classes checked at once; default: 1")
+    parser.add_argument("--seconds", type=float, default=SECONDS_PER_TYPE, metavar="N", help="time limit of a class")
     parser.add_argument("--out", type=Path, metavar="NAME", help="write NAME.json and NAME.md")
     parser.add_argument("--resume", action="store_true", help="keep what NAME.json says of classes that did not fail")
     args = parser.parse_args()
@@ -73,11 +74,8 @@ def main() -> None:
         parser.error("--resume needs --out")
     result = load(args.out) if args.resume else Sweep()
     command = shlex.join(["python", "scripts/checks/families.py", *sys.argv[1:]])
-    for family, answer in sweep(result.without_done(choose(args.types, args.sample)), args.jobs):
-        if isinstance(answer, Row):
-            result.rows.append(answer)
-        else:
-            result.skipped.append((family, answer))
+    for family, answer in sweep(result.without_done(choose(args.types, args.sample)), args.jobs, args.seconds):
+        result.put(family, answer)
         said = answer.verdict if isinstance(answer, Row) else f"not tried: {answer}"
         print(f"{family.model_type} {family.class_name}: {said}", flush=True)
         if args.out:

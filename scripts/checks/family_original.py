@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from scripts.checks.tiny_inputs import as_dtype, candidates
 from scripts.checks.tiny_models import Family, NotBuiltError, fill, first_line, model_class, tiny_configs
 
 NEW_TOKENS = 4
+PATIENCE_SECONDS = 10
+"""Processor time after which no other sizes of a class are tried."""
+NO_INPUTS = "no inputs are known"
 EXPORTS = {torch.bfloat16: "bf16", torch.float32: "f32"}
 DTYPES = tuple(EXPORTS)
 
@@ -90,7 +94,7 @@ def make_original(family: Family, source: Path, dtypes: tuple[torch.dtype, ...] 
     Raises:
         NotRunError: transformers fails to build, save, load or run it, or does not load what it saved.
     """
-    reason = ""
+    reason, begin = "", time.process_time()
     try:
         for config in tiny_configs(family):
             try:
@@ -98,6 +102,8 @@ def make_original(family: Family, source: Path, dtypes: tuple[torch.dtype, ...] 
             except NotRunError as error:
                 reason = reason or str(error)
                 shutil.rmtree(source, ignore_errors=True)
+            if NO_INPUTS in reason or time.process_time() - begin > PATIENCE_SECONDS:
+                break
     except NotBuiltError as error:
         raise NotRunError(f"is not built: {error}") from error
     raise NotRunError(reason)
@@ -146,7 +152,7 @@ def find_inputs(model: Any) -> tuple[dict[str, torch.Tensor] | None, str]:
         if first and relative_difference(first, second) == 0.0:
             return inputs, ""
         failure = failure or "two runs give different outputs"
-    return None, failure or "no inputs are known"
+    return None, failure or NO_INPUTS
 
 
 def can_generate(model: Any, inputs: dict[str, torch.Tensor]) -> bool:

@@ -6,16 +6,21 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 
 import hlwq_cli
+from scripts.checks.family_reasons import counted, in_words
 from scripts.checks.family_steps import Row
 from scripts.checks.tiny_models import Family
+
+SHOWN = 120
+"""How many characters of an error are shown."""
 
 
 @dataclass
@@ -24,6 +29,15 @@ class Sweep:
 
     rows: list[Row] = field(default_factory=list)
     skipped: list[tuple[Family, str]] = field(default_factory=list)
+
+    def put(self, family: Family, answer: Row | str) -> None:
+        """Add a row, or the reason for having none, in place of an earlier one of the same class."""
+        self.rows = [row for row in self.rows if row.family != family]
+        self.skipped = [entry for entry in self.skipped if entry[0] != family]
+        if isinstance(answer, Row):
+            self.rows.append(replace(answer, measured=date.today().isoformat()))
+        else:
+            self.skipped.append((family, answer))
 
     def without_done(self, chosen: list[Family]) -> list[Family]:
         """Return the classes of a list that are still to be checked."""
@@ -49,18 +63,38 @@ def cell(text: str) -> str:
     return text.replace("|", "/").replace("<", "&lt;")
 
 
+def measured(rows: list[Row]) -> str:
+    """Return how many rows are of which day."""
+    days = sorted(Counter(row.measured for row in rows).items(), reverse=True)
+    return "Rows by the day they were measured: " + ", ".join(f"{day}: {count}" for day, count in days) + "."
+
+
+def not_tried(skipped: list[tuple[Family, str]]) -> Iterator[str]:
+    """Yield the lines about classes that were not tried: counts of the reasons, then each class."""
+    yield from ("", "## Not tried", "", f"{len(skipped)} classes were not tried.")
+    yield "transformers alone does not build, save, load or run a tiny model of these here, or not alike twice."
+    yield from ("", "| reason | classes |", "|---|---|")
+    yield from (f"| {words} | {count} |" for words, count in counted(reason for _, reason in skipped))
+    yield from ("", "| model type | class | reason | what was raised |", "|---" * 4 + "|")
+    for family, reason in sorted(skipped, key=lambda entry: (entry[0].model_type, entry[0].class_name)):
+        cells = (family.model_type, family.class_name, in_words(reason), reason[:SHOWN])
+        yield "| " + " | ".join(map(cell, cells)) + " |"
+
+
 def page(result: Sweep, command: str) -> str:
     """Return docs/families.md."""
     counts = Counter(row.verdict.partition(":")[0] for row in result.rows)
-    counted = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}, hlwq {hlwq_cli.__version__}"
     head = [
         "# Model families",
         "",
         f"Made by `{command}` on {date.today().isoformat()}.",
         f"Versions: {versions}. Machine: {platform.machine()}, CPU.",
+        measured(result.rows),
         "",
-        f"{len(result.rows)} classes were tried: {counted}.",
+        f"{len(result.rows)} classes were tried: {verdicts}.",
+        f"{len(result.skipped)} were not tried: [why](#not-tried).",
         "Each is a tiny model with random weights that was quantized with 6 bits.",
         "It was verified, exported to bf16, and loaded by its class: the codes twice, the exported weights once.",
         "",
@@ -72,20 +106,24 @@ def page(result: Sweep, command: str) -> str:
         "- `verdict`: `equal`, or `refused` by `hlwq quantize` before any work, with the reason.",
         "",
     ]
-    tail = ["", "## Not tried", "", "transformers alone does not build, save, load or run these here.", ""]
-    tail += ["| model type | class | reason |", "|---" * 3 + "|"]
-    skipped = sorted(result.skipped, key=lambda entry: (entry[0].model_type, entry[0].class_name))
-    tail += [f"| {f.model_type} | {f.class_name} | {cell(reason)} |" for f, reason in skipped]
-    return "\n".join([*head, *table(result.rows), *(tail if skipped else [])]) + "\n"
+    tail = not_tried(result.skipped) if result.skipped else ()
+    return "\n".join([*head, *table(result.rows), *tail]) + "\n"
 
 
 def load(out: Path) -> Sweep:
-    """Return the rows of an earlier result that did not fail; nothing where there is no result."""
+    """Return an earlier result without the rows that failed; nothing where there is no result."""
     path = out.with_suffix(".json")
-    entries = json.loads(path.read_text())["rows"] if path.exists() else []
-    families = [Family(e.pop("model_type"), e.pop("class_name"), e.pop("auto_class")) for e in entries]
-    rows = [Row(**(entry | {"family": family})) for entry, family in zip(entries, families, strict=True)]
-    return Sweep([row for row in rows if not row.failed])
+    if not path.exists():
+        return Sweep()
+    document = json.loads(path.read_text())
+    rows = [Row(**(entry | {"family": take_family(entry)})) for entry in document["rows"]]
+    skipped = [(take_family(entry), entry["reason"]) for entry in document["skipped"]]
+    return Sweep([row for row in rows if not row.failed], skipped)
+
+
+def take_family(entry: dict[str, Any]) -> Family:
+    """Return the class that an entry of a result names, and take its names out of the entry."""
+    return Family(entry.pop("model_type"), entry.pop("class_name"), entry.pop("auto_class"))
 
 
 def save(result: Sweep, out: Path, command: str) -> None:

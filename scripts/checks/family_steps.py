@@ -18,6 +18,8 @@ from scripts.checks.family_original import DTYPES, EXPORTS, Original, generate, 
 from scripts.checks.tiny_models import Family, first_line
 
 BITS = 6
+MADE = "original-made"
+"""Name of a file that tells that what follows is the work of this project."""
 LARGEST_DIFFERENCE = 1e-5
 BF16_ROUNDING = 0.05
 """A smaller difference in bf16 can be rounding. It is decided in float32, with weights exported to float32."""
@@ -40,6 +42,7 @@ class Row:
         difference: largest difference of an output from the exported model's, over the largest output.
         generates: "yes", "no", or "-" where the original does not.
         seconds: what all steps took.
+        measured: the day, as in 2026-01-31.
     """
 
     family: Family
@@ -52,6 +55,7 @@ class Row:
     difference: float | None = None
     generates: str = "-"
     seconds: float = 0.0
+    measured: str = ""
 
     @property
     def failed(self) -> bool:
@@ -166,6 +170,7 @@ def check_family(
     """
     begin = time.monotonic()
     original = make_original(family, folder / "source", dtypes)
+    (folder / MADE).touch()
     row = steps(Row(family, "error", dtype=EXPORTS[original.dtype]), original, folder, damage)
     if is_rounding(row) and torch.float32 in dtypes:
         for name in ("coded", "plain"):

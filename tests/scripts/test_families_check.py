@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from scripts.checks import family_sweep
 from scripts.checks.families import choose
 from scripts.checks.family_original import NotRunError, make_original, relative_difference
 from scripts.checks.family_page import Sweep, load, page, save
-from scripts.checks.family_steps import Row, check_family, far_weight, steps
-from scripts.checks.family_sweep import sweep
+from scripts.checks.family_reasons import in_words
+from scripts.checks.family_steps import MADE, Row, check_family, far_weight, steps
+from scripts.checks.family_sweep import TOO_SLOW, sweep
 from scripts.checks.tiny_models import Family, families
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about the tiny models
@@ -89,9 +91,14 @@ def test_a_model_that_transformers_does_not_run_is_not_tried(tmp_path: Path) -> 
 
 
 def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(family: Family, folder: Path) -> None:
+        (folder / MADE).touch()
+        time.sleep(60)
+
     monkeypatch.setattr(family_sweep, "check_family", lambda *arguments: time.sleep(60))
-    answers = dict(sweep([LLAMA], 1, seconds=0.5))
-    row = answers[LLAMA]
+    assert dict(sweep([LLAMA], 1, seconds=0.5)) == {LLAMA: TOO_SLOW}
+    monkeypatch.setattr(family_sweep, "check_family", made)
+    row = dict(sweep([LLAMA], 1, seconds=2))[LLAMA]
     assert isinstance(row, Row)
     assert row.verdict == "error: the time limit was reached"
 
@@ -114,19 +121,45 @@ def test_a_sample_is_a_fixed_spread_over_all_auto_classes() -> None:
 
 def test_a_page_lists_what_failed_first_and_what_was_not_tried() -> None:
     wrong = Row(Family("zoo", "ZooModel", "base"), "WRONG: outputs differ by 1")
-    result = Sweep([Row(LLAMA, "equal", coded_share=0.75, difference=0.0), wrong], [(LLAMA, "is not built")])
+    other = (Family("gpt2", "GPT2LMHeadModel", "causal"), "is not built: at 62 million parameters it is too large")
+    result = Sweep([Row(LLAMA, "equal", coded_share=0.75, difference=0.0), wrong], [other])
     lines = page(result, "python x").splitlines()
     rows = [line for line in lines if line.startswith("| ")]
+    words = "is too large at the smallest sizes that build"
     assert rows[1].startswith("| zoo | ZooModel | base | - |")
     assert rows[2].startswith("| llama | LlamaForCausalLM | causal | 75% | - | 0 | - | equal |")
-    assert lines[-1] == "| llama | LlamaForCausalLM | is not built |"
+    assert f"| {words} | 1 |" in rows
+    assert lines[-1] == f"| gpt2 | GPT2LMHeadModel | {words} | {other[1]} |"
 
 
 def test_a_resumed_sweep_keeps_what_did_not_fail_and_checks_the_rest(tmp_path: Path) -> None:
     other, broken = Family("gpt2", "GPT2LMHeadModel", "causal"), Family("zoo", "ZooModel", "base")
-    done = Row(LLAMA, "equal", "bf16", 0.75, "", "", True, 0.0, "yes", 1.5)
+    done = Row(LLAMA, "equal", "bf16", 0.75, "", "", True, 0.0, "yes", 1.5, "2026-01-31")
     save(Sweep([done, Row(broken, "error: x")], [(other, "is not built")]), tmp_path / "families", "python x")
     resumed = load(tmp_path / "families")
-    assert (resumed.rows, resumed.skipped) == ([done], [])
+    assert (resumed.rows, resumed.skipped) == ([done], [(other, "is not built")])
     assert resumed.without_done([LLAMA, other, broken]) == [other, broken]
     assert load(tmp_path / "none").rows == []
+
+
+def test_a_new_answer_takes_the_place_of_the_earlier_one() -> None:
+    result = Sweep([Row(LLAMA, "error: x")])
+    result.put(LLAMA, "is not built")
+    assert (result.rows, result.skipped) == ([], [(LLAMA, "is not built")])
+    result.put(LLAMA, Row(LLAMA, "equal"))
+    assert [(row.verdict, row.measured) for row in result.rows] == [("equal", date.today().isoformat())]
+    assert result.skipped == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("is not built: ImportError: X requires the timm library but it", "needs timm, which is absent"),
+        ("is not built: ValueError: x", "its settings depend on each other: no small sizes that are known here fit"),
+        ("does not run: no inputs are known", "needs inputs of its own"),
+        ("does not run: KeyError: 2", "fails with the inputs that are known here"),
+        ("unheard of", "for another reason"),
+    ],
+)
+def test_reasons_are_put_in_words(reason: str, words: str) -> None:
+    assert in_words(reason) == words
