@@ -89,6 +89,13 @@ def hlwq_process(*args: str | Path, env: dict[str, str] | None = None, **options
     return CommandResult(process.wait(), out, err)
 
 
+def hlwq_python(code: str, timeout: float = 120) -> CommandResult:
+    """Run Python code as its own process, which has imported what `hlwq quantize` needs."""
+    process = start("quantize", before=f"{code}\nraise SystemExit")
+    out, err = process.communicate(timeout)
+    return CommandResult(process.wait(), out, err)
+
+
 def assert_refused(ran: CommandResult, code: int, *says: str) -> None:
     """Check a refusal: exit code, empty stdout, one sentence that says what is wrong and one that says what to do."""
     assert ran.code == code, ran

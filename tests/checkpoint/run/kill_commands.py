@@ -1,9 +1,7 @@
-"""Kills a command with SIGKILL before each change it makes to its folder, gives it again, and prints what went wrong.
+"""Kills a command with SIGKILL before each change it makes to its folder, and gives it again.
 
-    python -m tests.checkpoint.run.kill_commands overwrite|replace-unfinished|export|card WORK
-
-One process loads everything once and forks, as kill_points.py does. Prints the number of kills, then a line for each
-folder that differs from that of an undisturbed command.
+All is loaded once. A forked child runs until just before its Nth create, rename, truncate or unlink in the folder and
+kills itself; then the same command is given again.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +21,38 @@ import torch
 
 from hlwq_cli.checkpoint import export, load_recipe, quantize
 from hlwq_cli.hub import remake_card
-from tests.checkpoint.run.kill_points import changes, forked
-from tests.support.builders import LLAMA, dense, save_tensors
+from tests.support.builders import LLAMA, add_sidecar_files, dense, save_tensors
 from tests.support.files import tree
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 @dataclass(frozen=True)
 class Case:
     """A command: what is in the folder before it, what it does, and what the folder holds in the end."""
 
-    prepare: Callable[[Path], None]
+    prepare: Callable[[Path], Any]
     command: Callable[[Path], Any]
+
+
+def changes(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether an audit event changes files."""
+    if event == "open":
+        return bool(args[2] & WRITES)
+    return event in ("os.rename", "os.remove", "os.truncate", "os.mkdir")
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """The exit code of a child that does `work`; minus the signal that killed it."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def killed(command: Callable[[Path], Any], folder: Path, kill_at: int, name: str = "") -> None:
@@ -50,25 +70,38 @@ def killed(command: Callable[[Path], Any], folder: Path, kill_at: int, name: str
     command(folder)
 
 
-def main(name: str, work: Path) -> None:
+def main(work: Path) -> None:
+    """Print a line for each case: its name, the number of kills, and what went wrong."""
     torch.set_num_threads(1)
-    case = cases(work)[name]
-    reference, folder = work / "reference", work / "folder"
+    for name, case in cases(work).items():
+        kills, wrong = campaign(case, work / f"{name}-reference", work / name)
+        print(name, kills, *wrong, sep="\t", flush=True)
+
+
+def campaign(case: Case, reference: Path, folder: Path) -> tuple[int, list[str]]:
+    """Kill the command before each change in turn; return the number of kills, and what went wrong."""
     case.prepare(reference)
     case.command(reference)
-    wanted, kills = tree(reference), 0
+    wanted, kills, wrong = tree(reference), 0, []
     while True:
         case.prepare(folder)
-        if forked(functools.partial(killed, case.command, folder, kills)) != -signal.SIGKILL:
-            break
-        code = forked(functools.partial(case.command, folder))
-        found = tree(folder)
-        if code or found != wanted:
-            odd = sorted({n for n, _ in set(found.items()) ^ set(wanted.items())})
-            print(f"killed before change {kills}: exit {code}, differs in {odd}")
-        shutil.rmtree(folder)
+        code = forked(functools.partial(killed, case.command, folder, kills))
+        if code != -signal.SIGKILL:
+            return kills, wrong if code == 0 else [*wrong, f"not killed: exit {code}"]
+        wrong += [f"killed before change {kills}: {problem}" for problem in again(case.command, folder, wanted)]
+        shutil.rmtree(folder, ignore_errors=True)
         kills += 1
-    print(f"kills {kills}")
+
+
+def again(command: Callable[[Path], Any], folder: Path, wanted: dict[str, str]) -> list[str]:
+    """Give the command again; return what went wrong. Here, as a fork of this process costs more than the command."""
+    try:
+        command(folder)
+    except Exception as error:
+        return [repr(error)]
+    found = tree(folder)
+    odd = sorted({n for n, _ in set(found.items()) ^ set(wanted.items())})
+    return [f"differs in {odd}"] if odd else []
 
 
 def cases(work: Path) -> dict[str, Case]:
@@ -81,31 +114,30 @@ def cases(work: Path) -> dict[str, Case]:
     (second / "tokenizer.json").write_text("{}")
     coded, recipe, options = work / "coded", load_recipe(), {"max_shard_bytes": 20_000, "threads": 1}
 
-    def code(model: Path, out: Path) -> None:
-        quantize(str(model), out, recipe, overwrite=True, **options)  # type: ignore[arg-type]
+    source = save_tensors(work / "source", dense(3, seed=2), LLAMA)
+    add_sidecar_files(source)
 
-    def with_a_note(out: Path) -> None:
-        """A finished result, and a file of the user."""
-        code(first, out)
-        (out / "mine.txt").write_text("mine")
-
-    def unfinished(out: Path) -> None:
-        """A run that was killed before it wrote its manifest."""
-        run = functools.partial(killed, functools.partial(code, first), out, 0, "hlwq_manifest.json")
-        assert forked(run) == -signal.SIGKILL
-        assert (out / "chat_template.jinja").exists()
+    def code(model: Path, out: Path, overwrite: bool = True) -> None:
+        quantize(str(model), out, recipe, overwrite=overwrite, **options)  # type: ignore[arg-type]
 
     def copy(out: Path) -> None:
         shutil.copytree(coded, out)
 
+    def with_a_note(out: Path) -> None:
+        """A finished result, and a file of the user."""
+        copy(out)
+        (out / "mine.txt").write_text("mine")
+
     code(first, coded)
+    run = functools.partial(killed, functools.partial(code, first), work / "unfinished", 0, "hlwq_manifest.json")
+    assert forked(run) == -signal.SIGKILL
+    assert (work / "unfinished" / "chat_template.jinja").exists()
     return {
+        "quantize": Case(lambda out: None, functools.partial(code, source, overwrite=False)),
         "overwrite": Case(with_a_note, functools.partial(code, second)),
-        "replace-unfinished": Case(unfinished, functools.partial(code, second)),
+        "replace-unfinished": Case(
+            lambda out: shutil.copytree(work / "unfinished", out), functools.partial(code, second)
+        ),
         "export": Case(lambda out: None, lambda out: export(coded, out, max_shard_bytes=40_000)),
         "card": Case(copy, lambda out: remake_card(out, "ann/model")),
     }
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
