@@ -232,12 +232,13 @@ def _run(case: Path, at: Originals) -> None:
     for path in out.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise WrongResult(f"{path.name} in the result is not a regular file")
-        if path.is_file() and b"SECRET" in path.read_bytes() and not _is_copy(case / path.relative_to(out)):
+        if path.is_file() and b"SECRET" in path.read_bytes() and not _is_copy(case, path.relative_to(out)):
             raise WrongResult(f"{path.name} holds the content of a file outside the source")
 
 
-def _is_copy(path: Path) -> bool:
-    """Whether the file of the source itself holds the content, not what a link leads to."""
+def _is_copy(case: Path, name: Path) -> bool:
+    """Whether the file of the source itself holds the content, not what a link leads to; a hard link is a file."""
+    path = case / ("README.md" if name.name == "README.source.md" else name)
     return path.is_file() and not path.is_symlink()
 
 

@@ -17,6 +17,8 @@ from ..io import read_text
 from ..plan import Plan
 from .files import json_bytes
 from .manifest_entries import (
+    CALIBRATION_FITS,
+    RECIPE_FITS,
     FileRecord,
     KeptRecord,
     TensorRecord,
@@ -159,6 +161,8 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
         document["kept"] = tuple(read_kept(t) for t in document["kept"])
         document["dropped"] = tuple(dict(d) for d in document["dropped"])
         check_fields("manifest", document)
+        check_fields("recipe", document["fingerprint"].get("recipe", {}), RECIPE_FITS)
+        check_fields("calibration", document.get("calibration") or {}, CALIBRATION_FITS)
         manifest = Manifest(**document)
         for part, keys in ((manifest.source, ("id", "revision")), (manifest.tool, ("version",))):
             if missing := [key for key in keys if key not in part]:

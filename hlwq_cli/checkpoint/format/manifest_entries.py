@@ -190,9 +190,28 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def check_fields(what: str, document: dict[str, Any]) -> None:
-    """Raise ValueError where a known field of `document` is not of its kind."""
-    wrong = [key for key, fits in _FITS.items() if key in document and not fits(document[key])]
+RECIPE_FITS: dict[str, Callable[[Any], bool]] = {
+    "recipe": lambda v: isinstance(v, str),
+    **dict.fromkeys(("tensor", "include", "exclude"), lambda v: _are_texts(v)),
+}
+"""What a fingerprint may state of a recipe."""
+CALIBRATION_FITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("kind", "origin", "file"), lambda v: isinstance(v, str)),
+    "tokens": _is_count,
+    "without_moments": lambda v: isinstance(v, dict) and _are_texts(list(v.values())),
+}
+"""What a manifest may state of a calibration."""
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def check_fields(what: str, document: Any, fits_by_key: Mapping[str, Callable[[Any], bool]] = _FITS) -> None:
+    """Raise ValueError where a known field of `document` is not of its kind, or where it has no fields."""
+    if not isinstance(document, dict):
+        raise ValueError(f"{what} is {document!r:.60}")
+    wrong = [key for key, fits in fits_by_key.items() if key in document and not fits(document[key])]
     if wrong:
         raise ValueError(f"{wrong[0]} of {what} is {document[wrong[0]]!r:.60}")
 

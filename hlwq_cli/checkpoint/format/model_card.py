@@ -131,7 +131,7 @@ def _body(
     config: Mapping[str, Any], manifest: Manifest, title: str, base: str | None, where: str, fidelity: str
 ) -> str:
     settings, revision = config["quantization_config"], manifest.source["revision"]
-    recipe = _recipe(manifest)
+    recipe = manifest.fingerprint.get("recipe", {})
     return _BODY.format(
         title=title,
         where=where,
@@ -177,14 +177,12 @@ def _calibration(manifest: Manifest) -> str:
     return f"{text} {len(without)} coded tensors had no moments." if without else text
 
 
-def _recipe(manifest: Manifest) -> Mapping[str, Any]:
-    recipe = manifest.fingerprint.get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
-
-
 def quantize_command(manifest: Manifest) -> str:
     """Return the command that makes the same bytes again from the same source."""
-    recipe, shard_bytes = _recipe(manifest), manifest.fingerprint.get("max_shard_bytes", DEFAULT_SHARD_BYTES)
+    recipe, shard_bytes = (
+        manifest.fingerprint.get("recipe", {}),
+        manifest.fingerprint.get("max_shard_bytes", DEFAULT_SHARD_BYTES),
+    )
     words = ["hlwq", "quantize", str(manifest.source["id"]), "--bits", str(recipe.get("bits", ""))]
     if manifest.source["revision"]:
         words += ["--revision", manifest.source["revision"]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ _MAX_TENSORS = 400_000
 _MAX_DIMENSIONS = 64
 """Of a tensor, as torch has it."""
 _MAX_SIZE = 2**63 - 1
+_HALF = re.compile(r"[\ud800-\udfff]")
+"""Half of a pair of code units: Python's JSON reads it, the safetensors library does not."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,10 @@ def parse_header(raw: bytes, file: str, size: int) -> tuple[dict[str, TensorInfo
     odd = next((name for name in header if CONTROL.search(name)), None)
     if odd is not None:
         raise CorruptError(f"The header of {file} has the name {odd!r}, with control characters.", "Fetch it again.")
-    metadata = header.pop("__metadata__", None) or {}
+    if b"\\ud" in raw.lower() and _HALF.search(json.dumps(header, ensure_ascii=False)):
+        raise CorruptError(f"The header of {file} has half a character.", "Fetch it again.")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CorruptError(f"The metadata of {file} are not texts by name.", "Fetch it again.")
     start = 8 + len(raw)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError, safe_open
 
 from hlwq_cli.checkpoint import inspect, load_recipe
 from hlwq_cli.checkpoint.format import hash_file
@@ -20,7 +21,9 @@ MANIFEST = "hlwq_manifest.json"
 DEEP = "[" * 20_000
 
 
-@pytest.mark.parametrize("metadata", ["/etc/passwd", [1], 7, True, {"format": ["pt"]}, {"format": 1}, {"a": {}}])
+@pytest.mark.parametrize(
+    "metadata", ["/etc/passwd", [1], 7, True, "", [], 0, False, {"format": ["pt"]}, {"format": 1}, {"a": {}}]
+)
 def test_metadata_that_are_not_texts_are_refused(tmp_path: Path, metadata: Any) -> None:
     path = write_header(tmp_path / "model.safetensors", {"__metadata__": metadata})
     with pytest.raises(CorruptError, match=r"metadata of model\.safetensors are not texts by name"):
@@ -31,6 +34,59 @@ def test_metadata_that_are_not_texts_are_refused(tmp_path: Path, metadata: Any) 
 def test_metadata_of_texts_are_read(tmp_path: Path, metadata: Any) -> None:
     path = write_header(tmp_path / "model.safetensors", {"__metadata__": metadata})
     assert read_header(path, path.name) == ({}, metadata or {})
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\uDC00"])
+@pytest.mark.parametrize("header", ['{"__metadata__": {"%s": "pt"}}', '{"__metadata__": {"a": "%s"}}', '{"%s": {}}'])
+def test_half_a_character_is_refused_as_safetensors_does(tmp_path: Path, header: str, half: str) -> None:
+    path = tmp_path / "model.safetensors"
+    raw = (header % half).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+    with pytest.raises(SafetensorError):
+        safe_open(path, "pt")
+    with pytest.raises(CorruptError, match=r"header of model\.safetensors has"):
+        read_header(path, path.name)
+
+
+def test_a_whole_character_of_two_halves_is_read(tmp_path: Path) -> None:
+    path = write_header(tmp_path / "model.safetensors", {"__metadata__": {"a": "\U0001f600"}})
+    assert b"\\ud83d" in path.read_bytes()
+    assert read_header(path, path.name) == ({}, {"a": "\U0001f600"})
+
+
+@pytest.mark.parametrize("option", ["tensor", "include", "exclude"])
+@pytest.mark.parametrize("value", [7, "abc", {"a": 1}, [1], None])
+def test_a_recipe_in_the_manifest_whose_options_are_no_texts_is_refused(
+    coded: Callable[[str], Path], copied: Callable[[Path], Path], option: str, value: Any
+) -> None:
+    folder = copied(coded("qwen3"))
+    fingerprint = read_json(folder / MANIFEST)["fingerprint"]
+    edit_json(folder / MANIFEST, fingerprint=fingerprint | {"recipe": fingerprint["recipe"] | {option: value}})
+    with pytest.raises(CorruptError, match=f"{option} of recipe is"):
+        inspect(folder)
+
+
+@pytest.mark.parametrize("recipe", [7, "default", [], None])
+def test_a_recipe_in_the_manifest_that_is_none_is_refused(
+    coded: Callable[[str], Path], copied: Callable[[Path], Path], recipe: Any
+) -> None:
+    folder = copied(coded("qwen3"))
+    fingerprint = read_json(folder / MANIFEST)["fingerprint"]
+    edit_json(folder / MANIFEST, fingerprint=fingerprint | {"recipe": recipe})
+    with pytest.raises(CorruptError, match="recipe is"):
+        inspect(folder)
+
+
+@pytest.mark.parametrize(
+    "part", [{"without_moments": 7}, {"without_moments": {"a": 1}}, {"origin": 7}, {"tokens": "x"}]
+)
+def test_a_calibration_in_the_manifest_that_is_none_is_refused(
+    coded: Callable[[str], Path], copied: Callable[[Path], Path], part: dict[str, Any]
+) -> None:
+    folder = copied(coded("qwen3"))
+    edit_json(folder / MANIFEST, calibration={"kind": "stream", "origin": "a"} | part)
+    with pytest.raises(CorruptError, match="of calibration is"):
+        inspect(folder)
 
 
 @pytest.mark.parametrize(("part", "key"), [("tool", "version"), ("source", "revision"), ("source", "id")])
