@@ -29,10 +29,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from scripts.checks.family_page import Sweep, load, save
-from scripts.checks.family_steps import Row, check_family
-from scripts.checks.family_sweep import SECONDS_PER_TYPE, sweep
-from scripts.checks.tiny_models import Family, families
+from scripts.checks.family.page import Sweep, load, save
+from scripts.checks.family.steps import Row, check_family
+from scripts.checks.family.sweep import SECONDS_PER_TYPE, sweep
+from scripts.checks.family.tiny_models import Family, families
 
 
 def choose(types: list[str], sample: int | None) -> list[Family]:

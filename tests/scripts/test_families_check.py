@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from scripts.checks import family_sweep
 from scripts.checks.families import choose
-from scripts.checks.family_original import NotRunError, make_original, relative_difference
-from scripts.checks.family_page import Sweep, load, page, save
-from scripts.checks.family_reasons import in_words
-from scripts.checks.family_steps import MADE, Row, check_family, far_weight, steps
-from scripts.checks.family_sweep import TOO_SLOW, sweep
-from scripts.checks.tiny_models import Family, families
+from scripts.checks.family import sweep as family_sweep
+from scripts.checks.family.original import NotRunError, make_original, relative_difference
+from scripts.checks.family.page import Sweep, load, page, save
+from scripts.checks.family.reasons import in_words
+from scripts.checks.family.steps import MADE, Row, check_family, far_weight, steps
+from scripts.checks.family.sweep import TOO_SLOW, sweep
+from scripts.checks.family.tiny_models import Family, families
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers, about the tiny models
 LLAMA = Family("llama", "LlamaForCausalLM", "causal")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.checks.family_steps import check_family
-from scripts.checks.tiny_models import AUTO_CLASSES, Family
+from scripts.checks.family.steps import check_family
+from scripts.checks.family.tiny_models import AUTO_CLASSES, Family
 
 MIXTURES = {
     "qwen3_moe": 0.78,

@@ -14,8 +14,8 @@ import torch
 
 from hlwq_cli.checkpoint import Manifest, export, load_recipe, open_coded, quantize, verify
 from hlwq_cli.errors import HlwqError
-from scripts.checks.family_original import DTYPES, EXPORTS, Original, generate, make_original, relative_difference, run
-from scripts.checks.tiny_models import Family, first_line
+from scripts.checks.family.original import DTYPES, EXPORTS, Original, generate, make_original, relative_difference, run
+from scripts.checks.family.tiny_models import Family, first_line
 
 BITS = 6
 MADE = "original-made"

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 from transformers.models.auto import modeling_auto as auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from scripts.checks.tiny_settings import (
+from scripts.checks.family.tiny_settings import (
     CLASS_SETTINGS,
     COUNTS,
     LAYER_COUNTS,

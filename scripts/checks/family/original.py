@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from scripts.checks.tiny_inputs import as_dtype, candidates
-from scripts.checks.tiny_models import Family, NotBuiltError, fill, first_line, model_class, tiny_configs
+from scripts.checks.family.tiny_inputs import as_dtype, candidates
+from scripts.checks.family.tiny_models import Family, NotBuiltError, fill, first_line, model_class, tiny_configs
 
 NEW_TOKENS = 4
 PATIENCE_SECONDS = 10

@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from scripts.checks.family_original import NotRunError
-from scripts.checks.family_steps import MADE, Row, check_family
-from scripts.checks.tiny_models import Family, first_line
+from scripts.checks.family.original import NotRunError
+from scripts.checks.family.steps import MADE, Row, check_family
+from scripts.checks.family.tiny_models import Family, first_line
 
 SECONDS_PER_TYPE = 300
 TOO_SLOW = "does not run: transformers takes too long to build it or run it"

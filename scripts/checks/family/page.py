@@ -15,9 +15,9 @@ import torch
 import transformers
 
 import hlwq_cli
-from scripts.checks.family_reasons import counted, in_words
-from scripts.checks.family_steps import Row
-from scripts.checks.tiny_models import Family
+from scripts.checks.family.reasons import counted, in_words
+from scripts.checks.family.steps import Row
+from scripts.checks.family.tiny_models import Family
 
 SHOWN = 120
 """How many characters of an error are shown."""

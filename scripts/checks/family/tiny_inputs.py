@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from scripts.checks.tiny_own_inputs import LENGTH, OWN_INPUTS, ROWS
+from scripts.checks.family.tiny_own_inputs import LENGTH, OWN_INPUTS, ROWS
 
 PICTURE = "pixel_values"
 SOUND_FRAMES = (64, 128, 3000)
