@@ -8,13 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import hlwq_cli
 from scripts.checks.family.reasons import counted, in_words
 from scripts.checks.family.steps import Row
 from scripts.checks.family.tiny_models import Family
@@ -63,6 +60,11 @@ def cell(text: str) -> str:
     return text.replace("|", "/").replace("<", "&lt;")
 
 
+def has(name: str) -> bool:
+    """Return whether a package is installed; timm makes some backbones, and need not be there."""
+    return next(distributions(name=name), None) is not None
+
+
 def measured(rows: list[Row]) -> str:
     """Return how many rows are of which day."""
     days = sorted(Counter(row.measured for row in rows).items(), reverse=True)
@@ -85,7 +87,7 @@ def page(result: Sweep, command: str) -> str:
     """Return docs/families.md."""
     counts = Counter(row.verdict.partition(":")[0] for row in result.rows)
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    versions = f"transformers {transformers.__version__}, torch {torch.__version__}, hlwq {hlwq_cli.__version__}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "timm", "hlwq") if has(name))
     head = [
         "# Model families",
         "",

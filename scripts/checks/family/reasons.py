@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 REASONS = (
+    (r"was not reached", "was not reached in this sweep"),
     (r"requires the (\w+) library|requires (\w+) to be installed|No module named '(\w+)'", "needs {}, which is absent"),
     (r"takes too long", "transformers takes too long to build it or run it"),
     (r"million parameters it is too large", "is too large at the smallest sizes that build"),

@@ -109,10 +109,10 @@ def dated_series(config: Any) -> Inputs:
     }
 
 
-def masked_sound(config: Any) -> Inputs:
-    bins = getattr(config, "num_mel_bins", None) or getattr(config, "input_size", 80)
-    mask = torch.ones(ROWS, FRAMES, dtype=torch.int64)
-    return {"input_features": random(ROWS, bins, FRAMES), "input_features_mask": mask}
+def sound_windows(config: Any) -> Inputs:
+    frames = 4 * config.n_window
+    mask = torch.ones(ROWS, frames, dtype=torch.int64)
+    return {"input_features": random(ROWS, config.num_mel_bins, frames), "input_features_mask": mask}
 
 
 def long_masked_sound(config: Any) -> Inputs:
@@ -123,9 +123,14 @@ def long_masked_sound(config: Any) -> Inputs:
     }
 
 
-def masked_frames(config: Any) -> Inputs:
-    given = masked_sound(config)
-    return given | {"input_features": given["input_features"].mT.contiguous()}
+def stacked_frames(config: Any) -> Inputs:
+    sound = getattr(config, "encoder_config", config)
+    width = sound.num_mel_bins * getattr(sound, "num_stacked_frames", 4)
+    return {"input_features": random(ROWS, FRAMES, width)}
+
+
+def masked_stacked_frames(config: Any) -> Inputs:
+    return stacked_frames(config) | {"input_features_mask": torch.ones(ROWS, FRAMES, dtype=torch.int64)}
 
 
 def mel(config: Any) -> Inputs:
@@ -144,15 +149,39 @@ def align(_: Any) -> Inputs:
     return {"input_ids": ids(), "pixel_values": random(ROWS, 3, 64, 64)}
 
 
+def merged_patches(config: Any) -> Inputs:
+    side = config.patch_size * config.spatial_merge_size
+    return {"pixel_values": random(16, side, side, 3), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+
+
+def patch_strip(config: Any) -> Inputs:
+    side = config.patch_size
+    return {"pixel_values": random(1, 3, side, 16 * side), "target_sizes": torch.tensor([[4, 4]], dtype=torch.int32)}
+
+
 def clap(config: Any) -> Inputs:
     sound = config.audio_config
     frames = random(ROWS, 1, 64, sound.num_mel_bins)
     return {"input_ids": ids(), "input_features": frames, "is_longer": torch.zeros(ROWS, 1, dtype=torch.bool)}
 
 
+def clvp(config: Any) -> Inputs:
+    return {"input_ids": ids(), "input_features": random(ROWS, config.decoder_config.feature_size, 128)}
+
+
 def qformer(config: Any) -> Inputs:
     states = random(ROWS, LENGTH, config.encoder_hidden_size)
     return {"query_embeds": random(ROWS, 4, config.hidden_size), "encoder_hidden_states": states}
+
+
+def pi0(config: Any) -> Inputs:
+    return {
+        "input_ids": ids(),
+        "attention_mask": torch.ones(ROWS, LENGTH, dtype=torch.int64),
+        "state": random(ROWS, config.max_state_dim),
+        "noise": random(ROWS, config.chunk_size, config.max_action_dim),
+        "timestep": random(ROWS).abs(),
+    }
 
 
 def latents(config: Any) -> Inputs:
@@ -170,25 +199,33 @@ OWN_INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "Blip2ForConditionalGeneration": blip_2,
     "Blip2QFormerModel": qformer,
     "ClapModel": clap,
+    "ClvpModelForConditionalGeneration": clvp,
     "DecisionTransformerModel": decision_transformer,
     "DiaModel": dia,
-    "FunAsrNanoEncoder": masked_frames,
+    "FunAsrNanoEncoder": masked_stacked_frames,
     "Gemma3nAudioEncoder": mel,
     "Gemma4VisionModel": gemma4_vision,
+    "GraniteSpeech5Encoder": stacked_frames,
+    "GraniteSpeech5ForCTC": stacked_frames,
     "IdeficsForVisionText2Text": idefics,
     "InformerModel": dated_series,
+    "Inkling2VisionModel": merged_patches,
     "InstructBlipForConditionalGeneration": instruct_blip,
     "InstructBlipVideoForConditionalGeneration": instruct_blip_video,
     "Kosmos2ForConditionalGeneration": kosmos_2,
     "KyutaiSpeechToTextModel": kyutai,
     "LxmertModel": lxmert,
     "MimiDecoderModel": latents,
+    "MiniCPMOcrVisionModel": patch_strip,
+    "MiniCPMV4_7VisionModel": patch_strip,
     "MuseSparkAudioModel": muse_audio,
     "MusicgenForCausalLM": codebooks,
     "MusicgenMelodyForCausalLM": codebooks,
+    "PI0ForConditionalGeneration": pi0,
     "PatchTSMixerModel": series,
     "PatchTSTModel": series,
-    "Qwen3ASREncoder": masked_sound,
+    "PocketTTSAudioTokenizerDecoderModel": latents,
+    "Qwen3ASREncoder": sound_windows,
     "TimeSeriesTransformerModel": dated_series,
 }
 """Makers of inputs from a configuration, by class."""

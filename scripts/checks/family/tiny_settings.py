@@ -64,6 +64,7 @@ OTHER_LAYER = {"head_dim": 64, "num_key_value_heads": 1}
 
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}}
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
+    "align": {"projection_dim": 160},
     "align_vision_model": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "autoformer": {"prediction_length": 4, "num_time_features": 1},
     "bamba": {"attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 32},
@@ -83,6 +84,10 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
         "attn_config": {"clip_qkv": 8.0, "kv_n_heads": 2, "rope_theta": 1e4}, "ffn_config": {"ffn_hidden_size": 192},
     },
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"]},
+    "deimv2": {"backbone_config": {"model_type": "hgnet_v2", "out_features": ["stage2", "stage3", "stage4"]}},
+    "dia_decoder": {"cross_hidden_size": HIDDEN},
+    "dots3_note_audio_encoder": {"adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
+    "dots3_note_vision_encoder": {"adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
     "dots3_note_text": {
         "num_hidden_layers": 2, "layer_types": ["indexed_attention", "sliding_attention"],
         "mlp_layer_types": ["dense", "sparse"], "num_key_value_heads": 4, "index_n_heads": 2, "index_head_dim": 32,
@@ -92,6 +97,7 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
             "qk_nope_head_dim": 32, "v_head_dim": 32, "qk_rope_head_dim": 32,
         }},
     },
+    "efficientnet": {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     "emu3": {"vocabulary_map": {"<image>": 310, "<|visual token 000000|>": 311}},
     "emu3_vqgan": {"base_channels": 32}, "janus_vqgan": {"base_channels": 32, "num_patches": 2},
     "florence_vision": {"embed_dim": (32, 64, 128, 256), "num_heads": (2, 2, 4, 8), "num_groups": (2, 2, 4, 8)},
@@ -105,12 +111,13 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
     },
     "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "glm5_next_text": {"num_key_value_heads": 4, "qk_rope_head_dim": 0},
-    "glm4v_text": MROPE, "glm_ocr_text": MROPE,
+    "glm4v_text": MROPE, "glm_image_text": MROPE, "glm_ocr_text": MROPE,
     "glm4v_moe_text": {"rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [2, 3, 3]}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 32},
     "inkling2_text": {"unpadded_vocab_size": 300}, "inkling2_loop_text": {"unpadded_vocab_size": 300},
+    "hunyuan_vl_text": {"rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [4, 4, 4, 4]}},
     "hy_v4_vl_text": MROPE,
     "informer": {"prediction_length": 4, "num_time_features": 1},
     "instructblipvideo": {"video_token_id": 310},
@@ -124,6 +131,7 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
         "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 32, "indexer_budget": 16,
         "indexer_compress_ratio": 2, "ngram_vocab_size_base": 100, "split_ngram_parts": 2, "ple_embed_dim": 16,
         "ple_layer_ids": [1], "layer_types": ["linear_attention", "full_attention"], "eos_token_id": 2,
+        "use_cache": False,
     },
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {
