@@ -74,7 +74,7 @@ def measured(rows: list[Row]) -> str:
 def not_tried(skipped: list[tuple[Family, str]]) -> Iterator[str]:
     """Yield the lines about classes that were not tried: counts of the reasons, then each class."""
     yield from ("", "## Not tried", "", f"{len(skipped)} classes were not tried.")
-    yield "transformers alone does not build, save, load or run a tiny model of these here, or not alike twice."
+    yield "transformers alone does not build, save, load or run a tiny model of these here, or the sweep did not reach it."
     yield from ("", "| reason | classes |", "|---|---|")
     yield from (f"| {words} | {count} |" for words, count in counted(reason for _, reason in skipped))
     yield from ("", "| model type | class | reason | what was raised |", "|---" * 4 + "|")
@@ -99,6 +99,7 @@ def page(result: Sweep, command: str) -> str:
         f"{len(result.skipped)} were not tried: [why](#not-tried).",
         "Each is a tiny model with random weights that was quantized with 6 bits.",
         "It was verified, exported to bf16, and loaded by its class: the codes twice, the exported weights once.",
+        "The models run in bf16, or in float32 where bf16 does not run, is very slow, or differs by its rounding.",
         "",
         "- `coded`: the share of the weights in matrices, embeddings and heads included. Tiny models have large",
         "  embeddings for their size: the share of a real model is larger.",

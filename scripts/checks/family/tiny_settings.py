@@ -139,6 +139,7 @@ OWN_SETTINGS: dict[str, dict[str, Any]] = {
         "attn_layers": ["local", "lsh"], "lsh_attn_chunk_length": 4, "local_attn_chunk_length": 4,
         "max_position_embeddings": 16,
     },
+    "siglip_text_model": {"projection_size": HIDDEN}, "siglip2_text_model": {"projection_size": HIDDEN},
     "time_series_transformer": {"prediction_length": 4, "num_time_features": 1},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
     "zamba": {
