@@ -74,7 +74,8 @@ def measured(rows: list[Row]) -> str:
 def not_tried(skipped: list[tuple[Family, str]]) -> Iterator[str]:
     """Yield the lines about classes that were not tried: counts of the reasons, then each class."""
     yield from ("", "## Not tried", "", f"{len(skipped)} classes were not tried.")
-    yield "transformers alone does not build, save, load or run a tiny model of these here, or the sweep did not reach it."
+    yield "transformers alone does not build, save, load or run a tiny model of these here,"
+    yield "or the sweep did not reach it."
     yield from ("", "| reason | classes |", "|---|---|")
     yield from (f"| {words} | {count} |" for words, count in counted(reason for _, reason in skipped))
     yield from ("", "| model type | class | reason | what was raised |", "|---" * 4 + "|")

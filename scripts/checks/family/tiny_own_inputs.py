@@ -129,6 +129,10 @@ def stacked_frames(config: Any) -> Inputs:
     return {"input_features": random(ROWS, FRAMES, width)}
 
 
+def projected_frames(config: Any) -> Inputs:
+    return {"input_features": random(ROWS, FRAMES, config.feature_projection_input_dim)}
+
+
 def masked_stacked_frames(config: Any) -> Inputs:
     return stacked_frames(config) | {"input_features_mask": torch.ones(ROWS, FRAMES, dtype=torch.int64)}
 
@@ -227,5 +231,6 @@ OWN_INPUTS: dict[str, Callable[[Any], Inputs]] = {
     "PocketTTSAudioTokenizerDecoderModel": latents,
     "Qwen3ASREncoder": sound_windows,
     "TimeSeriesTransformerModel": dated_series,
+    "Wav2Vec2BertModel": projected_frames,
 }
 """Makers of inputs from a configuration, by class."""
