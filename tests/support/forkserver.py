@@ -32,10 +32,10 @@ from typing import Any
 
 IMPORTS = {
     "quantize": ("hlwq_cli.commands.quantize", "hlwq_cli.checkpoint", "numba"),
-    "bench": ("hlwq_cli.commands.bench", "hlwq_cli.measure", "hlwq_cli.runtime", "transformers.generation"),
+    "bench": ("hlwq_cli.commands.bench", "hlwq_cli.measure", "hlwq_cli.runtime.model", "transformers.generation"),
     "generate": ("hlwq_cli.commands.generate", "hlwq_cli.ui.answer", "hlwq_cli.runtime.model"),
     "chat": ("hlwq_cli.commands.chat", "hlwq_cli.ui.terminal_chat", "hlwq_cli.runtime.model"),
-    "demo": ("hlwq_cli.commands.demo", "hlwq_cli.ui.demo", "hlwq_cli.runtime", "gradio"),
+    "demo": ("hlwq_cli.commands.demo", "hlwq_cli.ui.demo", "hlwq_cli.ui.demo.page", "hlwq_cli.runtime.model"),
     "push": ("hlwq_cli.commands.push", "hlwq_cli.hub"),
 }
 """What is imported before the first child of a command is forked; `quantize` stands for all others."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import BrowserContext, Locator, Page, Request, expect
 
 FIGURES = re.compile(r"(\d+) tokens? · ([\d.]+) tok/s · [\d.]+ [MG]B memory(?: · (.+))?")
 TIMEOUT_MS = 20_000
+SHORT = 16
+"""Tokens of an answer that need not be long: each takes the server and the browser time."""
+expect.set_options(timeout=TIMEOUT_MS)
 ENDLESS = "1790 1791 1792 1793 1794 1795"
 """A prompt that the sample continues with counting, until the maximum answer length."""
 
@@ -40,19 +44,21 @@ class ChatPage:
         login: tuple[str, str] | None = None,
         on_request: Callable[[Request], None] = lambda request: None,
         on_error: Callable[[str], None] = lambda error: None,
+        color_scheme: Literal["light", "dark"] = "light",
     ) -> None:
         self.page: Page = context.new_page()
         self.page.on("request", on_request)
         self.page.on("pageerror", lambda error: on_error(str(error)))
         self.page.set_default_timeout(TIMEOUT_MS)
         self.page.add_init_script(RECORDER)
+        self.page.emulate_media(color_scheme=color_scheme)
         self.page.goto(url)
         if login:
             log_in(self.page, *login)
         self.box = self.page.locator("#message textarea")
         self.send_button = self.page.locator("#message .submit-button")
         self.stop_button = self.page.locator("#message .stop-button")
-        expect(self.send_button).to_be_visible(timeout=TIMEOUT_MS)
+        expect(self.send_button).to_be_visible()
 
     def set(self, label: str, value: float | str) -> None:
         """Set a number or a text in the settings."""
@@ -81,7 +87,7 @@ class ChatPage:
 
     def wait(self) -> None:
         """Wait until the answer is complete."""
-        expect(self.send_button).to_be_visible(timeout=TIMEOUT_MS)
+        expect(self.send_button).to_be_visible()
 
     def ask(self, text: str) -> str:
         """Send a message, wait for the answer and return it."""
@@ -121,12 +127,12 @@ class ChatPage:
     def streams(self, chat: int = 0) -> None:
         """Wait until the last answer is visible and grows."""
         reply = self.replies(chat).last
-        expect(reply).to_contain_text("tok/s", timeout=TIMEOUT_MS)
+        expect(reply).to_contain_text("tok/s")
         seen = reply.inner_text()
-        expect(reply).not_to_have_text(seen, timeout=TIMEOUT_MS)
+        expect(reply).not_to_have_text(seen)
 
 
-def greedy(open_page: Callable[..., ChatPage], length: int = 48, **options: object) -> ChatPage:
+def greedy(open_page: Callable[..., ChatPage], length: int = SHORT, **options: object) -> ChatPage:
     """Open a page with greedy decoding and a maximum answer length in tokens."""
     one = open_page(**options)
     one.set("Temperature", 0)

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Request, sync_playwright
@@ -20,6 +21,7 @@ from .demo_server import DemoServer, demo
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-software-rasterizer", "--disable-gpu-compositing",
+    "--process-per-site",
 )  # fmt: skip
 OpenChat = Callable[..., ChatPage]
 Captions = tuple[str, dict[str, str]]
@@ -66,9 +68,11 @@ def server(measured_sample: Path) -> Iterator[DemoServer]:
 
 
 @pytest.fixture(scope="module")
-def usual(browser: Browser) -> BrowserContext:
-    """Visitors without options of their own: Chromium keeps the compiled scripts of a context."""
-    return browser.new_context()
+def usual(browser: Browser, server: DemoServer) -> BrowserContext:
+    """Visitors without options of their own. An open tab keeps the process that has compiled the scripts."""
+    context = browser.new_context()
+    context.new_page().goto(f"{server.url}favicon.ico")
+    return context
 
 
 @pytest.fixture
@@ -82,12 +86,14 @@ def open_chat(browser: Browser, usual: BrowserContext, server: DemoServer) -> It
     def note(request: Request) -> None:
         asked.append(request.url)
 
-    def open_page(login: tuple[str, str] | None = None, **options: object) -> ChatPage:
+    def open_page(
+        login: tuple[str, str] | None = None, color_scheme: Literal["light", "dark"] = "light", **options: object
+    ) -> ChatPage:
         context = usual
-        if options or login:
+        if options:
             context = browser.new_context(**options)  # type: ignore[arg-type]
             contexts.append(context)
-        pages.append(ChatPage(context, server.url, login, on_request=note, on_error=wrong.append))
+        pages.append(ChatPage(context, server.url, login, note, wrong.append, color_scheme))
         return pages[-1]
 
     yield open_page

@@ -8,7 +8,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import BrowserContext, expect
 
 from .chat_page import ChatPage, greedy
 from .conftest import Captions, OpenChat
@@ -55,7 +55,7 @@ def test_rotated_and_transparent_picture_is_read_as_it_looks(
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its left side
     turned.save(tmp_path / "phone.webp", lossless=True, exif=exif)
-    one = greedy(open_chat)
+    one = greedy(open_chat, 48)
     one.attach(tmp_path / "phone.webp")
     assert one.ask(question) == right["picture-02.png"]
 
@@ -110,16 +110,15 @@ def test_image_token_without_a_picture_does_no_harm(open_chat: OpenChat) -> None
     assert one.ask("We") != ""
 
 
-def test_markup_in_messages_loads_and_runs_nothing(browser: Browser, server: DemoServer) -> None:
-    context = browser.new_context()
+def test_markup_in_messages_loads_and_runs_nothing(usual: BrowserContext, server: DemoServer) -> None:
+    one = ChatPage(usual, server.url)
     failed: list[tuple[str, str | None]] = []
-    context.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
-    one = ChatPage(context, server.url)
+    one.page.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
     one.set("Maximum answer length, in tokens", 4)
     one.ask(f'![x]({ELSEWHERE}) <img src="no" onerror="window.hacked = 1"><script>window.hacked = 1</script>')
     assert (ELSEWHERE, "csp") in failed
     assert one.page.evaluate("window.hacked") is None
-    context.close()
+    one.page.close()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../../../etc/passwd"])

@@ -13,7 +13,7 @@ from hlwq_cli.runtime import HLWQModel
 from hlwq_cli.runtime.chat import Turn
 from hlwq_cli.samples import sample_file
 
-from .chat_page import ENDLESS, greedy
+from .chat_page import ENDLESS, SHORT, greedy
 from .conftest import Captions, OpenChat
 
 LONGEST = 1900
@@ -26,13 +26,13 @@ def model(measured_sample: Path) -> HLWQModel:
 
 
 def test_answers_stream_and_are_those_of_the_model(open_chat: OpenChat, model: HLWQModel) -> None:
-    one = greedy(open_chat, 100)
+    one = greedy(open_chat, 48)
     one.ask(ENDLESS)
     assert one.pieces() > 5
-    first = model.stream(ENDLESS, max_new_tokens=100)
+    first = model.stream(ENDLESS, max_new_tokens=48)
     assert one.said() == "".join(first).strip()
     assert one.figures() == (first.tokens, "reached the maximum length")
-    second = model.stream("We", max_new_tokens=100, history=[Turn("user", ENDLESS), Turn("assistant", one.said())])
+    second = model.stream("We", max_new_tokens=48, history=[Turn("user", ENDLESS), Turn("assistant", one.said())])
     assert one.ask("We") == "".join(second).strip()
     assert one.figures()[0] == second.tokens
 
@@ -40,13 +40,13 @@ def test_answers_stream_and_are_those_of_the_model(open_chat: OpenChat, model: H
 def test_system_prompt_reaches_the_model(open_chat: OpenChat, model: HLWQModel) -> None:
     one = greedy(open_chat)
     one.set("System prompt", "The treaty concluded with Spain.")
-    assert one.ask("We") == model.generate("We", system="The treaty concluded with Spain.", max_new_tokens=48)
-    assert one.said() != model.generate("We", max_new_tokens=48)
+    assert one.ask("We") == model.generate("We", system="The treaty concluded with Spain.", max_new_tokens=SHORT)
+    assert one.said() != model.generate("We", max_new_tokens=SHORT)
 
 
 def test_uploaded_pictures_are_described_exactly(open_chat: OpenChat, captions: Captions) -> None:
     question, right = captions
-    one = greedy(open_chat)
+    one = greedy(open_chat, 48)
     for name in ("picture-02.png", "picture-08.png"):
         one.attach(sample_file(f"eval/{name}"))
         assert one.ask(question) == right[name]
@@ -92,11 +92,11 @@ def test_clear_discards_the_conversation(open_chat: OpenChat, model: HLWQModel) 
     one = greedy(open_chat)
     fresh = one.ask("We are at peace with")
     one.clear()
-    assert one.ask("We are at peace with") == fresh == model.generate("We are at peace with", max_new_tokens=48)
+    assert one.ask("We are at peace with") == fresh == model.generate("We are at peace with", max_new_tokens=SHORT)
 
 
 def test_two_visitors_wait_for_each_other_and_see_only_their_own_chat(open_chat: OpenChat) -> None:
-    one, two = greedy(open_chat, LONGEST), greedy(open_chat)
+    one, two = greedy(open_chat, LONGEST), greedy(open_chat, 48)
     one.send(ENDLESS)
     one.streams()
     two.send("The state of our Union is")
@@ -144,7 +144,7 @@ def test_seed_gives_the_same_answer_while_others_chat(open_chat: OpenChat) -> No
     one, two = open_chat(), open_chat()
     for who, seed in ((one, "7"), (two, "9")):
         who.set("Temperature", 1.5)
-        who.set("Maximum answer length, in tokens", 40)
+        who.set("Maximum answer length, in tokens", SHORT)
         who.set("Seed", seed)
     alone = [who.ask("The public debt") for who in (one, two)]
     for who in (one, two):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from urllib.parse import urlencode
 import pytest
 
 from hlwq_cli.ui.demo.guard import MAX_BODY_BYTES, LoginLimit, remove_oldest
+from tests.cli.run_command import start
 
 from .raw_visitor import Answer, RawVisitor
 
@@ -21,28 +21,30 @@ LOGIN = ("ann", "correct: horse")
 
 
 SERVER = """
-import sys
 import gradio as gr
 from hlwq_cli.ui.demo.serve import Access, gradio_environment, served
 with gradio_environment():
     with gr.Blocks(analytics_enabled=False) as blocks:
         pass
-    with served(blocks, Access(False, tuple(sys.argv[1:])), None) as address:
+    with served(blocks, Access(False, {login}), None) as address:
         print(address.url, flush=True)
-        sys.stdin.read()
+        input()
+raise SystemExit
 """
 
 
 @pytest.fixture(scope="module")
 def page() -> Iterator[RawVisitor]:
     """An empty page with a login, served as `hlwq demo` serves its own."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, *LOGIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    waits, end = os.pipe()
+    server = start("demo", before=SERVER.format(login=LOGIN), stdin=waits, stderr=subprocess.DEVNULL)
+    os.close(waits)
     assert server.stdout is not None
     yield RawVisitor(server.stdout.readline().strip())
-    server.communicate()
-    assert server.returncode == 0
+    os.write(end, b"\n")
+    os.close(end)
+    assert server.wait(60) == 0
+    server.stdout.close()
 
 
 def log_in(page: RawVisitor, password: str) -> Answer:

@@ -108,13 +108,13 @@ def test_both_models_answer_with_their_own_text(
 ) -> None:
     torch.set_num_threads(1)
     models = [HLWQModel.from_pretrained(p, dtype="float32", device="cpu") for p in (str(measured_sample), "sample")]
-    wanted = [model.generate(ENDLESS, max_new_tokens=64) for model in models]
+    wanted = [model.generate(ENDLESS, max_new_tokens=48) for model in models]
     assert wanted[0] != wanted[1]
-    one = greedy(open_chat, 64, login=login)
+    one = greedy(open_chat, 48, login=login)
     one.ask(ENDLESS)
     assert min(one.pieces(0), one.pieces(1)) > 5
     assert [one.said(0), one.said(1)] == wanted
-    assert one.figures(0)[0] == one.figures(1)[0] == 64
+    assert one.figures(0)[0] == one.figures(1)[0] == 48
     question, right = captions
     one.attach(sample_file("eval/picture-09.png"))
     one.ask(question)
