@@ -20,7 +20,6 @@ GEMMA = {"hf_overrides": {"architectures": ["Gemma4ForCausalLM"]}}
 PICTURES = {
     "max_model_len": 256, "max_num_batched_tokens": 256, "skip_tokenizer_init": False,
     "limit_mm_per_prompt": {"image": 1},
-    "hf_overrides": {"vision_config": {"default_output_length": 70}},  # vLLM 0.26 reads it, transformers 5.17 drops it
 }  # fmt: skip
 PICTURE = {
     "text": "<bos><|turn>user\n<|image|>Describe the picture.<turn|>\n<|turn>model\n",
