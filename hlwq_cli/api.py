@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Calibration, QuantizeResult, Recipe, check_calibration, load_recipe
+from .checkpoint import QuantizeResult, Recipe, check_calibration, load_recipe
 from .checkpoint import quantize as run
 from .errors import UsageError
 from .progress import ProgressCallback, ignore_progress
 from .runtime.calibration_data import DEFAULT_TOKENS, CalibrationRequest
-
-DEFAULT_BITS = 5
 
 
 def quantize(
@@ -59,14 +57,14 @@ def quantize(
     if isinstance(recipe, Recipe) and bits is not None:
         raise UsageError("bits= cannot be used with a Recipe, which has its own.", "Give it to load_recipe.")
     if isinstance(recipe, str):
-        recipe = load_recipe(recipe, DEFAULT_BITS if bits is None else bits)
-    calibration: Calibration | None = None
+        recipe = load_recipe(recipe) if bits is None else load_recipe(recipe, bits)
+    calibration = None
     if calibrate is not None or imatrix is not None:
         data = None if calibrate is None else os.fspath(calibrate)
         file = None if imatrix is None else Path(imatrix)
         request = CalibrationRequest(data, file, calibration_tokens, seed, keep_calibration)
         check_calibration(recipe, bool(options.get("delete_source")))
-        from .runtime.calibration_data import CalibratedModel, make_calibration  # imports transformers
+        from .runtime.calibration_data import CalibratedModel, make_calibration  # they import transformers
 
         target = CalibratedModel(os.fspath(model), revision, device, Path(out), reuse=not overwrite)
         calibration = make_calibration(request, target, progress)

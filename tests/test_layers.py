@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "vllm": {"checkpoint", "hlwq_kernels", "errors", "host_memory"},
     "ui": {"measure", "runtime", "hub", "checkpoint", "errors", "progress", "sizes", "printable"},
     "commands": {"ui", "measure", "runtime", "hub", "checkpoint", "codec", "errors", "progress", "sizes", "startup"}
-    | {"devices", "vllm"},
+    | {"api", "devices", "vllm"},
     "main": {"commands", "_version", "startup"},
     "api": {"runtime", "checkpoint", "errors", "progress"},
     "hlwq_cli": {"_version", "api", "checkpoint", "runtime"},

@@ -108,9 +108,8 @@ def quantize(
     resolved = load_recipe(
         recipe, bits, effort=effort, tensor=tuple(tensor), include=tuple(include), exclude=tuple(exclude)
     )
-    request = None
-    if calibrate is not None or imatrix is not None:
-        request = CalibrationRequest(calibrate, imatrix, calibration_tokens, seed, not no_keep_calibration)
+    if calibrate is not None or imatrix is not None:  # refused before anything else, also in a dry run
+        CalibrationRequest(calibrate, imatrix, calibration_tokens, seed)
     max_fraction = None if max_unquantized is None else parse_fraction(max_unquantized)
     shard_bytes = parse_size(max_shard_size)
     if dry_run:
@@ -122,23 +121,20 @@ def quantize(
         check_origin(source, delete_source, base_model)
         _show_plan(sink, source, resolved, max_fraction, threads)
         return
-    from ..checkpoint import quantize as run
+    from ..api import quantize as run
     from ..ui import progress_display, show_quantized
 
     folder = out or Path(f"{Path(os.path.realpath(model)).name}-HLWQ-Q{bits}")
     with recorded() as trace, progress_display(sink) as progress:
-        calibration = None
-        if request is not None:
-            from ..checkpoint import check_calibration
-            from ..runtime.calibration_data import CalibratedModel, make_calibration
-
-            check_calibration(resolved, delete_source)
-            target = CalibratedModel(model, revision, device, folder, reuse=not overwrite)
-            calibration = make_calibration(request, target, progress)
         result = run(
             model,
             folder,
             resolved,
+            calibrate=calibrate,
+            imatrix=imatrix,
+            calibration_tokens=calibration_tokens,
+            seed=seed,
+            keep_calibration=not no_keep_calibration,
             revision=revision,
             max_shard_bytes=shard_bytes,
             max_unquantized=max_fraction,
@@ -149,7 +145,6 @@ def quantize(
             delete_source=delete_source,
             progress=progress,
             trace=trace,
-            calibration=calibration,
         )
     show_quantized(sink, result)
 

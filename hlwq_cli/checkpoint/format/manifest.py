@@ -162,7 +162,7 @@ def read_manifest(folder: Path, name: str = "") -> Manifest:
         document["dropped"] = tuple(dict(d) for d in document["dropped"])
         check_fields("manifest", document)
         check_fields("recipe", document["fingerprint"].get("recipe", {}), RECIPE_FITS)
-        check_fields("calibration", document.get("calibration") or {}, CALIBRATION_FITS)
+        check_fields("calibration", document.get("calibration", {}), CALIBRATION_FITS)
         manifest = Manifest(**document)
         for part, keys in ((manifest.source, ("id", "revision")), (manifest.tool, ("version",))):
             if missing := [key for key in keys if key not in part]:

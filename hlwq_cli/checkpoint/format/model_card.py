@@ -179,10 +179,8 @@ def _calibration(manifest: Manifest) -> str:
 
 def quantize_command(manifest: Manifest) -> str:
     """Return the command that makes the same bytes again from the same source."""
-    recipe, shard_bytes = (
-        manifest.fingerprint.get("recipe", {}),
-        manifest.fingerprint.get("max_shard_bytes", DEFAULT_SHARD_BYTES),
-    )
+    recipe = manifest.fingerprint.get("recipe", {})
+    shard_bytes = manifest.fingerprint.get("max_shard_bytes", DEFAULT_SHARD_BYTES)
     words = ["hlwq", "quantize", str(manifest.source["id"]), "--bits", str(recipe.get("bits", ""))]
     if manifest.source["revision"]:
         words += ["--revision", manifest.source["revision"]]

@@ -55,7 +55,7 @@ class TensorGroup:
 
     @property
     def sources(self) -> list[str]:
-        """ModelNames of all its stored tensors."""
+        """Names of all its stored tensors."""
         return [name for names in self.members.values() for name in names]
 
     def targets(self, first: str) -> list[str]:
